@@ -1,0 +1,2 @@
+//! The harness of Meridian.
+fn main() {}

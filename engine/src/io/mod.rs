@@ -1,0 +1,219 @@
+//! The I/O seam: owned buffers go in, completions come out. Time, randomness, threads and files enter here only.
+//!
+//! A [`Driver`] belongs to the log thread. Its implementations are io_uring, a portable pool of threads, and the simulated
+//! disk; one conformance suite runs on all of them. **Every write is durable when it completes**: there is no
+//! flush to forget and none to order.
+
+use std::any::Any;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+mod buffer;
+
+pub use buffer::{Buffer, BufferPool, Slice};
+
+/// A disk of a region, by its place in the region's list of disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskIndex(pub usize);
+
+/// An open file of one disk, named by the driver that opened it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u32);
+
+/// The caller's name for an operation in flight; comes back with its completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpId(pub u64);
+
+/// One I/O request. File names are plain names inside the disk's directory, never paths.
+pub enum Op {
+    /// Take the directory as disk `disk`: create it if `create`, lock it exclusively, probe what it can do.
+    /// Fails with `WouldBlock` when another process holds the lock. Output: [`Output::Attached`].
+    Attach {
+        /// The number that later operations use.
+        disk: DiskIndex,
+        /// The directory.
+        path: PathBuf,
+        /// Create a missing directory.
+        create: bool,
+    },
+    /// Close every file of the disk and give up its lock. Operations in flight still complete. Output: [`Output::Done`].
+    Detach {
+        /// The disk to let go.
+        disk: DiskIndex,
+    },
+    /// Every plain file of the disk with its length. Output: [`Output::Names`].
+    List {
+        /// The disk to list.
+        disk: DiskIndex,
+    },
+    /// Open a file for reads and durable writes at aligned offsets. With `create`, make it (failing if it exists) with
+    /// this length reserved, and flush the directory entry before completing. Output: [`Output::File`].
+    Open {
+        /// The disk.
+        disk: DiskIndex,
+        /// The file's name.
+        name: String,
+        /// The length to create it with; `None` opens an existing file.
+        create: Option<u64>,
+    },
+    /// Read up to `len` bytes at `offset` from the medium (not from a cache, where the file system allows);
+    /// both are multiples of 4096. Short at the end of the file. Output: [`Output::Read`].
+    Read {
+        /// The disk.
+        disk: DiskIndex,
+        /// The open file.
+        file: FileId,
+        /// Where to read.
+        offset: u64,
+        /// Receives the bytes; its capacity is at least `len`.
+        buffer: Buffer,
+        /// How many bytes to read.
+        len: usize,
+    },
+    /// Write the whole slice at `offset`, durably: data and whatever metadata reading it back needs are on stable
+    /// storage when this completes. Offset and length are multiples of 4096. A short write is an error. Output: [`Output::Done`].
+    Write {
+        /// The disk.
+        disk: DiskIndex,
+        /// The open file.
+        file: FileId,
+        /// Where to write.
+        offset: u64,
+        /// The bytes, shared with the writes of the same block to other disks.
+        data: Slice,
+    },
+    /// Cut a file to `len` bytes, durably. Output: [`Output::Done`].
+    Truncate {
+        /// The disk.
+        disk: DiskIndex,
+        /// The open file.
+        file: FileId,
+        /// The new length.
+        len: u64,
+    },
+    /// Replace a small file as a whole, atomically and durably (temporary file, flush, rename, directory flush).
+    /// Output: [`Output::Done`].
+    WriteFile {
+        /// The disk.
+        disk: DiskIndex,
+        /// The file's name.
+        name: String,
+        /// The new contents.
+        bytes: Arc<Vec<u8>>,
+    },
+    /// Read a whole file; refuses (InvalidData) one longer than `limit` before allocating. Output: [`Output::Bytes`].
+    ReadFile {
+        /// The disk.
+        disk: DiskIndex,
+        /// The file's name.
+        name: String,
+        /// The largest length accepted.
+        limit: u64,
+    },
+    /// Remove a file; the directory is flushed. Output: [`Output::Done`].
+    Remove {
+        /// The disk.
+        disk: DiskIndex,
+        /// The file's name.
+        name: String,
+    },
+    /// Bytes free and in all on the disk's file system. Output: [`Output::Space`].
+    Space {
+        /// The disk.
+        disk: DiskIndex,
+    },
+    /// Run a computation off the log thread. Output: [`Output::Computed`].
+    Compute(Job),
+}
+
+/// A computation for [`Op::Compute`].
+pub type Job = Box<dyn FnOnce() -> Box<dyn Any + Send> + Send>;
+
+/// What an operation brought back.
+pub enum Output {
+    /// Nothing but success.
+    Done,
+    /// The disk is locked; what its directory can do.
+    Attached(DiskTraits),
+    /// Names and lengths.
+    Names(Vec<(String, u64)>),
+    /// The file is open.
+    File(FileId),
+    /// The buffer that went in, its length set to the bytes read.
+    Read(Buffer),
+    /// A whole file.
+    Bytes(Vec<u8>),
+    /// Bytes `free` and `total`.
+    Space {
+        /// Bytes that can still be written.
+        free: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The value that the computation returned.
+    Computed(Box<dyn Any + Send>),
+}
+
+/// What a disk's directory can do, found by trying.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskTraits {
+    /// Whether O_DIRECT works there.
+    pub direct: bool,
+}
+
+/// A finished operation.
+pub struct Completion {
+    /// Which one.
+    pub id: OpId,
+    /// What came of it.
+    pub result: io::Result<Output>,
+}
+
+/// An I/O back end, owned by the log thread.
+pub trait Driver {
+    /// What it is, for health and reports: `io_uring`, `threads`, `simulated`, with the reason where it was not the first choice.
+    fn name(&self) -> String;
+
+    /// Start an operation. Never blocks on the disk. Operations on one file may complete in any order.
+    fn submit(&mut self, id: OpId, op: Op);
+
+    /// Append what has finished. With `wait`, sleep until something finishes, the doorbell rings or the time is over;
+    /// with `None`, only look.
+    fn poll(&mut self, wait: Option<Duration>, done: &mut Vec<Completion>);
+
+    /// Wakes a `poll` that sleeps, from any thread.
+    fn doorbell(&self) -> Arc<dyn Doorbell>;
+
+    /// Positioned reads for other threads.
+    fn reader(&self) -> Arc<dyn ReadAt>;
+
+    /// Time and randomness.
+    fn environment(&self) -> Arc<dyn Environment>;
+}
+
+/// Wakes the log thread.
+pub trait Doorbell: Send + Sync {
+    /// Make a sleeping [`Driver::poll`] return; if none sleeps, the next one returns at once.
+    fn ring(&self);
+}
+
+/// Reads of open files from any thread, through the page cache where there is one.
+pub trait ReadAt: Send + Sync {
+    /// Read at `offset` into `buf`; returns the bytes read, fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// What the operating system says; `NotFound` when the file is no longer open.
+    fn read_at(&self, disk: DiskIndex, file: FileId, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+}
+
+/// Time and randomness, real or simulated.
+pub trait Environment: Send + Sync {
+    /// Nanoseconds on a clock that never goes back.
+    fn now(&self) -> u64;
+    /// Nanoseconds since the Unix epoch. It may jump: no rule of safety uses it.
+    fn wall(&self) -> u64;
+    /// A random number for identities.
+    fn random(&self) -> u128;
+}

@@ -1,0 +1,6 @@
+//! Meridian: a log-structured replication storage engine, embedded beneath other frontends.
+pub mod format;
+pub mod io;
+mod types;
+
+pub use types::{AccountId, Ack, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, SegmentId};

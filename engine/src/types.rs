@@ -1,0 +1,109 @@
+//! The words of the engine as types: identities, positions, ack levels.
+
+use std::fmt;
+
+/// A position in a region's log: the segment in the upper 32 bits, the byte offset in it in the lower 32.
+///
+/// Positions are local to a region, ordered, and never reused. They name the first byte of a transaction frame.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// Before everything that a log ever held.
+    pub const ZERO: Lsn = Lsn(0);
+    /// After everything that a log can hold.
+    pub const MAX: Lsn = Lsn(u64::MAX);
+
+    /// The position `offset` bytes into `segment`.
+    #[must_use]
+    pub const fn new(segment: SegmentId, offset: u32) -> Lsn {
+        Lsn(((segment.0 as u64) << 32) | offset as u64)
+    }
+
+    /// The segment that holds this position.
+    #[must_use]
+    pub const fn segment(self) -> SegmentId {
+        SegmentId((self.0 >> 32) as u32)
+    }
+
+    /// The byte offset in the segment.
+    #[must_use]
+    pub const fn offset(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.segment().0, self.offset())
+    }
+}
+
+impl fmt::Debug for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lsn({self})")
+    }
+}
+
+/// A segment's number in the log; dense, starting at 1, never reused (the file that holds it is).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct SegmentId(pub u32);
+
+/// The identity of a region's log, drawn at creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogId(pub u128);
+
+/// The identity of a disk, drawn when the disk joins a region; a replaced disk gets a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskId(pub u128);
+
+/// One writer's term. It grows with each open and with each change of the replica set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Epoch(pub u64);
+
+/// An account's number in its region. 0 is the system's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AccountId(pub u64);
+
+impl AccountId {
+    /// The account that owns the system partition.
+    pub const SYSTEM: AccountId = AccountId(0);
+}
+
+/// A partition of an account: the unit of order. The caller chooses the 128 bits; [`PartitionId::named`] hashes a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionId(pub u128);
+
+impl PartitionId {
+    /// The partition for a name: its 128-bit XXH3 hash. Names that an adversary chooses can be made to collide:
+    /// a frontend that serves such names keeps the name in its records and compares.
+    ///
+    /// ```
+    /// # use meridian::PartitionId;
+    /// assert_eq!(PartitionId::named("EWR/UA"), PartitionId::named("EWR/UA"));
+    /// assert_ne!(PartitionId::named("EWR/UA"), PartitionId::named("LGA/UA"));
+    /// ```
+    #[must_use]
+    pub fn named(name: &str) -> PartitionId {
+        PartitionId(xxhash_rust::xxh3::xxh3_128(name.as_bytes()))
+    }
+}
+
+/// A client of the log, for retries that are applied once (acceptance L6). 0 means "no client": nothing is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ClientId(pub u128);
+
+impl ClientId {
+    /// No client: the transaction carries no sequence and a retry is a second transaction.
+    pub const NONE: ClientId = ClientId(0);
+}
+
+/// When a commit is acknowledged (acceptance ruling 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Ack {
+    /// Two of three copies are durable; the third completes behind.
+    #[default]
+    Quorum,
+    /// All three copies are durable.
+    All,
+}

@@ -1,0 +1,1 @@
+//! Loom models of the lock-free pieces of the engine.

@@ -1,0 +1,1 @@
+//! The geo link: what leaves a region.
