@@ -1,0 +1,158 @@
+//! The faults inside the model, as things that a test can do to a simulated disk, and the record of when each one bit.
+
+use std::path::PathBuf;
+
+/// Every kind of fault that the fault model names, for counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FaultKind {
+    /// The process died, or the power went, with nothing in flight.
+    Crash,
+    /// The same with operations in flight.
+    CrashInFlight,
+    /// A write in flight at a crash landed in some of its sectors only.
+    TornByCrash,
+    /// A later write survived a crash, an earlier one to the same disk did not.
+    Reordered,
+    /// Every operation fails.
+    Lost,
+    /// The disk came back empty.
+    Blank,
+    /// Two disks changed places.
+    Swapped,
+    /// The disk came back in an old state.
+    Stale,
+    /// No space.
+    Full,
+    /// Operations take many times longer.
+    Slow,
+    /// Operations do not complete.
+    Stalled,
+    /// Writes are refused.
+    ReadOnly,
+    /// A write reported success and landed in some of its sectors only.
+    Torn,
+    /// A write reported success and did not land.
+    LostWrite,
+    /// A write reported success and landed somewhere else.
+    Misdirected,
+    /// A bit on the medium flipped.
+    BitRot,
+    /// A range cannot be read.
+    LatentRead,
+    /// A durable write failed; the next one there "succeeds" and is dropped.
+    FailedFlush,
+    /// Wall time jumped.
+    ClockJump,
+}
+
+/// How a disk behaves until it is told otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// As it should.
+    #[default]
+    Healthy,
+    /// Every operation fails with EIO; attaching fails.
+    Lost,
+    /// Nothing can be created or grown (ENOSPC); space already reserved can be overwritten.
+    Full,
+    /// Every write fails with ENOSPC, as on a thin-provisioned volume.
+    FullForAll,
+    /// Every write, creation and removal fails with EROFS.
+    ReadOnly,
+    /// Every operation takes this many times longer.
+    Slow(u32),
+    /// Operations do not complete until the condition changes.
+    Stalled,
+}
+
+impl Condition {
+    pub(super) fn kind(self) -> Option<FaultKind> {
+        Some(match self {
+            Condition::Healthy => return None,
+            Condition::Lost => FaultKind::Lost,
+            Condition::Full | Condition::FullForAll => FaultKind::Full,
+            Condition::ReadOnly => FaultKind::ReadOnly,
+            Condition::Slow(_) => FaultKind::Slow,
+            Condition::Stalled => FaultKind::Stalled,
+        })
+    }
+}
+
+/// What happens to the write that an [`Arm`] meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArmedFault {
+    /// Some sectors land; success is reported.
+    Torn,
+    /// Nothing lands; success is reported.
+    Lost,
+    /// It lands at another place of the same disk; success is reported.
+    Misdirected,
+    /// EIO is reported, some sectors land, and the next write to the same pages is dropped although it reports success.
+    FailedFlush,
+}
+
+impl ArmedFault {
+    pub(super) fn kind(self) -> FaultKind {
+        match self {
+            ArmedFault::Torn => FaultKind::Torn,
+            ArmedFault::Lost => FaultKind::LostWrite,
+            ArmedFault::Misdirected => FaultKind::Misdirected,
+            ArmedFault::FailedFlush => FaultKind::FailedFlush,
+        }
+    }
+}
+
+/// A fault that waits for a write.
+#[derive(Clone, Debug)]
+pub struct Arm {
+    /// What happens.
+    pub fault: ArmedFault,
+    /// Only writes to files whose name starts so.
+    pub prefix: String,
+    /// How many matching writes to let pass first.
+    pub skip: u32,
+}
+
+/// The kinds of operation, as the record of faults and the trace name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OpKind {
+    /// [`Op::Attach`](crate::io::Op::Attach)
+    Attach,
+    /// [`Op::Detach`](crate::io::Op::Detach)
+    Detach,
+    /// [`Op::List`](crate::io::Op::List)
+    List,
+    /// [`Op::Open`](crate::io::Op::Open) of an existing file
+    Open,
+    /// [`Op::Open`](crate::io::Op::Open) that creates
+    Create,
+    /// [`Op::Read`](crate::io::Op::Read)
+    Read,
+    /// [`Op::Write`](crate::io::Op::Write)
+    Write,
+    /// [`Op::Truncate`](crate::io::Op::Truncate)
+    Truncate,
+    /// [`Op::WriteFile`](crate::io::Op::WriteFile)
+    WriteFile,
+    /// [`Op::ReadFile`](crate::io::Op::ReadFile)
+    ReadFile,
+    /// [`Op::Remove`](crate::io::Op::Remove)
+    Remove,
+    /// [`Op::Space`](crate::io::Op::Space)
+    Space,
+    /// [`Op::Compute`](crate::io::Op::Compute)
+    Compute,
+}
+
+/// A fault that bit: what, where, and the operation that met it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fired {
+    /// The kind.
+    pub kind: FaultKind,
+    /// The directory of the disk; `None` when it concerns no single disk.
+    pub disk: Option<PathBuf>,
+    /// The operation that met it; `None` when it happened by itself.
+    pub op: Option<OpKind>,
+    /// The file that the operation concerned, if any.
+    pub file: String,
+}

@@ -1,0 +1,19 @@
+//! The simulated disks, clock and chance: the real engine runs on them, deterministically, thousands of schedules a second.
+//!
+//! A [`World`] is the hardware: it outlives every process. A [`SimDriver`] is one process's hold on it; dropping the
+//! driver, or [`World::crash`], is that process's death: each operation then in flight lands, fails to land, or lands in
+//! some of its sectors. One seed gives one run, bit for bit; [`World::digest`] is the proof.
+
+mod driver;
+mod effects;
+mod fault;
+mod medium;
+mod state;
+#[cfg(test)]
+mod tests;
+mod world;
+
+pub use driver::SimDriver;
+pub use fault::{Arm, ArmedFault, Condition, FaultKind, Fired, OpKind};
+pub use medium::Image;
+pub use world::{Latency, World, WorldOptions};
