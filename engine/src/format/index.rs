@@ -1,0 +1,227 @@
+//! The partition index of a sealed segment: where each partition's frames are. Derived: rebuilt from the segment if lost.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::archive::{ENVELOPE, Kind, open_file, seal_file, unarchive};
+use super::codec::expect;
+use super::{DATA_START, FormatError, Result};
+use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
+
+/// Where everything in a sealed segment is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentIndex {
+    /// The log.
+    pub log: LogId,
+    /// The segment.
+    pub segment: SegmentId,
+    /// The partitions with records in the segment, ascending by account, then partition.
+    pub partitions: Vec<IndexPartition>,
+    /// The frames of all partitions, those of one together and ascending by sequence.
+    pub postings: Vec<Posting>,
+    /// The last commit of each client in the segment.
+    pub clients: Vec<ClientCommit>,
+    /// The byte offsets, in the segment, of its system frames.
+    pub system: Vec<u32>,
+}
+
+/// One partition's part of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexPartition {
+    /// The account that owns it.
+    pub account: AccountId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The sequence of its first record in the segment.
+    pub first_sequence: u64,
+    /// The sequence after its last record in the segment.
+    pub next_sequence: u64,
+    /// Its first posting, by place in [`SegmentIndex::postings`].
+    pub first_posting: u32,
+    /// How many postings it has.
+    pub postings: u32,
+}
+
+/// One frame of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Posting {
+    /// The byte offset of the frame in the segment.
+    pub offset: u32,
+    /// The sequence of its first record.
+    pub sequence: u64,
+}
+
+/// The last commit of a client: what a retry of it is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientCommit {
+    /// The client.
+    pub client: ClientId,
+    /// The client's own number for the transaction.
+    pub sequence: u64,
+    /// Where its frame is.
+    pub lsn: Lsn,
+    /// The partition sequence that its first record got.
+    pub first_sequence: u64,
+    /// How many records it had.
+    pub records: u32,
+}
+
+impl SegmentIndex {
+    /// The whole file, a multiple of [`ALIGN`](super::ALIGN) long.
+    ///
+    /// # Panics
+    /// In debug builds, if a field breaks the limit that it documents.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        debug_assert_eq!(self.check(), Ok(()), "an index that no decoder accepts");
+        seal_file(Kind::Index, self.log, self.segment, &Stored::from(self))
+    }
+
+    /// Reads the file at the start of `bytes`, which may be longer than it.
+    ///
+    /// # Errors
+    /// When anything is wrong: too few bytes, magic, version, kind, checksum, non-zero padding, the archive, a
+    /// field out of its limits.
+    pub fn decode(bytes: &[u8]) -> Result<SegmentIndex> {
+        let file = open_file(bytes, Kind::Index)?;
+        let stored: Stored = unarchive(file.payload, "index: archive")?;
+        expect(
+            ENVELOPE,
+            "index: a sequence for each posting",
+            stored.posting_offsets.len() as u64,
+            stored.posting_sequences.len() as u64,
+        )?;
+        let postings = stored.posting_offsets.iter().zip(&stored.posting_sequences);
+        let index = SegmentIndex {
+            log: file.log,
+            segment: file.segment,
+            partitions: stored.partitions.iter().map(IndexPartition::from).collect(),
+            postings: postings.map(|(&offset, &sequence)| Posting { offset, sequence }).collect(),
+            clients: stored.clients.iter().map(ClientCommit::from).collect(),
+            system: stored.system,
+        };
+        index.check()?;
+        Ok(index)
+    }
+
+    /// The limits that the fields document.
+    fn check(&self) -> Result<()> {
+        let key = |partition: &IndexPartition| (partition.account, partition.partition);
+        if !self.partitions.is_sorted_by(|one, next| key(one) < key(next)) {
+            return Err(refuse("index: partitions ascend", self.partitions.len()));
+        }
+        for (place, partition) in self.partitions.iter().enumerate() {
+            self.check_partition(partition).map_err(|what| refuse(what, place))?;
+        }
+        if let Some(place) = self.postings.iter().position(|posting| posting.offset < DATA_START) {
+            return Err(refuse("index: a posting before the first block", place));
+        }
+        match self.system.iter().position(|&offset| offset < DATA_START) {
+            Some(place) => Err(refuse("index: a system frame before the first block", place)),
+            None => Ok(()),
+        }
+    }
+
+    fn check_partition(&self, partition: &IndexPartition) -> std::result::Result<(), &'static str> {
+        let first = partition.first_posting as usize;
+        let postings = first
+            .checked_add(partition.postings as usize)
+            .and_then(|end| self.postings.get(first..end))
+            .ok_or("index: a partition's postings are not there")?;
+        let ascending = postings.windows(2).all(|pair| pair[0].sequence < pair[1].sequence);
+        let inside = postings.first().is_none_or(|posting| posting.sequence >= partition.first_sequence)
+            && postings.last().is_none_or(|posting| posting.sequence < partition.next_sequence);
+        if partition.first_sequence > partition.next_sequence || !ascending || !inside {
+            return Err("index: a partition's sequences ascend");
+        }
+        Ok(())
+    }
+}
+
+fn refuse(what: &'static str, place: usize) -> FormatError {
+    FormatError { at: ENVELOPE, what, expected: 0, found: place as u64 }
+}
+
+/// The payload as archived, version 1. Postings are two columns: they are the bulk, and columns of integers are copied
+/// and checked as a whole.
+#[derive(Archive, Serialize, Deserialize)]
+struct Stored {
+    partitions: Vec<StoredPartition>,
+    posting_offsets: Vec<u32>,
+    posting_sequences: Vec<u64>,
+    clients: Vec<StoredClient>,
+    system: Vec<u32>,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+struct StoredPartition {
+    partition: u128,
+    account: u64,
+    first_sequence: u64,
+    next_sequence: u64,
+    first_posting: u32,
+    postings: u32,
+}
+
+/// A [`ClientCommit`] as archived, version 1; checkpoints hold them too.
+#[derive(Archive, Serialize, Deserialize)]
+pub(super) struct StoredClient {
+    client: u128,
+    sequence: u64,
+    lsn: u64,
+    first_sequence: u64,
+    records: u32,
+}
+
+impl From<&SegmentIndex> for Stored {
+    fn from(index: &SegmentIndex) -> Stored {
+        Stored {
+            partitions: index.partitions.iter().map(StoredPartition::from).collect(),
+            posting_offsets: index.postings.iter().map(|posting| posting.offset).collect(),
+            posting_sequences: index.postings.iter().map(|posting| posting.sequence).collect(),
+            clients: index.clients.iter().map(StoredClient::from).collect(),
+            system: index.system.clone(),
+        }
+    }
+}
+
+impl From<&IndexPartition> for StoredPartition {
+    fn from(index: &IndexPartition) -> StoredPartition {
+        let IndexPartition { account, partition, first_sequence, next_sequence, first_posting, postings } = *index;
+        StoredPartition {
+            partition: partition.0,
+            account: account.0,
+            first_sequence,
+            next_sequence,
+            first_posting,
+            postings,
+        }
+    }
+}
+
+impl From<&StoredPartition> for IndexPartition {
+    fn from(stored: &StoredPartition) -> IndexPartition {
+        let StoredPartition { partition, account, first_sequence, next_sequence, first_posting, postings } = *stored;
+        IndexPartition {
+            account: AccountId(account),
+            partition: PartitionId(partition),
+            first_sequence,
+            next_sequence,
+            first_posting,
+            postings,
+        }
+    }
+}
+
+impl From<&ClientCommit> for StoredClient {
+    fn from(commit: &ClientCommit) -> StoredClient {
+        let ClientCommit { client, sequence, lsn, first_sequence, records } = *commit;
+        StoredClient { client: client.0, sequence, lsn: lsn.0, first_sequence, records }
+    }
+}
+
+impl From<&StoredClient> for ClientCommit {
+    fn from(stored: &StoredClient) -> ClientCommit {
+        let StoredClient { client, sequence, lsn, first_sequence, records } = *stored;
+        ClientCommit { client: ClientId(client), sequence, lsn: Lsn(lsn), first_sequence, records }
+    }
+}
