@@ -1,4 +1,7 @@
 //! Meridian: a log-structured replication storage engine, embedded beneath other frontends.
+#[macro_use]
+mod planted;
+
 pub mod format;
 pub mod io;
 #[cfg(feature = "sim")]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::bugs::Stage;
+
 /// Every kind of fault that the fault model names, for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FaultKind {
@@ -155,4 +157,13 @@ pub struct Fired {
     pub op: Option<OpKind>,
     /// The file that the operation concerned, if any.
     pub file: String,
+    pub(super) stages: u16,
+}
+
+impl Fired {
+    /// What the engine was doing.
+    pub fn stages(&self) -> impl Iterator<Item = Stage> + use<> {
+        let bits = self.stages;
+        Stage::ALL.into_iter().filter(move |stage| bits & 1 << *stage as u16 != 0)
+    }
 }

@@ -4,6 +4,7 @@
 //! driver, or [`World::crash`], is that process's death: each operation then in flight lands, fails to land, or lands in
 //! some of its sectors. One seed gives one run, bit for bit; [`World::digest`] is the proof.
 
+mod bugs;
 mod driver;
 mod effects;
 mod fault;
@@ -13,6 +14,9 @@ mod state;
 mod tests;
 mod world;
 
+pub use bugs::{Bug, Stage, plant, reached};
+#[allow(unused_imports, reason = "through the macros `planted!` and `stage!`")]
+pub(crate) use bugs::{enter_stage, is_planted};
 pub use driver::SimDriver;
 pub use fault::{Arm, ArmedFault, Condition, FaultKind, Fired, OpKind};
 pub use medium::Image;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use super::bugs::{Stage, stages};
 use super::fault::{Arm, Condition, FaultKind, Fired, OpKind};
 use super::medium::{Image, Medium};
 use super::world::WorldOptions;
@@ -72,6 +73,8 @@ pub(super) struct State {
     pending: BTreeMap<(u64, u64), Pending>,
     /// Due, but on a stalled disk; by order of submission.
     held: Vec<(u64, Pending)>,
+    /// How many of those in flight write blocks.
+    appending: usize,
     pub(super) operations: u64,
     crash_at: Option<u64>,
     pub(super) next_file: u32,
@@ -98,6 +101,7 @@ impl State {
             next_process: 0,
             pending: BTreeMap::new(),
             held: Vec::new(),
+            appending: 0,
             operations: 0,
             crash_at: None,
             next_file: 0,
@@ -156,7 +160,9 @@ impl State {
         *self.counts.entry(kind).or_default() += 1;
         self.note(|| format!("fault {kind:?} on {disk:?} {op:?} {file}"));
         self.digest_words(&[2, kind as u64, medium.map_or(u64::MAX, |medium| medium as u64)]);
-        self.fired.push(Fired { kind, disk, op, file: file.to_owned() });
+        let appending = self.appending > 0;
+        let stages = stages() | u16::from(appending) << Stage::Append as u16;
+        self.fired.push(Fired { kind, disk, op, file: file.to_owned(), stages });
     }
 }
 
@@ -203,6 +209,7 @@ impl State {
 
     fn launch(&mut self, pending: Pending) {
         self.operations += 1;
+        self.appending += usize::from((self.options.is_append)(pending.id));
         let condition = pending.medium.map_or(Condition::Healthy, |medium| self.media[medium].condition);
         let mut latency = self.latency(pending.kind);
         if let Condition::Slow(times) = condition {
@@ -255,6 +262,7 @@ impl State {
         }
         let (process, id) = (pending.process, pending.id);
         let result = self.effect(pending);
+        self.appending -= usize::from((self.options.is_append)(id));
         let code = match &result {
             Ok(Output::Read(buffer)) => buffer.len() as u64,
             Ok(_) => 1 << 32,
@@ -360,7 +368,10 @@ impl State {
         flying.sort_by_key(|(order, _)| *order);
         let kind = if flying.is_empty() { FaultKind::Crash } else { FaultKind::CrashInFlight };
         self.fire(kind, None, None, "");
-        self.land_in_part(flying.into_iter().map(|(_, op)| op).collect());
+        let flying: Vec<Pending> = flying.into_iter().map(|(_, op)| op).collect();
+        let appends = flying.iter().filter(|op| (self.options.is_append)(op.id)).count();
+        self.land_in_part(flying);
+        self.appending -= appends;
         for medium in &mut self.media {
             if medium.locked_by == Some(process) {
                 medium.locked_by = None;

@@ -118,7 +118,7 @@ fn later_writes_may_survive_a_crash_that_earlier_ones_do_not() {
         driver.submit(OpId(2), fill_at(file, 4096, 2, 1));
         world.crash();
         let bytes = sectors(&world.bytes(&path(), "slot").expect("it exists")[..8192]);
-        let seen = bytes[8..].iter().all(|byte| *byte == 2) && bytes[..8].iter().any(|byte| *byte == 0);
+        let seen = bytes[8..].iter().all(|byte| *byte == 2) && bytes[..8].contains(&0);
         assert_eq!(seen, world.counts().contains_key(&FaultKind::Reordered));
         seen
     });

@@ -10,6 +10,7 @@ use super::driver::SimDriver;
 use super::fault::{Arm, Condition, FaultKind, Fired};
 use super::medium::Image;
 use super::state::State;
+use crate::io::OpId;
 
 /// How long simulated operations take, in nanoseconds of virtual time. Each operation draws its own.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub struct WorldOptions {
     pub latency: Latency,
     /// Keep a line of text per event, for [`World::trace`].
     pub trace: bool,
+    /// Which operations write blocks, for [`Stage::Append`](super::Stage::Append).
+    pub is_append: fn(OpId) -> bool,
 }
 
 impl WorldOptions {
@@ -45,7 +48,7 @@ impl WorldOptions {
     pub fn new(seed: u64) -> WorldOptions {
         let latency =
             Latency { read: 5_000..100_000, write: 20_000..200_000, tail_every: 64, tail: 500_000..10_000_000 };
-        WorldOptions { seed, capacity: 1 << 30, sector: 512, latency, trace: false }
+        WorldOptions { seed, capacity: 1 << 30, sector: 512, latency, trace: false, is_append: |_| false }
     }
 }
 

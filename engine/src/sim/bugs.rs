@@ -1,0 +1,213 @@
+//! The planted bugs and the stages: what the simulation must find, and where it must have been.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+/// Known-bad variants of the engine, one at a time, for this thread. Each must be caught by the simulation within a
+/// minute: a harness that misses one cannot be trusted with the bugs that nobody planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Bug {
+    /// A block counts as committed when one disk has it.
+    CommitBeforeQuorum,
+    /// A block counts as durable on a disk when its write has been submitted.
+    AckBeforeDurable,
+    /// Recovery exposes the tail without copying it to a quorum.
+    SkipWriteBack,
+    /// Recovery counts a faulty position as absent.
+    FaultyIsAbsent,
+    /// Recovery accepts blocks whatever their epoch.
+    IgnoreEpoch,
+    /// Recovery ends the log where the shortest copy ends.
+    ShortestLog,
+    /// Recovery takes the longest copy without regard to epochs.
+    LongestLog,
+    /// A failed block write is tried again on the same disk, which goes on counting.
+    RetryFlush,
+    /// A segment is sealed behind its last committed block.
+    SealBeyondCommit,
+    /// A disk that missed later epochs has a vote.
+    StaleDiskVotes,
+    /// A disk without superblocks has a vote.
+    BlankDiskVotes,
+    /// A trimmed segment's file is used again before the trim is durable.
+    ReuseBeforeTrim,
+    /// A retried client sequence is applied again.
+    DedupOff,
+    /// The last record of a transaction is left out when the block is cut short.
+    HalfTransaction,
+    /// The writer starts before its promise is durable on a quorum.
+    SkipPromise,
+    /// Recovery does not check that a block follows the one before it.
+    WrongChainCheck,
+    /// A rebuild copies without verifying what it read.
+    RebuildUnverified,
+    /// A block from the file's earlier life is accepted.
+    RecycledBlock,
+    /// Blocks are committed in the order in which they become durable, not in log order.
+    AckOutOfOrder,
+    /// A seal is persisted on one disk only.
+    SealOnOneDisk,
+    /// Trimming ignores retention pins.
+    TrimPastPin,
+    /// A copy that failed during its segment's life counts as complete when the segment is sealed.
+    FailedCopyComplete,
+    /// Partition sequences start again after recovery.
+    SequencesRestart,
+    /// Recovery exposes the log before its seal is durable.
+    ExposeBeforeSeal,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 24] = [
+        Bug::CommitBeforeQuorum,
+        Bug::AckBeforeDurable,
+        Bug::SkipWriteBack,
+        Bug::FaultyIsAbsent,
+        Bug::IgnoreEpoch,
+        Bug::ShortestLog,
+        Bug::LongestLog,
+        Bug::RetryFlush,
+        Bug::SealBeyondCommit,
+        Bug::StaleDiskVotes,
+        Bug::BlankDiskVotes,
+        Bug::ReuseBeforeTrim,
+        Bug::DedupOff,
+        Bug::HalfTransaction,
+        Bug::SkipPromise,
+        Bug::WrongChainCheck,
+        Bug::RebuildUnverified,
+        Bug::RecycledBlock,
+        Bug::AckOutOfOrder,
+        Bug::SealOnOneDisk,
+        Bug::TrimPastPin,
+        Bug::FailedCopyComplete,
+        Bug::SequencesRestart,
+        Bug::ExposeBeforeSeal,
+    ];
+}
+
+/// What the engine is doing when a fault meets it. Several can last at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    /// A region is being made.
+    Create,
+    /// Blocks are on their way to the set.
+    Append,
+    /// A segment's end is being made final.
+    Seal,
+    /// The next segment's files are made or recycled.
+    Prepare,
+    /// The set changes.
+    Reconfigure,
+    /// The log is recovered after a clean or unclean end.
+    Recovery,
+    /// The same after a recovery that did not finish.
+    RecoveryAgain,
+    /// A copy is rebuilt.
+    Rebuild,
+    /// Copies are read and compared.
+    Scrub,
+    /// Old segments are let go.
+    Trim,
+    /// A disk comes back.
+    Return,
+    /// The region closes in order.
+    Close,
+}
+
+impl Stage {
+    /// All of them.
+    pub const ALL: [Stage; 12] = [
+        Stage::Create,
+        Stage::Append,
+        Stage::Seal,
+        Stage::Prepare,
+        Stage::Reconfigure,
+        Stage::Recovery,
+        Stage::RecoveryAgain,
+        Stage::Rebuild,
+        Stage::Scrub,
+        Stage::Trim,
+        Stage::Return,
+        Stage::Close,
+    ];
+}
+
+thread_local! {
+    static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    static REACHED: Cell<u64> = const { Cell::new(0) };
+    static STAGES: Cell<[u16; Stage::ALL.len()]> = const { Cell::new([0; Stage::ALL.len()]) };
+}
+
+/// Plants a bug for this thread, or none.
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+    REACHED.set(0);
+}
+
+/// How often the planted bug's place was reached since [`plant`].
+#[must_use]
+pub fn reached() -> u64 {
+    REACHED.get()
+}
+
+/// Whether this bug is planted.
+pub(crate) fn is_planted(bug: Bug) -> bool {
+    let planted = PLANTED.get() == Some(bug);
+    if planted {
+        REACHED.set(REACHED.get() + 1);
+    }
+    planted
+}
+
+/// A stage that lasts until this is dropped.
+pub(crate) struct InStage(Stage, PhantomData<*const ()>);
+
+impl Drop for InStage {
+    fn drop(&mut self) {
+        let mut stages = STAGES.get();
+        stages[self.0 as usize] -= 1;
+        STAGES.set(stages);
+    }
+}
+
+/// Begins a stage on this thread.
+pub(crate) fn enter_stage(stage: Stage) -> InStage {
+    let mut stages = STAGES.get();
+    stages[stage as usize] += 1;
+    STAGES.set(stages);
+    InStage(stage, PhantomData)
+}
+
+/// The stages that this thread is in, one bit each, by their place in [`Stage::ALL`].
+pub(super) fn stages() -> u16 {
+    let counts = STAGES.get();
+    counts.iter().enumerate().fold(0, |bits, (at, count)| bits | u16::from(*count > 0) << at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_planted_bug_is_planted_and_its_place_is_counted() {
+        plant(Some(Bug::DedupOff));
+        assert!(planted!(DedupOff) && !planted!(IgnoreEpoch));
+        assert_eq!(reached(), 1);
+        plant(None);
+        assert!(Bug::ALL.iter().all(|bug| !is_planted(*bug)));
+    }
+
+    #[test]
+    fn stages_overlap_and_end_when_dropped() {
+        let seal = stage!(Seal);
+        {
+            let (_trim, _again) = (stage!(Trim), stage!(Seal));
+            assert_eq!(stages(), 1 << Stage::Seal as u16 | 1 << Stage::Trim as u16);
+        }
+        assert_eq!(stages(), 1 << Stage::Seal as u16);
+        drop(seal);
+        assert_eq!(stages(), 0);
+    }
+}
