@@ -6,6 +6,8 @@ pub mod format;
 pub mod io;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[allow(dead_code, reason = "the log thread that uses all of it is being written")]
+mod sync;
 mod types;
 
 pub use types::{AccountId, Ack, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, SegmentId};
