@@ -104,7 +104,7 @@ impl SegmentIndex {
     }
 
     /// The limits that the fields document.
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let key = |partition: &IndexPartition| (partition.account, partition.partition);
         if !self.partitions.is_sorted_by(|one, next| key(one) < key(next)) {
             return Err(refuse("index: partitions ascend", self.partitions.len()));

@@ -1,0 +1,272 @@
+//! Superblocks, indexes, checkpoints and account records.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+prop_compose! {
+    fn any_seal()(numbers in any::<[u64; 5]>(), base in any::<u32>(), pages in 2..1000u32, set in 1..=8u128) -> Seal {
+        let [epoch, base_chain, end_chain, transactions, records] = numbers;
+        Seal {
+            log: LOG,
+            segment: SegmentId(0),
+            epoch: Epoch(epoch),
+            length: pages * 4096,
+            base_sequence: u64::from(base),
+            base_chain,
+            next_sequence: u64::from(base) + transactions % 1000,
+            end_chain,
+            transactions,
+            records,
+            set: disks(set),
+        }
+    }
+}
+
+prop_compose! {
+    fn any_superblock()(
+        log in any::<u128>(), disk in any::<u128>(), numbers in any::<[u64; 4]>(), clean in any::<bool>(),
+        members in vec("[a-z0-9é-]{0,40}", 0..8), epochs in vec(1..=8u128, 0..12), seals in vec(any_seal(), 0..12),
+        trim in any::<u32>(), segment_size in any::<u32>(),
+    ) -> Superblock {
+        let [generation, promised, flushed, committed] = numbers;
+        let member = |(i, label): (usize, String)| Member {
+            disk: DiskId(i as u128),
+            fault_domain: label.clone(),
+            upgrade_domain: label.to_uppercase(),
+            zone: label,
+        };
+        let epoch = |(i, set): (usize, u128)| EpochEntry {
+            epoch: Epoch(i as u64 + 1),
+            first_segment: SegmentId(i as u32 * 3),
+            set: disks(set),
+        };
+        let seal = |(i, seal): (usize, Seal)| Seal { log: LogId(log), segment: SegmentId(i as u32), ..seal };
+        Superblock {
+            log: LogId(log),
+            disk: DiskId(disk),
+            generation,
+            promised: Epoch(promised),
+            members: members.into_iter().enumerate().map(member).collect(),
+            epochs: epochs.into_iter().enumerate().map(epoch).collect(),
+            seals: seals.into_iter().enumerate().map(seal).collect(),
+            trim: SegmentId(trim),
+            flushed: Lsn(flushed),
+            committed,
+            clean,
+            segment_size,
+        }
+    }
+}
+
+prop_compose! {
+    fn any_client()(client in any::<u128>(), numbers in any::<[u64; 3]>(), records in any::<u32>()) -> ClientCommit {
+        let [sequence, lsn, first_sequence] = numbers;
+        ClientCommit { client: ClientId(client), sequence, lsn: Lsn(lsn), first_sequence, records }
+    }
+}
+
+prop_compose! {
+    fn any_index()(
+        log in any::<u128>(), segment in any::<u32>(), counts in vec(0..20u32, 0..10), base in any::<u32>(),
+        clients in vec(any_client(), 0..10), system in vec(DATA_START.., 0..10), offset in DATA_START..1 << 31,
+    ) -> SegmentIndex {
+        let mut partitions = Vec::new();
+        let mut postings = Vec::new();
+        for (i, count) in counts.into_iter().enumerate() {
+            partitions.push(IndexPartition {
+                account: AccountId(i as u64 / 3),
+                partition: PartitionId(i as u128),
+                first_sequence: u64::from(base),
+                next_sequence: u64::from(base) + u64::from(count) * 2,
+                first_posting: postings.len() as u32,
+                postings: count,
+            });
+            let posting = |j| Posting { offset: offset + j * 8, sequence: u64::from(base) + u64::from(j) * 2 };
+            postings.extend((0..count).map(posting));
+        }
+        SegmentIndex { log: LogId(log), segment: SegmentId(segment), partitions, postings, clients, system }
+    }
+}
+
+prop_compose! {
+    fn any_checkpoint()(
+        log in any::<u128>(), next_segment in any::<u32>(), accounts in vec((any::<u64>(), ".{0,40}", any::<bool>()), 0..9),
+        partitions in vec(any::<(u64, u128, u64)>(), 0..30), clients in vec(any_client(), 0..10),
+    ) -> Checkpoint {
+        let account = |(id, name, all)| AccountRecord { id: AccountId(id), name, epoch: id ^ 5, all };
+        let partition = |(account, partition, next_sequence)| PartitionRecord {
+            account: AccountId(account),
+            partition: PartitionId(partition),
+            next_sequence,
+        };
+        Checkpoint {
+            log: LogId(log),
+            next_segment: SegmentId(next_segment),
+            accounts: accounts.into_iter().map(account).collect(),
+            partitions: partitions.into_iter().map(partition).collect(),
+            clients,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_superblock_comes_back_as_it_went_in(superblock in any_superblock()) {
+        let slot = superblock.encode().expect("it fits into a slot");
+        prop_assert_eq!(slot.len(), SUPERBLOCK_SLOT);
+        prop_assert_eq!(Superblock::decode(&slot), Ok(superblock));
+    }
+
+    #[test]
+    fn an_index_comes_back_as_it_went_in(index in any_index()) {
+        let file = index.encode();
+        prop_assert!(file.len().is_multiple_of(ALIGN));
+        prop_assert_eq!(SegmentIndex::decode(&file), Ok(index));
+    }
+
+    #[test]
+    fn a_checkpoint_comes_back_as_it_went_in(checkpoint in any_checkpoint()) {
+        let file = checkpoint.encode();
+        prop_assert!(file.len().is_multiple_of(ALIGN));
+        prop_assert_eq!(Checkpoint::decode(&file), Ok(checkpoint));
+    }
+
+    #[test]
+    fn an_account_comes_back_as_it_went_in(id: u64, name in ".{0,200}", epoch: u64, all: bool) {
+        let account = AccountRecord { id: AccountId(id), name, epoch, all };
+        prop_assert_eq!(decode_account(&encode_account(&account)), Ok(account));
+    }
+}
+
+#[test]
+fn archives_are_read_from_any_address() {
+    let file = index().encode();
+    for shift in 0..16 {
+        let mut shifted = vec![0; shift];
+        shifted.extend_from_slice(&file);
+        assert_eq!(SegmentIndex::decode(&shifted[shift..]), Ok(index()), "shifted by {shift}");
+    }
+}
+
+#[test]
+fn a_superblock_that_outgrows_its_slot_is_refused_with_its_size() {
+    let mut superblock = superblock();
+    superblock.seals = (1..1000).map(seal).collect();
+    refused(superblock.encode(), "too large");
+    superblock.seals.truncate(150);
+    assert!(superblock.encode().is_ok(), "150 seals of three disks fit");
+}
+
+#[test]
+fn a_superblock_outside_its_limits_is_not_encoded() {
+    let with = |change: fn(&mut Superblock)| {
+        let mut superblock = superblock();
+        change(&mut superblock);
+        superblock.encode()
+    };
+    refused(with(|s| s.members[1] = s.members[3].clone()), "a member twice");
+    refused(with(|s| s.epochs.swap(0, 1)), "epochs ascend");
+    refused(with(|s| s.epochs[1].epoch = s.epochs[0].epoch), "epochs ascend");
+    refused(with(|s| s.epochs[0].set.clear()), "replica set: disks");
+    refused(with(|s| s.epochs[0].set = disks(9)), "replica set: disks");
+    refused(with(|s| s.seals.swap(0, 1)), "seals ascend");
+    refused(with(|s| s.seals[0].length = 0), "segment: length");
+    refused(with(|s| s.seals[0].log = LogId(1)), "a seal's log");
+}
+
+#[test]
+fn superblock_fields_are_checked_behind_a_right_checksum() {
+    let slot = || superblock().encode().expect("it fits");
+    let decode = |change: fn(&mut [u8])| Superblock::decode(&restamped(slot(), change));
+    refused(decode(|b| b[8] = b'm'), "magic");
+    refused(decode(|b| b[12] = 9), "version");
+    refused(decode(|b| b[14] = 1), "reserved");
+    refused(decode(|b| b[20] = 1), "reserved");
+    refused(decode(|b| b[24] ^= 1), "superblock: log");
+    refused(decode(|b| b[40] ^= 1), "superblock: disk");
+    refused(decode(|b| b[56] ^= 1), "generation");
+    refused(decode(|b| b[SUPERBLOCK_SLOT - 1] = 1), "padding");
+    refused(decode(|b| b[16..20].fill(0xFF)), "payload");
+    refused(decode(|b| b[16] -= 4), "archive");
+    refused(decode(|b| b[16..20].copy_from_slice(&32_704u32.to_le_bytes())), "archive");
+    refused(decode(|b| b[64..].fill(0xFF)), "padding");
+}
+
+#[test]
+fn derived_fields_are_checked_behind_a_right_checksum() {
+    let decode = |change: fn(&mut [u8])| SegmentIndex::decode(&restamped(index().encode(), change));
+    refused(decode(|b| b[8] = b'm'), "magic");
+    refused(decode(|b| b[12] = 9), "version");
+    refused(decode(|b| b[14] = 2), "kind");
+    refused(decode(|b| b[36] = 1), "reserved");
+    refused(decode(|b| b[48] = 1), "reserved");
+    refused(decode(|b| *b.last_mut().expect("not empty") = 1), "padding");
+    refused(decode(|b| b[40..48].fill(0xFF)), "length beyond");
+    refused(decode(|b| b[40..48].copy_from_slice(&4032u64.to_le_bytes())), "archive");
+    refused(decode(|b| b[40..48].fill(0)), "padding");
+    refused(SegmentIndex::decode(&checkpoint().encode()), "kind");
+    refused(Checkpoint::decode(&index().encode()), "kind");
+}
+
+fn unchecked_index(change: impl FnOnce(&mut SegmentIndex)) -> Result<()> {
+    let mut index = index();
+    change(&mut index);
+    index.check()
+}
+
+#[test]
+fn the_decoder_asks_whether_an_index_contradicts_itself() {
+    let decode = |from: u32, to: u32| {
+        SegmentIndex::decode(&restamped(index().encode(), |bytes| {
+            let places: Vec<usize> =
+                (64..bytes.len() - 4).filter(|&at| bytes[at..at + 4] == from.to_le_bytes()).collect();
+            assert_eq!(places.len(), 1, "the sample's {from} is found once in the archive");
+            bytes[places[0]..places[0] + 4].copy_from_slice(&to.to_le_bytes());
+        }))
+    };
+    assert_eq!(decode(9000, 9008).map(|index| index.postings[1].offset), Ok(9008));
+    refused(decode(9000, 8191), "before the first block");
+}
+
+#[test]
+fn an_index_that_contradicts_itself_is_refused() {
+    refused(unchecked_index(|i| i.partitions.swap(0, 1)), "partitions ascend");
+    refused(unchecked_index(|i| i.partitions[1] = i.partitions[0]), "partitions ascend");
+    refused(unchecked_index(|i| i.partitions[0].postings = 4), "postings are not there");
+    refused(unchecked_index(|i| i.partitions[0].first_posting = u32::MAX), "postings are not there");
+    refused(unchecked_index(|i| i.partitions[2].first_posting = 4), "postings are not there");
+    refused(unchecked_index(|i| i.partitions[0].first_sequence = 201), "sequences ascend");
+    refused(unchecked_index(|i| i.partitions[0].first_sequence = 101), "sequences ascend");
+    refused(unchecked_index(|i| i.partitions[1].next_sequence = 199), "sequences ascend");
+    refused(unchecked_index(|i| i.postings[1].sequence = 100), "sequences ascend");
+    refused(unchecked_index(|i| i.postings[1].offset = 8191), "before the first block");
+    refused(unchecked_index(|i| i.system[0] = 0), "before the first block");
+}
+
+#[test]
+fn an_account_record_is_exactly_one_account() {
+    let record = || encode_account(&account("flights"));
+    let decode = |change: fn(&mut Vec<u8>)| {
+        let mut record = record();
+        change(&mut record);
+        decode_account(&record)
+    };
+    refused(decode(|r| r.truncate(23)), "account: bytes");
+    refused(decode(|r| r[0] = 2), "kind");
+    refused(decode(|r| r[2] = 2), "version");
+    refused(decode(|r| r[4] = 2), "ack level");
+    refused(decode(|r| r[5] = 1), "reserved");
+    refused(decode(|r| r[6] = 6), "bytes of the name");
+    refused(decode(|r| r[7] = 0xFF), "bytes of the name");
+    refused(decode(|r| r.push(0)), "bytes of the name");
+    refused(decode(|r| r[26] = 0xFF), "UTF-8");
+    assert_eq!(decode_account(&record()), Ok(account("flights")));
+}
+
+#[test]
+#[should_panic(expected = "at most 1024 bytes")]
+fn an_account_with_too_long_a_name_is_not_encoded() {
+    let _ = encode_account(&account(&"x".repeat(MAX_ACCOUNT_NAME + 1)));
+}
