@@ -1,4 +1,5 @@
-//! Writes the mutants: copies of the files in `engine/src/sync` with one fault each, and a test that a model finds it.
+//! Writes the tests: that every model holds, and that each mutant, a copy of the files in `engine/src/sync` with one
+//! fault, is found by its model. Every model must have a mutant, and every mutant's fault a place in the file.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a build script writes files and talks to cargo")]
 
 use std::fmt::Write;
@@ -30,6 +31,30 @@ const MUTANTS: &[Mutant] = &[
         from: "(!waker.will_wake(context.waker()))",
         to: "false",
         model: "a_poll_with_another_waker_is_the_one_woken",
+        sign: DEADLOCK,
+    },
+    Mutant {
+        name: "a_second_wait_keeps_the_waker_of_the_first",
+        file: "ticket",
+        from: "(!waker.will_wake(context.waker()))",
+        to: "false",
+        model: "a_wait_out_of_time_can_be_repeated",
+        sign: DEADLOCK,
+    },
+    Mutant {
+        name: "an_answer_leaks",
+        file: "ticket",
+        from: "close(&shared, State::Answered(answer))",
+        to: "mem::forget(Arc::clone(&shared));\n        close(&shared, State::Answered(answer))",
+        model: "an_answer_to_a_leaving_client_is_dropped_once",
+        sign: WRONG,
+    },
+    Mutant {
+        name: "a_quiet_answer_forgets_who_waits",
+        file: "ticket",
+        from: "close(&shared, State::Answered(answer))",
+        to: "drop(close(&shared, State::Answered(answer)));\n        None",
+        model: "quiet_answers_arrive_before_they_are_announced",
         sign: DEADLOCK,
     },
     Mutant {
@@ -122,6 +147,14 @@ const MUTANTS: &[Mutant] = &[
         to: "with smaller ones behind it.",
         model: "a_push_given_up_does_not_hold_up_the_next",
         sign: DEADLOCK,
+    },
+    Mutant {
+        name: "a_push_given_up_returns_room_that_it_may_not_have",
+        file: "intake",
+        from: "self.intake.leave_line(answer);",
+        to: "self.intake.leave_line(answer);\n            self.intake.release(1, self.bytes);",
+        model: "a_push_given_up_while_it_is_let_in_is_in_or_gone",
+        sign: "released 1 items",
     },
     Mutant {
         name: "who_is_let_in_is_not_woken",
@@ -234,7 +267,14 @@ fn main() {
     let out = env::var("OUT_DIR").expect("cargo sets it");
     let sources = FILES.map(|file| (file, read(&Path::new(&root).join(format!("../engine/src/sync/{file}.rs")))));
     let models = read(&Path::new(&root).join("src/models.rs"));
+    let names = models.lines().filter_map(|line| line.strip_prefix("pub(crate) fn ")?.strip_suffix("() {"));
     let mut text = String::new();
+    for name in names {
+        assert!(MUTANTS.iter().any(|mutant| mutant.model == name), "no mutant shows that {name} can fail");
+        writeln!(text, "#[test]\nfn {name}() {{ crate::sync::models::{name}(); }}").expect("a string takes all");
+    }
+    fs::write(Path::new(&out).join("holds.rs"), &text).expect("cargo made the directory");
+    text.clear();
     for mutant in MUTANTS {
         write_mutant(&mut text, mutant, &sources, &models).expect("a string takes all");
     }

@@ -2,8 +2,8 @@
 //!
 //! `prims` is the door through which those files reach atomics, locks and thread parking; this crate has its own.
 //! So they are explored without `--cfg loom`, which other libraries of the workspace would take to be meant for them.
-//! `models` says what must hold in every interleaving, and `mutants`, written by `build.rs`, are copies of the files
-//! with one fault each, every one of which some model must find.
+//! `models` says what must hold in every interleaving. `build.rs` writes the tests: one that each model `holds`, and one for each
+//! of the `mutants`, copies of the files with one fault, that its model finds it.
 
 #[cfg(test)]
 mod prims;
@@ -21,35 +21,7 @@ fn explore(model: impl Fn() + Send + Sync + 'static) {
 /// The models, on the engine's files as they are.
 #[cfg(test)]
 mod holds {
-    macro_rules! hold {
-        ($($model:ident)*) => {
-            $(#[test]
-            fn $model() {
-                crate::sync::models::$model();
-            })*
-        };
-    }
-
-    hold! {
-        a_waiting_thread_gets_the_answer
-        a_waiting_thread_learns_that_nobody_answers
-        a_poll_with_another_waker_is_the_one_woken
-        a_wait_out_of_time_can_be_repeated
-        an_answer_to_a_leaving_client_is_dropped_once
-        quiet_answers_arrive_before_they_are_announced
-        a_sleeping_consumer_gets_every_push
-        a_nudge_is_noticed_by_a_consumer_about_to_sleep
-        little_room_lets_everybody_in
-        a_late_push_finds_the_room_just_released
-        a_push_given_up_does_not_hold_up_the_next
-        a_push_given_up_while_it_is_let_in_is_in_or_gone
-        a_close_answers_everybody_and_loses_nothing
-        an_abandoned_intake_leaves_nobody_waiting
-        waiters_see_the_number_they_wait_for
-        what_was_done_before_an_advance_is_seen_after_it
-        a_wait_given_up_does_not_hide_another
-        a_close_ends_the_waits
-    }
+    include!(concat!(env!("OUT_DIR"), "/holds.rs"));
 }
 
 /// Faulty copies of the files; a model that accepts one proves nothing.
