@@ -10,9 +10,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod bell;
 mod buffer;
+mod clock;
+#[cfg(any(test, feature = "sim"))]
+pub mod conformance;
+mod directory;
+mod host;
+mod lanes;
+mod probe;
+#[cfg(test)]
+mod tests;
+mod threads;
+#[cfg(all(feature = "uring", target_os = "linux"))]
+mod uring;
 
 pub use buffer::{Buffer, BufferPool, Slice};
+pub use probe::{DriverChoice, driver};
 
 /// A disk of a region, by its place in the region's list of disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

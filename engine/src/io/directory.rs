@@ -1,0 +1,385 @@
+//! A real directory as a disk: locked, probed, its files opened and replaced. Every call here may block.
+#![allow(clippy::disallowed_methods, reason = "this is where files are opened")]
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{Buffer, DiskIndex, DiskTraits, Slice};
+
+/// O_DIRECT's alignment, of offsets, lengths and addresses.
+pub(super) const ALIGN: usize = 4096;
+/// The file whose lock is the disk's.
+const LOCK: &str = "LOCK";
+/// Appended to a file's name for the copy that will replace it.
+const TEMPORARY: &str = ".tmp";
+
+#[cfg(target_os = "linux")]
+const DURABLE: OFlags = OFlags::DSYNC;
+/// Elsewhere every write is followed by a flush.
+#[cfg(not(target_os = "linux"))]
+const DURABLE: OFlags = OFlags::empty();
+
+#[cfg(target_os = "linux")]
+const DIRECT: OFlags = OFlags::DIRECT;
+#[cfg(not(target_os = "linux"))]
+const DIRECT: OFlags = OFlags::empty();
+
+/// A locked directory. The lock ends with the last of its open files and operations.
+pub(super) struct Directory {
+    dir: File,
+    /// Held, not used: closing it gives up the lock.
+    _lock: File,
+    traits: DiskTraits,
+    /// One replacement at a time, so that two never share a temporary file.
+    replacing: Mutex<()>,
+}
+
+impl Directory {
+    pub(super) fn attach(path: &Path, create: bool) -> io::Result<Directory> {
+        if create {
+            make_directory(path)?;
+        }
+        let dir =
+            File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
+        let lock = open_lock(&dir)?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
+            Errno::WOULDBLOCK => io::Error::new(ErrorKind::WouldBlock, "the directory is locked by another opener"),
+            errno => errno.into(),
+        })?;
+        let traits = DiskTraits { direct: probe_direct(&dir)? };
+        Ok(Directory { dir, _lock: lock, traits, replacing: Mutex::new(()) })
+    }
+
+    pub(super) fn traits(&self) -> &DiskTraits {
+        &self.traits
+    }
+
+    pub(super) fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.dir)? {
+            let entry = entry?;
+            // Whatever has no readable name is not ours.
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() => {
+                    names.push((name.to_owned(), u64::try_from(stat.st_size).unwrap_or(0)));
+                }
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(names)
+    }
+
+    /// Opens a file, or makes it with `create` bytes reserved.
+    pub(super) fn open(
+        self: &Arc<Directory>,
+        disk: DiskIndex,
+        name: &str,
+        create: Option<u64>,
+    ) -> io::Result<OpenFile> {
+        plain(name)?;
+        let direct = if self.traits.direct { DIRECT } else { OFlags::empty() };
+        let flags = DURABLE | direct;
+        let (file, writable) = match create {
+            Some(len) => {
+                let file = self.openat(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | flags)?;
+                if let Err(error) = reserve(&file, len).and_then(|()| file.sync_all()).and_then(|()| self.sync()) {
+                    // Not to leave half a file behind; the first error is the one to tell.
+                    let _ = self.remove(name);
+                    return Err(error);
+                }
+                (file, true)
+            }
+            None => match self.openat(name, OFlags::RDWR | flags) {
+                // A file system that has become read-only can still be read.
+                Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
+                    (self.openat(name, OFlags::RDONLY | direct)?, false)
+                }
+                result => (result?, true),
+            },
+        };
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "not a plain file"));
+        }
+        Ok(OpenFile {
+            directory: Arc::clone(self),
+            disk,
+            name: name.to_owned(),
+            file,
+            writable,
+            cached: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        plain(name)?;
+        let _one = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let temporary = format!("{name}{TEMPORARY}");
+        let mut file = self.openat(&temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        if let Err(error) = written {
+            let _ = rustix::fs::unlinkat(&self.dir, temporary.as_str(), AtFlags::empty());
+            return Err(error);
+        }
+        rustix::fs::renameat(&self.dir, temporary.as_str(), &self.dir, name)?;
+        self.sync()
+    }
+
+    pub(super) fn read_file(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+        plain(name)?;
+        let file = self.openat(name, OFlags::RDONLY)?;
+        let too_long = || io::Error::new(ErrorKind::InvalidData, "the file is longer than the limit");
+        let len = file.metadata()?.len();
+        if len > limit {
+            return Err(too_long());
+        }
+        let len = usize::try_from(len).map_err(|_| too_long())?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| ErrorKind::OutOfMemory)?;
+        file.take(len as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+        plain(name)?;
+        rustix::fs::unlinkat(&self.dir, name, AtFlags::empty())?;
+        self.sync()
+    }
+
+    /// Bytes that an ordinary user can still write, and bytes in all.
+    pub(super) fn space(&self) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::fstatvfs(&self.dir)?;
+        Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.dir.sync_all()
+    }
+
+    fn openat(&self, name: &str, flags: OFlags) -> io::Result<File> {
+        openat(&self.dir, name, flags)
+    }
+}
+
+/// An open file of a locked directory.
+pub(super) struct OpenFile {
+    /// Keeps the lock for as long as something is under way here.
+    directory: Arc<Directory>,
+    disk: DiskIndex,
+    name: String,
+    file: File,
+    writable: bool,
+    /// A second descriptor for reads through the page cache, opened when the first of them comes.
+    cached: OnceLock<File>,
+}
+
+impl OpenFile {
+    pub(super) fn disk(&self) -> DiskIndex {
+        self.disk
+    }
+
+    pub(super) fn directory(&self) -> &Arc<Directory> {
+        &self.directory
+    }
+
+    /// Refuses a read that the medium or the buffer cannot serve.
+    pub(super) fn check_read(&self, offset: u64, len: usize, buffer: &Buffer) -> io::Result<()> {
+        aligned(offset, len)?;
+        if len > buffer.capacity() {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "the buffer is smaller than the read"));
+        }
+        Ok(())
+    }
+
+    /// Refuses a write that the medium cannot take.
+    pub(super) fn check_write(&self, offset: u64, data: &Slice) -> io::Result<()> {
+        aligned(offset, data.len())?;
+        if !data.as_ptr().addr().is_multiple_of(ALIGN) {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "the bytes do not begin at a multiple of 4096"));
+        }
+        if !self.writable {
+            return Err(Errno::ROFS.into());
+        }
+        Ok(())
+    }
+
+    /// Fills the buffer from `offset` up to `len` bytes or the end of the file; its length says how many.
+    pub(super) fn read(&self, offset: u64, len: usize, mut buffer: Buffer) -> io::Result<Buffer> {
+        self.check_read(offset, len, &buffer)?;
+        buffer.set_len(len);
+        let read = read_full(&self.file, offset, &mut buffer)?;
+        buffer.set_len(read);
+        Ok(buffer)
+    }
+
+    pub(super) fn write(&self, offset: u64, data: &Slice) -> io::Result<()> {
+        self.check_write(offset, data)?;
+        self.file.write_all_at(data, offset)?;
+        if cfg!(not(target_os = "linux")) {
+            self.file.sync_data()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn truncate(&self, len: u64) -> io::Result<()> {
+        if !self.writable {
+            return Err(Errno::ROFS.into());
+        }
+        if self.file.metadata()?.len() > len {
+            self.file.set_len(len)?;
+        }
+        self.file.sync_all()
+    }
+
+    /// Reads through the page cache, from any thread.
+    pub(super) fn read_cached(&self, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        let file = match self.cached.get() {
+            Some(file) => file,
+            None => {
+                let file = self.reopen()?;
+                self.cached.get_or_init(|| file)
+            }
+        };
+        read_full(file, offset, out)
+    }
+
+    fn reopen(&self) -> io::Result<File> {
+        let file = self.directory.openat(&self.name, OFlags::RDONLY)?;
+        let (opened, ours) = (file.metadata()?, self.file.metadata()?);
+        if (opened.dev(), opened.ino()) != (ours.dev(), ours.ino()) {
+            return Err(io::Error::new(ErrorKind::NotFound, "the name belongs to another file now"));
+        }
+        Ok(file)
+    }
+}
+
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Reads until `out` is full or the file ends.
+fn read_full(file: &File, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < out.len() {
+        match file.read_at(&mut out[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        // Only the end of a file has no multiple of the alignment, and a direct read cannot begin there.
+        if !done.is_multiple_of(ALIGN) && done < out.len() && is_direct(file) {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+fn is_direct(file: &File) -> bool {
+    !DIRECT.is_empty() && rustix::fs::fcntl_getfl(file).is_ok_and(|flags| flags.contains(DIRECT))
+}
+
+/// Refuses what is not aligned, empty, or beyond any file.
+fn aligned(offset: u64, len: usize) -> io::Result<()> {
+    let end = offset.checked_add(len as u64).filter(|end| i64::try_from(*end).is_ok());
+    if len == 0 || !len.is_multiple_of(ALIGN) || !offset.is_multiple_of(ALIGN as u64) || end.is_none() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "offset and length are not multiples of 4096"));
+    }
+    if u32::try_from(len).is_err() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "one operation moves less than 4 GiB"));
+    }
+    Ok(())
+}
+
+/// Refuses a name that would leave the directory, or is the lock's.
+fn plain(name: &str) -> io::Result<()> {
+    let odd = name.is_empty() || name.contains(['/', '\0']) || name == "." || name == "..";
+    if odd || name == LOCK || name.len() + TEMPORARY.len() > 255 {
+        return Err(io::Error::new(ErrorKind::InvalidInput, format!("{name:?} is not a plain file name")));
+    }
+    Ok(())
+}
+
+fn openat(dir: &File, name: &str, flags: OFlags) -> io::Result<File> {
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    Ok(File::from(rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, mode)?))
+}
+
+/// Makes a directory and what is missing above it, each entry flushed.
+fn make_directory(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Ok(()) => {}
+        // Whether it is a directory shows when it is opened.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let above = path.parent().filter(|above| !above.as_os_str().is_empty()).ok_or(error)?;
+            make_directory(above)?;
+            std::fs::create_dir(path)?;
+        }
+        // On a read-only file system an existing directory will do.
+        Err(_) if path.is_dir() => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(above)?.sync_all()
+}
+
+fn open_lock(dir: &File) -> io::Result<File> {
+    match openat(dir, LOCK, OFlags::RDWR | OFlags::CREATE) {
+        // A disk that takes no writes can still be locked and read.
+        Err(error) if matches!(error.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull) => {
+            openat(dir, LOCK, OFlags::RDONLY)
+        }
+        result => result,
+    }
+}
+
+/// Tries O_DIRECT on the lock's file, which is nobody else's now.
+fn probe_direct(dir: &File) -> io::Result<bool> {
+    if DIRECT.is_empty() {
+        return Ok(false);
+    }
+    let refused = |error: &io::Error| matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported);
+    let file = match openat(dir, LOCK, OFlags::RDWR | DIRECT) {
+        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => openat(dir, LOCK, OFlags::RDONLY | DIRECT),
+        result => result,
+    };
+    let file = match file {
+        Err(error) if refused(&error) => return Ok(false),
+        result => result?,
+    };
+    let mut page = Buffer::zeroed(ALIGN)?;
+    if file.metadata()?.len() < ALIGN as u64 {
+        match file.write_all_at(&page, 0) {
+            Err(error) if refused(&error) => return Ok(false),
+            // No room, or not writable: reading will tell as well.
+            Ok(()) | Err(_) => {}
+        }
+    }
+    match file.read_at(&mut page, 0) {
+        Err(error) if refused(&error) => Ok(false),
+        result => result.map(|_| true),
+    }
+}
+
+/// Reserves `len` bytes; where the file system cannot, it only gets its length.
+fn reserve(file: &File, len: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    if len > 0 {
+        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            result => return Ok(result?),
+        }
+    }
+    file.set_len(len)
+}

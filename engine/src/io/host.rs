@@ -1,0 +1,195 @@
+//! What both real drivers share: which disks and files are open, the lanes, and what has come back from them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustc_hash::FxHashMap;
+
+use super::directory::{Directory, OpenFile};
+use super::lanes::{Finished, Inbox, Lane, Outcome, Work};
+use super::{Completion, DiskIndex, FileId, Op, OpId, Output, ReadAt};
+
+/// Threads for computations.
+const COMPUTERS: usize = 2;
+
+/// Disks, files and lanes, owned by the log thread.
+pub(super) struct Host {
+    disks: BTreeMap<DiskIndex, Arc<Directory>>,
+    files: FxHashMap<FileId, Arc<OpenFile>>,
+    next_file: u32,
+    readers: Arc<Readers>,
+    lanes: BTreeMap<DiskIndex, Lane>,
+    compute: Lane,
+    inbox: Arc<Inbox>,
+    threads_per_disk: usize,
+    threads: Arc<AtomicUsize>,
+    in_flight: usize,
+}
+
+impl Host {
+    pub(super) fn new(threads_per_disk: usize) -> Host {
+        let (inbox, threads) = (Arc::new(Inbox::default()), Arc::new(AtomicUsize::new(0)));
+        Host {
+            disks: BTreeMap::new(),
+            files: FxHashMap::default(),
+            next_file: 0,
+            readers: Arc::default(),
+            lanes: BTreeMap::new(),
+            compute: Lane::new("meridian-job".to_owned(), COMPUTERS, Arc::clone(&inbox), Arc::clone(&threads)),
+            inbox,
+            threads_per_disk,
+            threads,
+            in_flight: 0,
+        }
+    }
+
+    pub(super) fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
+    }
+
+    pub(super) fn readers(&self) -> &Arc<Readers> {
+        &self.readers
+    }
+
+    /// Operations given to the lanes and not collected yet.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// The open file, if it is one of that disk.
+    pub(super) fn file(&self, disk: DiskIndex, file: FileId) -> io::Result<&Arc<OpenFile>> {
+        self.files.get(&file).filter(|open| open.disk() == disk).ok_or_else(not_open)
+    }
+
+    /// Gives the operation to a lane. What is wrong with it at once is collected like any other result.
+    pub(super) fn submit(&mut self, id: OpId, op: Op) {
+        self.in_flight += 1;
+        if let Err(error) = self.dispatch(id, op) {
+            self.inbox.finished.push(Finished { id, result: Err(error) });
+        }
+    }
+
+    /// Completes an operation that was never started.
+    pub(super) fn fail(&mut self, id: OpId, error: io::Error) {
+        self.in_flight += 1;
+        self.inbox.finished.push(Finished { id, result: Err(error) });
+    }
+
+    fn dispatch(&mut self, id: OpId, op: Op) -> io::Result<()> {
+        match op {
+            Op::Attach { disk, path, create } => {
+                self.lane(disk).push(id, Work::Attach { disk, path, create });
+            }
+            Op::Detach { disk } => self.detach(id, disk)?,
+            Op::List { disk }
+            | Op::Open { disk, .. }
+            | Op::WriteFile { disk, .. }
+            | Op::ReadFile { disk, .. }
+            | Op::Remove { disk, .. }
+            | Op::Space { disk } => {
+                let directory = Arc::clone(self.disks.get(&disk).ok_or_else(not_open)?);
+                self.lane(disk).push(id, Work::Directory { directory, op });
+            }
+            Op::Read { disk, file, offset, buffer, len } => {
+                let file = Arc::clone(self.file(disk, file)?);
+                self.lane(disk).push(id, Work::Read { file, offset, buffer, len });
+            }
+            Op::Write { disk, file, offset, data } => {
+                let file = Arc::clone(self.file(disk, file)?);
+                self.lane(disk).push(id, Work::Write { file, offset, data });
+            }
+            Op::Truncate { disk, file, len } => {
+                let file = Arc::clone(self.file(disk, file)?);
+                self.lane(disk).push(id, Work::Truncate { file, len });
+            }
+            Op::Compute(job) => self.compute.push(id, Work::Compute(job)),
+        }
+        Ok(())
+    }
+
+    fn lane(&mut self, disk: DiskIndex) -> &mut Lane {
+        let (inbox, threads, most) = (&self.inbox, &self.threads, self.threads_per_disk);
+        self.lanes
+            .entry(disk)
+            .or_insert_with(|| Lane::new(format!("meridian-{}", disk.0), most, Arc::clone(inbox), Arc::clone(threads)))
+    }
+
+    /// Forgets the disk at once, whatever is still under way there, and closes it on a thread of its own: a disk that
+    /// hangs may hold up that thread and its old lane, nobody else.
+    fn detach(&mut self, id: OpId, disk: DiskIndex) -> io::Result<()> {
+        let directory = self.disks.remove(&disk).ok_or_else(not_open)?;
+        self.lanes.remove(&disk);
+        let gone: Vec<FileId> = self.files.iter().filter(|(_, open)| open.disk() == disk).map(|(id, _)| *id).collect();
+        let mut shared = self.readers.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut files = Vec::with_capacity(gone.len());
+        for file in gone {
+            shared.remove(&file);
+            files.extend(self.files.remove(&file));
+        }
+        drop(shared);
+        let name = format!("meridian-close-{}", disk.0);
+        let mut closer = Lane::new(name, 1, Arc::clone(&self.inbox), Arc::clone(&self.threads));
+        closer.push(id, Work::Close { directory, files });
+        Ok(())
+    }
+
+    /// Enters what has come back into the tables and appends it to `done`.
+    pub(super) fn collect(&mut self, done: &mut Vec<Completion>) {
+        while let Some(Finished { id, result }) = self.inbox.finished.pop() {
+            self.in_flight -= 1;
+            let result = result.and_then(|outcome| self.enter(outcome));
+            done.push(Completion { id, result });
+        }
+    }
+
+    fn enter(&mut self, outcome: Outcome) -> io::Result<Output> {
+        match outcome {
+            Outcome::Plain(output) => Ok(output),
+            Outcome::Attached(disk, directory, traits) => {
+                if self.disks.contains_key(&disk) {
+                    return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the disk's number is in use"));
+                }
+                self.disks.insert(disk, directory);
+                Ok(Output::Attached(traits))
+            }
+            Outcome::Opened(file) => {
+                // It may have been detached meanwhile.
+                let current = self.disks.get(&file.disk());
+                if !current.is_some_and(|directory| Arc::ptr_eq(directory, file.directory())) {
+                    return Err(not_open());
+                }
+                self.next_file =
+                    self.next_file.checked_add(1).ok_or_else(|| io::Error::other("out of file numbers"))?;
+                let (id, file) = (FileId(self.next_file), Arc::from(file));
+                self.readers.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&file));
+                self.files.insert(id, file);
+                Ok(Output::File(id))
+            }
+        }
+    }
+
+    /// Lets go of everything that is not under way.
+    pub(super) fn close(&mut self) {
+        self.readers.0.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.files.clear();
+        self.disks.clear();
+        self.lanes.clear();
+    }
+}
+
+/// The open files, for other threads.
+#[derive(Default)]
+pub(super) struct Readers(RwLock<FxHashMap<FileId, Arc<OpenFile>>>);
+
+impl ReadAt for Readers {
+    fn read_at(&self, disk: DiskIndex, file: FileId, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let open = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&file).cloned();
+        open.filter(|open| open.disk() == disk).ok_or_else(not_open)?.read_cached(offset, buf)
+    }
+}
+
+fn not_open() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the disk or file is not open")
+}
