@@ -1,4 +1,4 @@
-//! Writes the tests: that every model holds, and that each mutant, a copy of the files in `engine/src/sync` with one
+//! Writes the tests: that every model holds, and that each mutant, a copy of the engine's files with one
 //! fault, is found by its model. Every model must have a mutant, and every mutant's fault a place in the file.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a build script writes files and talks to cargo")]
 
@@ -6,7 +6,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
-const FILES: [&str; 4] = ["intake", "park", "ticket", "watermark"];
+const FILES: [(&str, &str); 5] =
+    [("bell", "io"), ("intake", "sync"), ("park", "sync"), ("ticket", "sync"), ("watermark", "sync")];
 
 /// A lost wake-up: every thread sleeps.
 const DEADLOCK: &str = "deadlock";
@@ -197,6 +198,47 @@ const MUTANTS: &[Mutant] = &[
         sign: DEADLOCK,
     },
     Mutant {
+        name: "a_sleeper_says_so_before_it_can_be_found",
+        file: "bell",
+        from: "self.sleeper.register(waker);\n        match self.state.compare_exchange(0, ASLEEP, Ordering::AcqRel, Ordering::Acquire) {",
+        to: "let before = self.state.compare_exchange(0, ASLEEP, Ordering::AcqRel, Ordering::Acquire);\n        \
+             self.sleeper.register(waker);\n        match before {",
+        model: "a_ring_is_answered",
+        sign: DEADLOCK,
+    },
+    Mutant {
+        name: "a_sleep_takes_no_notice_of_the_ring_before_it",
+        file: "bell",
+        from: "Err(_) => false,",
+        to: "Err(_) => true,",
+        model: "a_ring_is_answered",
+        sign: DEADLOCK,
+    },
+    Mutant {
+        name: "a_ring_publishes_nothing",
+        file: "bell",
+        from: "self.state.fetch_or(flag, Ordering::AcqRel)",
+        to: "self.state.fetch_or(flag, Ordering::Relaxed)",
+        model: "what_is_left_before_a_ring_is_found_after_it",
+        sign: DEADLOCK,
+    },
+    Mutant {
+        name: "an_answer_is_a_look_and_then_a_change",
+        file: "bell",
+        from: "heard(self.state.swap(0, Ordering::AcqRel))",
+        to: "let state = self.state.load(Ordering::Acquire);\n        self.state.store(0, Ordering::Release);\n        heard(state)",
+        model: "what_is_left_before_a_ring_is_found_after_it",
+        sign: DEADLOCK,
+    },
+    Mutant {
+        name: "a_look_takes_the_ring_along",
+        file: "bell",
+        from: "self.state.fetch_and(RUNG, Ordering::AcqRel)",
+        to: "self.state.fetch_and(0, Ordering::AcqRel)",
+        model: "a_look_keeps_the_ring_for_the_next_sleep",
+        sign: DEADLOCK,
+    },
+    Mutant {
         name: "an_advance_looks_for_waiters_without_a_fence",
         file: "watermark",
         from: "fence(Ordering::SeqCst);\n        if self.wanted",
@@ -265,7 +307,8 @@ const MUTANTS: &[Mutant] = &[
 fn main() {
     let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
     let out = env::var("OUT_DIR").expect("cargo sets it");
-    let sources = FILES.map(|file| (file, read(&Path::new(&root).join(format!("../engine/src/sync/{file}.rs")))));
+    let sources =
+        FILES.map(|(file, folder)| (file, read(&Path::new(&root).join(format!("../engine/src/{folder}/{file}.rs")))));
     let models = read(&Path::new(&root).join("src/models.rs"));
     let names = models.lines().filter_map(|line| line.strip_prefix("pub(crate) fn ")?.strip_suffix("() {"));
     let mut text = String::new();

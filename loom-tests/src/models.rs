@@ -9,9 +9,10 @@ use std::time::Duration;
 use loom::sync::atomic::AtomicU64;
 use loom::thread::{self, JoinHandle};
 
+use super::bell::Bell;
 use super::intake::{Intake, Reason};
 use super::park::block_on;
-use super::prims::{Arc, Ordering, Signal};
+use super::prims::{Arc, Doorbell, Ordering, Parker, Signal};
 use super::ticket::{Abandoned, ticket};
 use super::watermark::{Closed, Watermark};
 use crate::explore;
@@ -285,6 +286,62 @@ pub(crate) fn an_abandoned_intake_leaves_nobody_waiting() {
         });
         intake.abandon();
         producers.into_iter().for_each(done);
+    });
+}
+
+/// Sleeps like a driver's poll, unless there is something already.
+fn sleep_until_heard(bell: &Bell) {
+    let parker = Parker::new();
+    loop {
+        let heard = bell.answer();
+        if heard.rung || heard.news {
+            return;
+        }
+        if bell.sleep(parker.waker()) {
+            parker.park();
+        }
+    }
+}
+
+pub(crate) fn a_ring_is_answered() {
+    explore(|| {
+        let bell = Arc::new(Bell::default());
+        let other = {
+            let bell = Arc::clone(&bell);
+            thread::spawn(move || bell.ring())
+        };
+        sleep_until_heard(&bell);
+        done(other);
+    });
+}
+
+pub(crate) fn a_look_keeps_the_ring_for_the_next_sleep() {
+    explore(|| {
+        let bell = Arc::new(Bell::default());
+        let other = {
+            let bell = Arc::clone(&bell);
+            thread::spawn(move || bell.ring())
+        };
+        bell.look();
+        sleep_until_heard(&bell);
+        done(other);
+    });
+}
+
+pub(crate) fn what_is_left_before_a_ring_is_found_after_it() {
+    explore(|| {
+        let (bell, left) = (Arc::new(Bell::default()), Arc::new([0, 0].map(AtomicU64::new)));
+        let others = [0, 1].map(|place| {
+            let (bell, left) = (Arc::clone(&bell), Arc::clone(&left));
+            thread::spawn(move || {
+                left[place].store(5, Ordering::Relaxed);
+                if place == 0 { bell.ring() } else { bell.news() }
+            })
+        });
+        while left.iter().any(|left| left.load(Ordering::Relaxed) != 5) {
+            sleep_until_heard(&bell);
+        }
+        others.into_iter().for_each(done);
     });
 }
 

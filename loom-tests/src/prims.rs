@@ -21,6 +21,12 @@ pub(crate) trait Doorbell: Send + Sync {
 /// As in the engine.
 pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
+impl<T: Default> Default for Mutex<T> {
+    fn default() -> Mutex<T> {
+        Mutex::new(T::default())
+    }
+}
+
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Mutex<T> {
         Mutex(loom::sync::Mutex::new(value))
@@ -114,6 +120,21 @@ impl<T> Queue<T> {
 
     pub(crate) fn len(&self) -> usize {
         self.tail.load(Ordering::Relaxed) - self.head.load(Ordering::Relaxed)
+    }
+}
+
+/// A place for one waker. Registering and waking exclude each other, as far as anybody can see.
+#[derive(Default)]
+pub(crate) struct AtomicWaker(Mutex<Option<Waker>>);
+
+impl AtomicWaker {
+    pub(crate) fn register(&self, waker: &Waker) {
+        *self.0.lock() = Some(waker.clone());
+    }
+
+    pub(crate) fn wake(&self) {
+        let waker = self.0.lock().take();
+        waker.into_iter().for_each(Waker::wake);
     }
 }
 

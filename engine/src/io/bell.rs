@@ -1,11 +1,8 @@
 //! The handshake between a log thread about to sleep and whoever has news for it: only waking a sleeper costs a system call.
 
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::Waker;
 
-use futures::task::AtomicWaker;
-
-use super::Doorbell;
+use crate::sync::prims::{AtomicU8, AtomicWaker, Doorbell, Ordering};
 
 /// The log thread sleeps, or is about to.
 const ASLEEP: u8 = 1;

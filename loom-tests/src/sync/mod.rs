@@ -3,6 +3,8 @@
 
 pub(crate) use crate::prims;
 
+#[path = "../../../engine/src/io/bell.rs"]
+pub(crate) mod bell;
 #[path = "../../../engine/src/sync/intake.rs"]
 pub(crate) mod intake;
 #[path = "../models.rs"]
