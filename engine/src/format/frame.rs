@@ -53,7 +53,7 @@ pub struct FrameHeader {
     pub epoch: u64,
     /// The partition sequence of the first record; record `i` has this plus `i`.
     pub first_sequence: u64,
-    /// When it was admitted: microseconds since the Unix epoch. Information only, no rule depends on it.
+    /// When it was admitted: nanoseconds since the Unix epoch. Information only, no rule depends on it.
     pub time: u64,
     /// The client that sent it, or [`ClientId::NONE`].
     pub client: ClientId,

@@ -228,7 +228,7 @@ fn a_created_file_is_zero_and_listed(rig: &mut Rig) {
     assert_eq!(rig.read(file, 0, 16), vec![0; 16 * PAGE]);
     let empty = rig.open(DISK, "empty", Some(0));
     assert_eq!(rig.length("empty"), Some(0));
-    assert_eq!(rig.read(empty, 0, 1), []);
+    assert_eq!(rig.read(empty, 0, 1), Vec::<u8>::new());
 }
 
 fn a_file_is_created_once_and_opened_when_it_exists(rig: &mut Rig) {

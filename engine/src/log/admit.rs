@@ -1,0 +1,304 @@
+//! Admission: a request is checked against the tables, given its sequences, and encoded into the open block.
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{
+    AccountRecord, BLOCK_HEADER, ClientCommit, FrameHeader, FrameKind, encode_account, encode_frame, frame_len,
+};
+use crate::io::Buffer;
+use crate::log::Log;
+use crate::log::pipeline::{Done, OpenBlock, Pending, Pipeline};
+use crate::log::tables::Retry;
+use crate::options::{check_account_name, padded_transaction};
+use crate::shared::{AccountChange, Commit, PutAccount, Request};
+use crate::transaction::{Receipt, Transaction};
+use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId};
+
+/// Frames of one block, at most: a position's low 12 bits name the frame in its block.
+const MAX_FRAMES: u32 = 4096;
+
+/// A checked request: what its frame will say, and whose answer it is.
+struct Admission<'a> {
+    kind: FrameKind,
+    account: AccountId,
+    partition: PartitionId,
+    epoch: u64,
+    client: ClientId,
+    client_sequence: u64,
+    records: &'a [Bytes],
+    all: bool,
+}
+
+/// What a check came to.
+enum Verdict<'a> {
+    New(Admission<'a>),
+    Repeated { commit: ClientCommit, all: bool },
+}
+
+impl Log {
+    /// Takes a request in, or answers it with why not. One that must wait for room comes back.
+    pub(crate) fn admit(&self, request: Request) -> Option<Request> {
+        match request {
+            Request::Commit(commit) => self.admit_commit(commit).map(Request::Commit),
+            Request::PutAccount(put) => self.admit_account(put).map(Request::PutAccount),
+            Request::Control(_) => unreachable!("control requests are not admitted to a block"),
+        }
+    }
+
+    fn admit_commit(&self, commit: Commit) -> Option<Commit> {
+        let Commit { transaction, done, at, bytes } = commit;
+        let verdict = self.check(&transaction);
+        let (error, done) = match verdict {
+            Ok(Verdict::New(admission)) => match self.enter(&admission, at) {
+                Ok(Some(receipt)) => {
+                    let (client, client_sequence, all) = (admission.client, admission.client_sequence, admission.all);
+                    let done = Done::Commit(done);
+                    self.attach(Pending { done, receipt, client, client_sequence, all, at, bytes });
+                    return None;
+                }
+                Ok(None) => return Some(Commit { transaction, done, at, bytes }),
+                Err(error) => (error, done),
+            },
+            Ok(Verdict::Repeated { commit, all }) => {
+                self.repeat(
+                    commit,
+                    Pending {
+                        done: Done::Commit(done),
+                        receipt: Receipt {
+                            lsn: commit.lsn,
+                            first_sequence: commit.first_sequence,
+                            records: commit.records,
+                            repeated: true,
+                        },
+                        client: commit.client,
+                        client_sequence: commit.sequence,
+                        all,
+                        at,
+                        bytes,
+                    },
+                );
+                return None;
+            }
+            Err(error) => (error, done),
+        };
+        self.refuse(Done::Commit(done), error, bytes);
+        None
+    }
+
+    fn admit_account(&self, put: PutAccount) -> Option<PutAccount> {
+        let PutAccount { name, change, done, at } = put;
+        let admitted = self.account_record(&name, change).and_then(|record| {
+            let id = record.id;
+            let payload = [Bytes::from(encode_account(&record))];
+            let admission = Admission {
+                kind: FrameKind::System,
+                account: AccountId::SYSTEM,
+                partition: PartitionId(0),
+                epoch: 0,
+                client: ClientId::NONE,
+                client_sequence: 0,
+                records: &payload,
+                all: false,
+            };
+            let receipt = self.enter(&admission, at)?;
+            if receipt.is_some() {
+                self.tables.borrow_mut().put_account(record);
+            }
+            Ok(receipt.map(|receipt| (receipt, id)))
+        });
+        match admitted {
+            Ok(Some((receipt, id))) => {
+                let (client, done) = (ClientId::NONE, Done::Account(id, done));
+                self.attach(Pending { done, receipt, client, client_sequence: 0, all: false, at, bytes: 0 });
+                None
+            }
+            Ok(None) => Some(PutAccount { name, change, done, at }),
+            Err(error) => {
+                self.refuse(Done::Account(AccountId::SYSTEM, done), error, 0);
+                None
+            }
+        }
+    }
+
+    /// The account's record after the change.
+    fn account_record(&self, name: &str, change: AccountChange) -> Result<AccountRecord> {
+        check_account_name(name)?;
+        let tables = self.tables.borrow();
+        let known = tables.account_named(name).cloned();
+        match (change, known) {
+            (AccountChange::Create(_), Some(_)) => {
+                Err(Error::new(ErrorKind::Exists, format!("account {name:?} exists")))
+            }
+            (AccountChange::Create(ack), None) => {
+                if tables.accounts().count() >= self.options.max_accounts {
+                    return Err(Error::new(ErrorKind::LimitReached, "max_accounts is reached"));
+                }
+                Ok(AccountRecord { id: tables.next_account(), name: name.to_owned(), epoch: 1, all: ack == Ack::All })
+            }
+            (_, None) => Err(Error::new(ErrorKind::NotFound, format!("there is no account {name:?}"))),
+            (AccountChange::SetAck(ack), Some(known)) => Ok(AccountRecord { all: ack == Ack::All, ..known }),
+            (AccountChange::Fence, Some(known)) => Ok(AccountRecord { epoch: known.epoch + 1, ..known }),
+        }
+    }
+
+    fn check<'a>(&self, transaction: &'a Transaction) -> Result<Verdict<'a>> {
+        if let Some(error) = self.halted_error() {
+            return Err(error);
+        }
+        let tables = self.tables.borrow();
+        let id = transaction.account;
+        let account = tables.account(id);
+        let account =
+            account.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no account {}", id.0)))?;
+        if transaction.account_epoch.is_some_and(|epoch| epoch != account.epoch) {
+            let message = format!("account {:?} is in epoch {}", account.name, account.epoch);
+            return Err(Error::new(ErrorKind::Fenced, message));
+        }
+        let all = transaction.ack.map_or(account.all, |ack| ack == Ack::All);
+        let (client, client_sequence) = (transaction.client, transaction.client_sequence);
+        if client != ClientId::NONE {
+            match tables.retry(client, client_sequence, &self.options)? {
+                Retry::New => {}
+                Retry::Applied(commit) => return Ok(Verdict::Repeated { commit, all }),
+                Retry::TooOld => {
+                    let message = format!("client sequence {client_sequence} lies before the window");
+                    return Err(Error::new(ErrorKind::RetryTooOld, message));
+                }
+            }
+        }
+        if all && self.with(|pipeline| pipeline.is_degraded()) {
+            return Err(degraded());
+        }
+        Ok(Verdict::New(Admission {
+            kind: FrameKind::Data,
+            account: id,
+            partition: transaction.partition,
+            epoch: account.epoch,
+            client,
+            client_sequence,
+            records: &transaction.records,
+            all,
+        }))
+    }
+
+    /// Encodes a frame into the open block; `None` when there is no room now.
+    fn enter(&self, admission: &Admission<'_>, at: u64) -> Result<Option<Receipt>> {
+        let records = admission.records;
+        let len = frame_len(records).ok_or_else(|| Error::invalid("a transaction has 1 to 65,535 records"))?;
+        if len > self.options.transaction_bytes {
+            let most = self.options.transaction_bytes;
+            return Err(Error::invalid(format!("the transaction has {len} bytes with its headers, {most} accepted")));
+        }
+        let now = self.ops.now();
+        self.with(|pipeline| {
+            if let Some(error) = self.halted_error() {
+                return Err(error);
+            }
+            if !pipeline.has_room(len, self.options.segment_bytes) {
+                return if pipeline.no_space { Err(no_space()) } else { Ok(None) };
+            }
+            if !self.make_room(pipeline, len, now)? {
+                return Ok(None);
+            }
+            let count = records.len() as u64;
+            let mut tables = self.tables.borrow_mut();
+            let (account, partition) = (admission.account, admission.partition);
+            let first_sequence = tables.take_sequences(account, partition, count, &self.options)?;
+            let Some(open) = pipeline.open.as_mut() else { return Ok(None) };
+            let header = FrameHeader {
+                kind: admission.kind,
+                account,
+                partition,
+                epoch: admission.epoch,
+                first_sequence,
+                time: self.ops.environment().wall(),
+                client: admission.client,
+                client_sequence: admission.client_sequence,
+            };
+            encode_frame(&header, records, &mut open.buffer[open.len..open.len + len]);
+            // The frame's place in its block, until the block has its own place in the log.
+            let receipt =
+                Receipt { lsn: Lsn(u64::from(open.frames)), first_sequence, records: count as u32, repeated: false };
+            open.len += len;
+            open.frames += 1;
+            open.records += count;
+            if admission.client != ClientId::NONE {
+                let (client, sequence) = (admission.client, admission.client_sequence);
+                let commit = ClientCommit { client, sequence, lsn: Lsn::MAX, first_sequence, records: count as u32 };
+                tables.remember(commit, self.options.client_window);
+            }
+            self.stats.borrow_mut().queue.saturating_record(now.saturating_sub(at));
+            Ok(Some(receipt))
+        })
+    }
+
+    /// Whether the open block takes `len` more bytes; opens one if there is none.
+    fn make_room(&self, pipeline: &mut Pipeline, len: usize, now: u64) -> Result<bool> {
+        if let Some(open) = &pipeline.open {
+            return Ok(open.frames < MAX_FRAMES && open.len + len <= open.buffer.len());
+        }
+        let alone = padded_transaction(len);
+        let buffer = if alone <= pipeline.pool.capacity() { pipeline.pool.take() } else { Buffer::zeroed(alone) };
+        let buffer =
+            buffer.map_err(|error| Error::new(ErrorKind::System, format!("no memory for a block: {error}")))?;
+        let pending = Vec::with_capacity(64);
+        pipeline.open = Some(OpenBlock { buffer, len: BLOCK_HEADER, frames: 0, records: 0, opened: now, pending });
+        Ok(true)
+    }
+
+    fn attach(&self, pending: Pending) {
+        self.with(|pipeline| {
+            let open = pipeline.open.as_mut().expect("the frame has just entered the open block");
+            open.pending.push(pending);
+        });
+    }
+
+    /// A retry of what was applied: it is answered when everything appended by now is committed, the original among it.
+    fn repeat(&self, commit: ClientCommit, pending: Pending) {
+        self.stats.borrow_mut().repeated += 1;
+        let on_all = !pending.all || self.is_on_all(commit.lsn);
+        self.with(|pipeline| {
+            if !on_all {
+                pipeline.resolve(pending, Err(degraded()));
+                return;
+            }
+            let open = pipeline.open.as_mut().map(|open| &mut open.pending);
+            let last = pipeline.flying.back_mut().filter(|flying| flying.sequence > pipeline.commit);
+            match open.or(last.map(|flying| &mut flying.pending)) {
+                Some(waiting) => waiting.push(pending),
+                None => pipeline.resolve(pending, Ok(())),
+            }
+        });
+    }
+
+    /// Whether three copies of this position exist, or will once everything in flight is durable.
+    fn is_on_all(&self, lsn: Lsn) -> bool {
+        let in_set = |pipeline: &Pipeline| {
+            let sealing = pipeline.closing.iter().any(|seal| seal.segment == lsn.segment());
+            (lsn == Lsn::MAX || lsn.segment() == pipeline.active.id || sealing) && !pipeline.is_degraded()
+        };
+        if self.with(|pipeline| in_set(pipeline)) {
+            return true;
+        }
+        let catalog = self.catalog.borrow();
+        catalog.get(lsn.segment()).is_none_or(|segment| segment.complete().count() >= super::placement::COPIES)
+    }
+
+    /// Refuses a request and gives its room back.
+    fn refuse(&self, done: Done, error: Error, bytes: usize) {
+        self.with(|pipeline| {
+            pipeline.released.0 += 1;
+            pipeline.released.1 += bytes as u64;
+            pipeline.answer(done, Err(error));
+        });
+    }
+}
+
+pub(crate) fn degraded() -> Error {
+    Error::new(ErrorKind::Degraded, "three copies are asked for and only two disks of different domains are healthy")
+}
+
+fn no_space() -> Error {
+    Error::new(ErrorKind::NoSpace, "no disk set has room for another segment: trim the log or add space")
+}

@@ -1,0 +1,385 @@
+//! Taking the disks: locks, superblocks, which region and which disk each is, and which segments it holds.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use futures::future::join_all;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{DATA_START, Member, SUPERBLOCK_SLOT, Seal, SegmentHeader, Superblock};
+use crate::health::DiskState;
+use crate::io::{DiskIndex, FileId};
+use crate::log::Log;
+use crate::log::catalog::{Copy, Segment};
+use crate::log::disk::{SUPERBLOCK, Slot};
+use crate::options::DiskConfig;
+use crate::types::{DiskId, Epoch, LogId, Lsn, SegmentId};
+
+/// What the superblocks of the disks say together.
+pub(crate) struct Found {
+    /// The highest promise seen.
+    pub(crate) promised: Epoch,
+    /// The highest commit index seen.
+    pub(crate) committed: u64,
+    pub(crate) disks: BTreeMap<DiskIndex, Known>,
+}
+
+/// What one disk's own superblock says.
+pub(crate) struct Known {
+    pub(crate) flushed: Lsn,
+    pub(crate) epochs: Vec<Epoch>,
+}
+
+/// A segment's copy as its file says.
+pub(crate) struct SlotFound {
+    pub(crate) disk: DiskIndex,
+    pub(crate) slot: Slot,
+    pub(crate) header: Option<SegmentHeader>,
+    pub(crate) seal: Option<Seal>,
+}
+
+impl Log {
+    /// Attaches every disk and reads its superblock; or, to create, takes empty directories and draws identities.
+    pub(crate) async fn attach_all(&self, create: bool) -> Result<Found> {
+        let disks: Vec<(DiskIndex, DiskConfig)> =
+            self.disks.borrow().iter().map(|disk| (disk.index, disk.config.clone())).collect();
+        for (disk, config) in &disks {
+            match self.ops.attach(*disk, config.path.clone(), create).await {
+                Ok(traits) => self.disks.borrow_mut()[disk.0].traits = Some(traits),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let message = format!("{} is in use by another process or handle", config.path.display());
+                    return Err(Error::new(ErrorKind::Locked, message));
+                }
+                Err(error) if create => return Err(cannot_create(config, &error)),
+                Err(error) => self.disks.borrow_mut()[disk.0].set(DiskState::Missing, error.to_string()),
+            }
+            self.note_space(*disk).await;
+        }
+        if create {
+            return self.initialise(&disks).await;
+        }
+        let mut superblocks = BTreeMap::new();
+        for (disk, _) in &disks {
+            if let Some(superblock) = self.read_superblock(*disk).await {
+                superblocks.insert(*disk, superblock);
+            }
+        }
+        self.agree(superblocks)
+    }
+
+    pub(crate) async fn note_space(&self, disk: DiskIndex) {
+        if let Ok(space) = self.ops.space(disk).await {
+            self.disks.borrow_mut()[disk.0].space = space;
+        }
+    }
+
+    async fn initialise(&self, disks: &[(DiskIndex, DiskConfig)]) -> Result<Found> {
+        for (disk, config) in disks {
+            let names = self.ops.list(*disk).await.map_err(|error| cannot_create(config, &error))?;
+            if names.iter().any(|(name, _)| name == SUPERBLOCK) {
+                let message = format!("{} holds a region already: open it", config.path.display());
+                return Err(Error::new(ErrorKind::Exists, message));
+            }
+            if let Some((name, _)) = names.iter().find(|(name, _)| name != "LOCK") {
+                let message = format!("{} is not empty: it holds {name:?}", config.path.display());
+                return Err(Error::invalid(message));
+            }
+        }
+        let environment = self.ops.environment();
+        let mut members = Vec::new();
+        for (disk, config) in disks {
+            let file = self.make_superblock(*disk).await.map_err(|error| cannot_create(config, &error))?;
+            let id = DiskId(environment.random());
+            members.push(member(id, config));
+            let mut all = self.disks.borrow_mut();
+            let disk = &mut all[disk.0];
+            disk.id = Some(id);
+            disk.superblock = Some(file);
+            disk.set(DiskState::Healthy, "");
+        }
+        let mut meta = self.meta.borrow_mut();
+        meta.log = Some(LogId(environment.random()));
+        meta.members = members;
+        meta.promised = Epoch(1);
+        Ok(Found { promised: Epoch(1), committed: 0, disks: BTreeMap::new() })
+    }
+
+    pub(crate) async fn make_superblock(&self, disk: DiskIndex) -> io::Result<FileId> {
+        self.ops.open(disk, SUPERBLOCK.into(), Some(2 * SUPERBLOCK_SLOT as u64)).await
+    }
+
+    /// The newer of the two slots that verifies.
+    pub(crate) async fn read_superblock(&self, disk: DiskIndex) -> Option<Superblock> {
+        if self.disks.borrow()[disk.0].traits.is_none() {
+            return None;
+        }
+        let file = match self.ops.open(disk, SUPERBLOCK.into(), None).await {
+            Ok(file) => file,
+            Err(error) => {
+                let names = self.ops.list(disk).await.unwrap_or_default();
+                let blank = error.kind() == io::ErrorKind::NotFound && names.iter().all(|(name, _)| name == "LOCK");
+                let (state, reason) = if blank {
+                    (DiskState::Blank, "the directory is empty".to_owned())
+                } else {
+                    (DiskState::Foreign, format!("no superblock can be opened: {error}"))
+                };
+                self.disks.borrow_mut()[disk.0].set(state, reason);
+                return None;
+            }
+        };
+        let slots = self.ops.read(disk, file, 0, 2 * SUPERBLOCK_SLOT).await;
+        self.recovery_bytes.set(self.recovery_bytes.get() + 2 * SUPERBLOCK_SLOT as u64);
+        let read = slots.map(|bytes| {
+            let at = |turn: usize| bytes.get(turn * SUPERBLOCK_SLOT..).map(Superblock::decode);
+            let decoded = [at(0), at(1)].map(|slot| slot.and_then(std::result::Result::ok));
+            let turn = usize::from(generation(&decoded[1]) > generation(&decoded[0]));
+            let [first, second] = decoded;
+            (turn, if turn == 1 { second } else { first })
+        });
+        let mut disks = self.disks.borrow_mut();
+        let disk = &mut disks[disk.0];
+        disk.superblock = Some(file);
+        match read {
+            Ok((turn, Some(superblock))) => {
+                disk.turn = 1 - turn as u8;
+                Some(superblock)
+            }
+            Ok((_, None)) => {
+                disk.set(DiskState::Foreign, "neither superblock slot verifies");
+                None
+            }
+            Err(error) => {
+                disk.set(DiskState::Failed, format!("the superblock could not be read: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Step 1: a majority of one region's superblocks, the newest of them, and which disks are behind it.
+    fn agree(&self, superblocks: BTreeMap<DiskIndex, Superblock>) -> Result<Found> {
+        let log = most_common(superblocks.values().map(|superblock| superblock.log));
+        let ours = superblocks.iter().filter(|(_, superblock)| Some(superblock.log) == log);
+        let best = ours.map(|(_, superblock)| superblock).max_by_key(|s| (s.promised, s.generation)).cloned();
+        let Some(best) = best else { return Err(self.none_found()) };
+        if best.segment_size != self.options.segment_bytes {
+            let message = format!("segment_bytes: the region was created with {}", best.segment_size);
+            return Err(Error::invalid(message));
+        }
+        let mut found = Found { promised: best.promised, committed: 0, disks: BTreeMap::new() };
+        for (disk, superblock) in superblocks {
+            found.promised =
+                found.promised.max(if superblock.log == best.log { superblock.promised } else { Epoch(0) });
+            if self.place_disk(disk, &superblock, &best)? {
+                found.committed = found.committed.max(superblock.committed);
+                let epochs = superblock.epochs.iter().map(|entry| entry.epoch).collect();
+                found.disks.insert(disk, Known { flushed: superblock.flushed, epochs });
+            }
+        }
+        let mut meta = self.meta.borrow_mut();
+        meta.log = Some(best.log);
+        meta.generation = best.generation;
+        meta.members = best.members;
+        meta.epochs = best.epochs;
+        meta.seals = best.seals;
+        meta.trim = best.trim;
+        meta.committed = found.committed;
+        if found.disks.len() < meta.majority() {
+            let absent: Vec<usize> =
+                (0..self.options.disks.len()).filter(|at| !found.disks.contains_key(&DiskIndex(*at))).collect();
+            let message = format!(
+                "{} of {} disks can be read, {} needed; missing: {}",
+                found.disks.len(),
+                meta.members.len(),
+                meta.majority(),
+                self.describe(&absent)
+            );
+            return Err(Error::new(ErrorKind::RestoreDisk, message));
+        }
+        Ok(found)
+    }
+
+    fn none_found(&self) -> Error {
+        let all: Vec<usize> = (0..self.options.disks.len()).collect();
+        let blank = self.disks.borrow().iter().all(|disk| disk.state == DiskState::Blank);
+        if blank {
+            return Error::new(ErrorKind::NotFound, "the directories are empty: create the region first");
+        }
+        Error::new(ErrorKind::RestoreDisk, format!("no disk shows a region: {}", self.describe(&all)))
+    }
+
+    fn describe(&self, disks: &[usize]) -> String {
+        let all = self.disks.borrow();
+        let each = disks.iter().map(|&at| format!("{} ({})", all[at].config.path.display(), all[at].reason));
+        each.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Decides whose disk it is. True when it is one of this region's.
+    pub(crate) fn place_disk(&self, index: DiskIndex, superblock: &Superblock, best: &Superblock) -> Result<bool> {
+        let mut disks = self.disks.borrow_mut();
+        let taken = disks.iter().any(|other| other.index != index && other.id == Some(superblock.disk));
+        let disk = &mut disks[index.0];
+        let member = best.members.iter().find(|member| member.disk == superblock.disk);
+        let Some(member) = member.filter(|_| superblock.log == best.log && !taken) else {
+            disk.set(DiskState::Foreign, "it belongs to another region, or was replaced in this one");
+            return Ok(false);
+        };
+        let Member { fault_domain, upgrade_domain, zone, .. } = member;
+        let config = &disk.config;
+        if (fault_domain, upgrade_domain, zone) != (&config.fault_domain, &config.upgrade_domain, &config.zone) {
+            let message = format!(
+                "{} was labelled fault domain {fault_domain}, upgrade domain {upgrade_domain}, zone {zone}",
+                config.path.display()
+            );
+            return Err(Error::invalid(message));
+        }
+        disk.id = Some(superblock.disk);
+        disk.flushed = superblock.flushed;
+        // It missed an epoch: what it holds is reread before it counts again.
+        if superblock.epochs.last() == best.epochs.last() {
+            disk.set(DiskState::Healthy, "");
+        } else {
+            disk.set(DiskState::Rebuilding, "it was away while the region went on");
+        }
+        Ok(true)
+    }
+
+    /// The headers and seals of every disk make the catalog.
+    pub(crate) async fn read_catalog_from_disks(&self, found: &Found) -> Result<()> {
+        let scans = found.disks.keys().map(|&disk| self.scan_disk(disk));
+        let slots: Vec<SlotFound> = join_all(scans).await.into_iter().flatten().collect();
+        for (id, segment) in self.known_segments(&slots) {
+            self.catalog.borrow_mut().insert(id, segment);
+        }
+        let first = self.catalog.borrow().first();
+        let trim = self.meta.borrow().trim;
+        if let Some(first) = first.filter(|first| *first != trim) {
+            let message = format!("segments {} to {} are on no disk that can be read", trim.0, first.0 - 1);
+            return Err(Error::new(ErrorKind::RestoreDisk, message));
+        }
+        for found in slots {
+            self.adopt(found);
+        }
+        Ok(())
+    }
+
+    /// Which segments the copies, the trim mark and the epoch table make: dense from the first retained.
+    fn known_segments(&self, slots: &[SlotFound]) -> BTreeMap<SegmentId, Segment> {
+        let meta = self.meta.borrow();
+        let mut segments: BTreeMap<SegmentId, Segment> = BTreeMap::new();
+        for found in slots {
+            let Some(header) = &found.header else { continue };
+            let listed = meta.seals.iter().find(|seal| seal.segment == header.segment);
+            let known = listed.or(found.seal.as_ref());
+            let rightful = match known {
+                Some(seal) => seal.epoch == header.epoch,
+                None => self.epoch_of(&meta.epochs, header.segment) == Some(header.epoch),
+            };
+            if header.segment < meta.trim || !rightful {
+                continue;
+            }
+            let entry = segments.entry(header.segment).or_insert_with(|| Segment {
+                epoch: header.epoch,
+                set: header.set.clone(),
+                seal: None,
+                copies: Vec::new(),
+                indexed: false,
+            });
+            if let Some(seal) = known {
+                entry.seal = Some(seal.clone());
+            }
+        }
+        // Behind a gap there is nothing that was ever acknowledged, or the opening fails for lack of copies.
+        let mut next = segments.first_key_value().map_or(meta.trim.0, |(id, _)| id.0);
+        segments.retain(|id, _| {
+            let dense = id.0 == next;
+            next += u32::from(dense);
+            dense
+        });
+        segments
+    }
+
+    fn epoch_of(&self, epochs: &[crate::format::EpochEntry], segment: SegmentId) -> Option<Epoch> {
+        epochs.iter().rev().find(|entry| entry.first_segment <= segment).map(|entry| entry.epoch)
+    }
+
+    /// Opens every slot of a disk and reads its two pages.
+    pub(crate) async fn scan_disk(&self, disk: DiskIndex) -> Vec<SlotFound> {
+        let names = match self.ops.list(disk).await {
+            Ok(names) => names,
+            Err(error) => {
+                self.lose(disk, DiskState::Failed, format!("its directory could not be listed: {error}"));
+                return Vec::new();
+            }
+        };
+        let mut found = Vec::new();
+        let mut next = 0;
+        for (name, len) in names {
+            let Some(number) = Slot::parse(&name) else { continue };
+            next = next.max(number + 1);
+            let Ok(file) = self.ops.open(disk, name.clone(), None).await else { continue };
+            // A slot whose making was cut short is made again.
+            if len < u64::from(self.options.segment_bytes) {
+                drop(self.ops.remove(disk, name).await);
+                continue;
+            }
+            let pages = self.ops.read(disk, file, 0, DATA_START as usize).await;
+            self.recovery_bytes.set(self.recovery_bytes.get() + u64::from(DATA_START));
+            let log = self.meta.borrow().log();
+            let header = pages.as_ref().ok().and_then(|pages| SegmentHeader::decode(pages).ok());
+            let header = header.filter(|header| header.log == log);
+            let seal = pages.as_ref().ok().and_then(|pages| Seal::decode(pages.get(4096..)?).ok());
+            let same =
+                |seal: &Seal| header.as_ref().is_some_and(|h| (h.segment, h.epoch) == (seal.segment, seal.epoch));
+            let seal = seal.filter(|seal| seal.log == log && same(seal));
+            found.push(SlotFound { disk, slot: Slot { number, file }, header, seal });
+        }
+        let mut disks = self.disks.borrow_mut();
+        disks[disk.0].next_slot = next;
+        disks[disk.0].slots = found.len() as u32;
+        found
+    }
+
+    /// A slot becomes a copy of the segment that it says, or is free.
+    pub(crate) fn adopt(&self, found: SlotFound) {
+        let SlotFound { disk, slot, header, seal } = found;
+        let mut catalog = self.catalog.borrow_mut();
+        let stale = self.disks.borrow()[disk.0].state == DiskState::Rebuilding;
+        let segment = header.as_ref().and_then(|header| {
+            let segment = catalog.get_mut(header.segment)?;
+            (segment.epoch == header.epoch && segment.copy_on(disk).is_none()).then_some(segment)
+        });
+        match segment {
+            Some(segment) => {
+                let sealed = seal.is_some() && seal == segment.seal && !stale;
+                segment.copies.push(Copy { disk, slot, held: sealed, complete: sealed });
+            }
+            None => self.free_slot(disk, slot),
+        }
+    }
+}
+
+pub(crate) fn member(id: DiskId, config: &DiskConfig) -> Member {
+    Member {
+        disk: id,
+        fault_domain: config.fault_domain.clone(),
+        upgrade_domain: config.upgrade_domain.clone(),
+        zone: config.zone.clone(),
+    }
+}
+
+fn generation(superblock: &Option<Superblock>) -> u64 {
+    superblock.as_ref().map_or(0, |superblock| superblock.generation)
+}
+
+fn most_common(logs: impl Iterator<Item = LogId>) -> Option<LogId> {
+    let mut counts: BTreeMap<LogId, usize> = BTreeMap::new();
+    for log in logs {
+        *counts.entry(log).or_default() += 1;
+    }
+    counts.into_iter().max_by_key(|(_, count)| *count).map(|(log, _)| log)
+}
+
+fn cannot_create(config: &DiskConfig, error: &io::Error) -> Error {
+    let kind = if super::prepare::is_full(error) { ErrorKind::NoSpace } else { ErrorKind::InvalidInput };
+    Error::new(kind, format!("{} cannot become a disk: {error}", config.path.display()))
+}

@@ -1,0 +1,231 @@
+//! Group commit and what a quorum sets off: apply, publish, answer.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind};
+use crate::format::{BLOCK_HEADER, Block};
+use crate::log::Log;
+use crate::log::admit::degraded;
+use crate::log::index::IndexBuilder;
+use crate::log::pipeline::{Flying, Pipeline};
+use crate::log::placement::COPIES;
+use crate::shared::{HotBlock, lock};
+use crate::transaction::Committed;
+use crate::types::{ClientId, Lsn, SegmentId};
+
+/// With a commit on its way, a further block waits until it holds this much: larger blocks cost less each.
+const WORTH_SENDING: usize = 64 << 10;
+
+impl Log {
+    /// Sends the open block if it is time to.
+    pub(crate) fn pump(&self) {
+        let now = self.ops.now();
+        let mut rolled = false;
+        self.with(|pipeline| {
+            if !self.may_send(pipeline) {
+                return;
+            }
+            if !pipeline.fits_active(self.options.segment_bytes) {
+                if pipeline.closing.len() >= 2 {
+                    return;
+                }
+                let set = self.set_ids(pipeline);
+                match pipeline.roll(&set) {
+                    Some((segment, slots)) => self.open_segment(pipeline, segment, &slots),
+                    None => {
+                        self.stats.borrow_mut().segment_waits += 1;
+                        return;
+                    }
+                }
+                rolled = true;
+            }
+            self.send(pipeline, now);
+        });
+        if rolled {
+            self.changed.raise();
+        }
+    }
+
+    /// One block on its way at once; a second and further ones when they are worth it, up to the commit depth.
+    fn may_send(&self, pipeline: &Pipeline) -> bool {
+        let Some(open) = &pipeline.open else { return false };
+        if pipeline.paused || open.frames == 0 {
+            return false;
+        }
+        let uncommitted = pipeline.uncommitted();
+        let worth = open.len >= WORTH_SENDING.min(open.buffer.len() / 2);
+        uncommitted == 0 || (uncommitted < self.options.commit_depth && worth)
+    }
+
+    pub(crate) fn send(&self, pipeline: &mut Pipeline, now: u64) {
+        let mut stats = self.stats.borrow_mut();
+        if let Some(open) = &pipeline.open {
+            stats.group_commit.saturating_record(now.saturating_sub(open.opened));
+        }
+        let members = pipeline.members.clone();
+        let files = pipeline.active.files.clone();
+        let Some(flying) = pipeline.launch(now) else { return };
+        stats.blocks += 1;
+        stats.transactions += u64::from(flying.frames);
+        stats.records += flying.records;
+        stats.bytes += flying.data.len() as u64;
+        debug_assert!(flying.data.len() > BLOCK_HEADER, "a block holds frames");
+        let (sequence, offset) = (flying.sequence, u64::from(flying.offset));
+        for (member, file) in members.iter().zip(&files).filter(|(member, _)| member.live) {
+            self.ops.write_block(member.token, sequence, member.disk, *file, offset, flying.data.clone());
+        }
+        self.place_pending(pipeline);
+    }
+
+    /// The block's transactions now have positions.
+    pub(crate) fn place_pending(&self, pipeline: &mut Pipeline) {
+        let Some(flying) = pipeline.flying.back_mut() else { return };
+        let (segment, offset) = (flying.segment, flying.offset);
+        let mut tables = self.tables.borrow_mut();
+        for pending in flying.pending.iter_mut().filter(|pending| !pending.receipt.repeated) {
+            pending.receipt.lsn = Lsn::new(segment, offset | pending.receipt.lsn.0 as u32);
+            if pending.client != ClientId::NONE {
+                tables.place(pending.client, pending.client_sequence, pending.receipt.lsn);
+            }
+        }
+    }
+
+    /// Moves the commit watermark to what a quorum holds and does what follows from it.
+    pub(crate) fn advance(&self) {
+        let to = self.with(|pipeline| pipeline.quorum());
+        while let Some(at) = self.with(|pipeline| next_committed(pipeline, to)) {
+            self.commit_block(at);
+            if self.halted.borrow().is_some() {
+                return;
+            }
+        }
+        self.with(|pipeline| {
+            self.answer_all(pipeline);
+            pipeline.release();
+            if pipeline.paused && pipeline.is_quiet() {
+                self.changed.raise();
+            }
+        });
+    }
+
+    /// Commits the block at `at` of the blocks in flight: it is the one after the last committed.
+    fn commit_block(&self, at: usize) {
+        let (block, end, sequence, started) = self.with(|pipeline| {
+            let Flying { segment, offset, data, sequence, started, .. } = &pipeline.flying[at];
+            let block = HotBlock { segment: *segment, offset: *offset, data: data.clone() };
+            (block, pipeline.flying[at].end(), *sequence, *started)
+        });
+        let now = self.ops.now();
+        self.stats.borrow_mut().quorum.saturating_record(now.saturating_sub(started));
+        let closed = self.with(|pipeline| {
+            assert!(sequence == pipeline.commit + 1 && sequence < pipeline.next_sequence, "commit <= appended");
+            assert!(end > pipeline.committed, "positions grow");
+            let before = pipeline.committed.segment();
+            pipeline.commit = sequence;
+            pipeline.committed = end;
+            (before != end.segment()).then_some(before)
+        });
+        if let Some(segment) = closed {
+            self.close_for_readers(segment);
+        }
+        if let Err(error) = self.apply(&block) {
+            self.halt(error);
+            return;
+        }
+        let after = self.ops.now();
+        self.stats.borrow_mut().apply.saturating_record(after.saturating_sub(now));
+        lock(&self.shared.hot).push(block);
+        self.shared.committed.advance(end.0);
+        self.answer_block(at, after);
+    }
+
+    /// Answers a committed block's transactions, but for those that wait for all copies.
+    fn answer_block(&self, at: usize, now: u64) {
+        self.with(|pipeline| {
+            let sequence = pipeline.flying[at].sequence;
+            for mut pending in std::mem::take(&mut pipeline.flying[at].pending) {
+                if pending.receipt.repeated {
+                    let tables = self.tables.borrow();
+                    let known = tables.client_commit(pending.client, pending.client_sequence);
+                    pending.receipt.lsn = known.map_or(pending.receipt.lsn, |commit| commit.lsn);
+                }
+                if pending.all && pipeline.is_degraded() {
+                    pipeline.resolve(pending, Err(degraded()));
+                } else if pending.all {
+                    pipeline.all.push_back((sequence, pending));
+                } else {
+                    self.acknowledge(pipeline, pending, now);
+                }
+            }
+        });
+    }
+
+    /// Answers those who wait for three copies: in this epoch by the members' watermarks, in an earlier one once the
+    /// segment was rebuilt.
+    fn answer_all(&self, pipeline: &mut Pipeline) {
+        if pipeline.all.is_empty() {
+            return;
+        }
+        let (now, on_all) = (self.ops.now(), pipeline.on_all());
+        while let Some((sequence, pending)) = pipeline.all.front() {
+            let catalog = self.catalog.borrow();
+            let segment = catalog.get(pending.receipt.lsn.segment());
+            let durable = segment.is_none_or(|segment| {
+                let whole = segment.complete().count() >= COPIES;
+                whole || (segment.epoch == pipeline.epoch && *sequence <= on_all)
+            });
+            drop(catalog);
+            if !durable {
+                return;
+            }
+            let Some((_, pending)) = pipeline.all.pop_front() else { return };
+            self.acknowledge(pipeline, pending, now);
+        }
+    }
+
+    fn acknowledge(&self, pipeline: &mut Pipeline, pending: crate::log::pipeline::Pending, now: u64) {
+        self.stats.borrow_mut().acknowledged.saturating_record(now.saturating_sub(pending.at));
+        pipeline.resolve(pending, Ok(()));
+    }
+
+    /// Hands a committed block's transactions to the index and the state machine.
+    fn apply(&self, block: &HotBlock) -> Result<(), Error> {
+        let builder = self.builder(block.segment);
+        let mut builder = lock(&builder);
+        // The bytes are those that were encoded and sent: they need no second check.
+        for (ordinal, (_, frame)) in Block::trusted(&block.data).frames().enumerate() {
+            let lsn = Lsn::new(block.segment, block.offset | ordinal as u32);
+            builder.add(lsn, &frame);
+            let committed = Committed::new(lsn, frame);
+            if !committed.is_system() {
+                self.apply_one(&committed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A panic of the caller's machine must not cross into the log.
+    pub(crate) fn apply_one(&self, committed: &Committed<'_>) -> Result<(), Error> {
+        let mut machine = self.machine.borrow_mut();
+        catch_unwind(AssertUnwindSafe(|| machine.apply(committed))).map_err(|_| {
+            Error::new(ErrorKind::Halted, format!("the state machine panicked at position {}", committed.lsn()))
+        })
+    }
+
+    /// The index in the making of a segment.
+    pub(crate) fn builder(&self, segment: SegmentId) -> Arc<std::sync::Mutex<IndexBuilder>> {
+        let catalog = self.read_catalog();
+        let builder = catalog.builders.get(&segment).map(Arc::clone);
+        builder.expect("a segment that takes blocks has an index in the making")
+    }
+}
+
+/// Where the next block to commit is among those in flight.
+fn next_committed(pipeline: &Pipeline, to: u64) -> Option<usize> {
+    if pipeline.commit >= to {
+        return None;
+    }
+    let first = pipeline.flying.front()?.sequence;
+    Some((pipeline.commit + 1 - first) as usize)
+}

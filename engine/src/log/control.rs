@@ -1,0 +1,188 @@
+//! What an operator asks for: trim, drain, a disk back, scrub, health, close.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::executor::LocalSpawner;
+
+use crate::Account;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{AccountRecord, DATA_START};
+use crate::health::{DiskHealth, DiskState, Health};
+use crate::io::DiskIndex;
+use crate::log::disk::Disk;
+use crate::log::placement::COPIES;
+use crate::log::{Log, spawn};
+use crate::shared::Control;
+use crate::types::{Ack, Lsn};
+
+/// How long an orderly close waits for commits that need a third copy.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Log {
+    /// Starts what was asked; it answers when it is done.
+    pub(crate) fn control(self: &Rc<Log>, control: Control, spawner: &LocalSpawner) {
+        self.with(|pipeline| pipeline.released.0 += 1);
+        let log = Rc::clone(self);
+        match control {
+            Control::Health { done } => done.resolve(Ok(self.health())),
+            Control::Accounts { done } => done.resolve(Ok(self.tables.borrow().accounts().map(account).collect())),
+            Control::Stats { done } => done.resolve(Ok(self.stats.borrow().clone())),
+            Control::Trim { to, done } => spawn(spawner, async move {
+                let trimmed = match log.halted_error() {
+                    Some(error) => Err(error),
+                    None => log.trim(to).await,
+                };
+                done.resolve(trimmed);
+            }),
+            Control::Drain { upgrade_domain, on, done } => spawn(spawner, async move {
+                done.resolve(log.drain(&upgrade_domain, on).await);
+            }),
+            Control::Fail { disk, done } => done.resolve(self.fail_disk(disk)),
+            Control::Return { disk, replace, done } => spawn(spawner, async move {
+                let returned = match log.halted_error() {
+                    Some(error) => Err(error),
+                    None => log.return_disk(disk, replace).await,
+                };
+                done.resolve(returned);
+            }),
+            Control::Scrub { done } => spawn(spawner, async move { done.resolve(Ok(log.scrub_now().await)) }),
+            Control::Close { done } => {
+                *self.closing.borrow_mut() = Some(done);
+                self.shared.intake.close();
+                spawn(spawner, async move { log.close().await });
+            }
+        }
+    }
+
+    fn fail_disk(&self, at: usize) -> Result<()> {
+        let state = self.disks.borrow().get(at).map(|disk| disk.state);
+        match state {
+            None => Err(Error::new(ErrorKind::NotFound, format!("there is no disk {at}"))),
+            Some(DiskState::Healthy | DiskState::Rebuilding) => {
+                self.lose(DiskIndex(at), DiskState::Failed, "given up by the operator".into());
+                Ok(())
+            }
+            Some(state) => Err(Error::invalid(format!("disk {at} is lost already: {state:?}"))),
+        }
+    }
+
+    /// Takes an upgrade domain out of the sets, or lets it in again (acceptance L7).
+    async fn drain(&self, upgrade_domain: &str, on: bool) -> Result<()> {
+        let is_its = |disk: &Disk| disk.config.upgrade_domain == upgrade_domain;
+        if !self.disks.borrow().iter().any(is_its) {
+            return Err(Error::new(ErrorKind::NotFound, format!("no disk is in upgrade domain {upgrade_domain:?}")));
+        }
+        if on {
+            let other = self.disks.borrow().iter().any(|disk| disk.draining && !is_its(disk));
+            if other || !self.health().is_whole() {
+                let message = "the sets are not whole, or another upgrade domain is drained: wait, then drain again";
+                return Err(Error::new(ErrorKind::Degraded, message));
+            }
+        }
+        for disk in self.disks.borrow_mut().iter_mut().filter(|disk| is_its(disk)) {
+            disk.draining = on;
+        }
+        self.changed.raise();
+        let mut seen = self.changed.seen();
+        while on && self.set_has_draining() {
+            if let Some(error) = self.halted_error() {
+                return Err(error);
+            }
+            self.changed.wait(&mut seen).await;
+        }
+        Ok(())
+    }
+
+    fn set_has_draining(&self) -> bool {
+        let disks = self.disks.borrow();
+        self.with(|pipeline| pipeline.members.iter().any(|member| disks[member.disk.0].draining))
+    }
+
+    /// Lets everything accepted finish, writes the superblocks once more, gives up the locks.
+    async fn close(&self) {
+        let patience = self.ops.now() + CLOSE_PATIENCE.as_nanos() as u64;
+        while self.halted.borrow().is_none() && !self.is_drained() {
+            if self.ops.now() > patience {
+                self.with(|pipeline| pipeline.fail_all("the region was closed before three copies were durable"));
+            }
+            self.ops.sleep(Duration::from_millis(1)).await;
+        }
+        let mut result = Ok(());
+        if let Some(error) = self.halted_error() {
+            result = Err(error);
+        } else {
+            self.with(|pipeline| pipeline.paused = true);
+            self.meta.borrow_mut().clean = true;
+            if let Err(error) = self.persist(&[]).await {
+                result = Err(error);
+            }
+        }
+        for disk in self.attached() {
+            drop(self.ops.detach(disk).await);
+        }
+        self.shared.committed.close();
+        if let Some(done) = self.closing.borrow_mut().take() {
+            done.resolve(result);
+        }
+        self.closed.set(true);
+    }
+
+    fn is_drained(&self) -> bool {
+        let idle = self.with(|pipeline| {
+            pipeline.open.is_none()
+                && pipeline.uncommitted() == 0
+                && pipeline.all.is_empty()
+                && pipeline.released.0 == 0
+        });
+        idle && self.shared.intake.is_drained() && self.with(|pipeline| pipeline.is_quiet())
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let disks = self.disks.borrow();
+        let catalog = self.catalog.borrow();
+        let sealed = catalog.iter().filter(|(_, segment)| segment.seal.is_some());
+        let live = |segment: &crate::log::catalog::Segment| {
+            segment.complete().filter(|copy| disks[copy.disk.0].is_live()).count()
+        };
+        let unwhole = sealed.filter(|(_, segment)| live(segment) < COPIES).count();
+        let (corrupt, repaired) = self.corrupt.get();
+        self.with(|pipeline| Health {
+            driver: self.ops.with_driver(|driver| driver.name()),
+            disks: disks.iter().map(|disk| disk_health(disk, pipeline)).collect(),
+            epoch: pipeline.epoch,
+            active: pipeline.active.id,
+            first: Lsn::new(self.meta.borrow().trim, DATA_START),
+            committed: pipeline.committed,
+            degraded: pipeline.is_degraded() || pipeline.members.iter().any(|member| !member.live),
+            unwhole,
+            segments: catalog.len(),
+            halted: self.halted.borrow().as_ref().map(ToString::to_string),
+            no_space: pipeline.no_space,
+            corrupt_copies: (corrupt, repaired),
+        })
+    }
+}
+
+fn disk_health(disk: &Disk, pipeline: &crate::log::pipeline::Pipeline) -> DiskHealth {
+    let member = pipeline.members.iter().position(|member| member.disk == disk.index && member.live);
+    let config = &disk.config;
+    DiskHealth {
+        path: config.path.clone(),
+        domains: [config.fault_domain.clone(), config.upgrade_domain.clone(), config.zone.clone()],
+        state: disk.state,
+        reason: disk.reason.clone(),
+        draining: disk.draining,
+        full: disk.full,
+        direct: disk.traits.as_ref().is_some_and(|traits| traits.direct),
+        segments: (disk.slots, disk.free.len() as u32),
+        space: disk.space,
+        lag_bytes: member.map_or(0, |at| pipeline.lag(at).0 as u64),
+        in_set: member.is_some(),
+    }
+}
+
+fn account(record: &AccountRecord) -> Account {
+    let ack = if record.all { Ack::All } else { Ack::Quorum };
+    Account { id: record.id, name: record.name.clone(), epoch: record.epoch, ack }
+}

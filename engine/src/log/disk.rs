@@ -1,0 +1,112 @@
+//! A disk as the log thread sees it: its identity, its standing, its superblock and its free slots.
+
+use std::io;
+
+use crate::format::SUPERBLOCK_SLOT;
+use crate::health::DiskState;
+use crate::io::{DiskIndex, DiskTraits, FileId};
+use crate::log::ops::{Ops, page};
+use crate::options::DiskConfig;
+use crate::types::{DiskId, Lsn};
+
+/// The superblock's file: two slots, written in turn.
+pub(crate) const SUPERBLOCK: &str = "superblock";
+
+/// A segment file: its number names it for its whole life, its header says which segment it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub(crate) number: u32,
+    pub(crate) file: FileId,
+}
+
+impl Slot {
+    pub(crate) fn name(number: u32) -> String {
+        format!("slot-{number:06}")
+    }
+
+    pub(crate) fn parse(name: &str) -> Option<u32> {
+        name.strip_prefix("slot-").filter(|digits| digits.len() == 6)?.parse().ok()
+    }
+}
+
+pub(crate) struct Disk {
+    pub(crate) index: DiskIndex,
+    pub(crate) config: DiskConfig,
+    /// Known once a superblock of the region was read or written there.
+    pub(crate) id: Option<DiskId>,
+    pub(crate) state: DiskState,
+    /// Why it is in that state, for people.
+    pub(crate) reason: String,
+    /// Its upgrade domain is being drained: it keeps its copies and takes no new ones.
+    pub(crate) draining: bool,
+    /// The last creation of a slot found no space.
+    pub(crate) full: bool,
+    pub(crate) traits: Option<DiskTraits>,
+    pub(crate) superblock: Option<FileId>,
+    /// It holds everything below, as its superblock said last.
+    pub(crate) flushed: Lsn,
+    /// Which superblock slot is written next.
+    pub(crate) turn: u8,
+    pub(crate) free: Vec<Slot>,
+    pub(crate) slots: u32,
+    pub(crate) next_slot: u32,
+    /// Bytes free and in all, when last asked.
+    pub(crate) space: (u64, u64),
+}
+
+impl Disk {
+    pub(crate) fn new(index: DiskIndex, config: DiskConfig) -> Disk {
+        Disk {
+            index,
+            config,
+            id: None,
+            state: DiskState::Missing,
+            reason: "not attached yet".into(),
+            draining: false,
+            full: false,
+            traits: None,
+            superblock: None,
+            flushed: Lsn::ZERO,
+            turn: 0,
+            free: Vec::new(),
+            slots: 0,
+            next_slot: 0,
+            space: (0, 0),
+        }
+    }
+
+    /// Whether it holds what the region thinks it holds, and answers.
+    pub(crate) fn is_live(&self) -> bool {
+        self.state == DiskState::Healthy
+    }
+
+    /// Whether a new segment may have a copy there.
+    pub(crate) fn takes_segments(&self) -> bool {
+        self.is_live() && !self.draining && !self.full
+    }
+
+    pub(crate) fn set(&mut self, state: DiskState, reason: impl Into<String>) {
+        self.state = state;
+        self.reason = reason.into();
+    }
+
+    /// Forgets what was known of its files; its copies must be found again.
+    pub(crate) fn forget(&mut self) {
+        self.superblock = None;
+        self.free.clear();
+        self.slots = 0;
+        self.next_slot = 0;
+    }
+}
+
+/// Writes one superblock slot.
+pub(crate) async fn write_superblock(
+    ops: &Ops,
+    disk: DiskIndex,
+    file: FileId,
+    turn: u8,
+    bytes: &[u8],
+) -> io::Result<()> {
+    debug_assert_eq!(bytes.len(), SUPERBLOCK_SLOT, "a superblock fills its slot");
+    ops.write(disk, file, u64::from(turn) * SUPERBLOCK_SLOT as u64, page(bytes)?).await
+}

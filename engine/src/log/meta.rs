@@ -1,0 +1,120 @@
+//! What the superblocks say, and writing it to a majority of them.
+
+use std::time::Duration;
+
+use futures::future::{Either, join_all, select};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{EpochEntry, Member, Seal, Superblock};
+use crate::health::DiskState;
+use crate::io::{DiskIndex, FileId};
+use crate::log::Log;
+use crate::log::disk::write_superblock;
+use crate::types::{DiskId, Epoch, LogId, SegmentId};
+
+/// The part of the superblocks that is the same on all disks.
+#[derive(Clone, Default)]
+pub(crate) struct Meta {
+    pub(crate) log: Option<LogId>,
+    pub(crate) generation: u64,
+    pub(crate) promised: Epoch,
+    pub(crate) members: Vec<Member>,
+    pub(crate) epochs: Vec<EpochEntry>,
+    /// Seals whose pages are not yet on enough copies.
+    pub(crate) seals: Vec<Seal>,
+    pub(crate) trim: SegmentId,
+    /// The highest block known to be committed when the region was opened.
+    pub(crate) committed: u64,
+    pub(crate) clean: bool,
+}
+
+impl Meta {
+    pub(crate) fn majority(&self) -> usize {
+        self.members.len() / 2 + 1
+    }
+
+    pub(crate) fn log(&self) -> LogId {
+        self.log.expect("a region has its log's identity before anything is written")
+    }
+
+    /// Forgets epochs before the one that holds `unsealed`, the first segment whose seal is not on its copies.
+    pub(crate) fn prune(&mut self, unsealed: SegmentId) {
+        self.seals.retain(|seal| seal.segment >= unsealed);
+        let keep = self.epochs.iter().rposition(|entry| entry.first_segment <= unsealed).unwrap_or(0);
+        self.epochs.drain(..keep);
+    }
+}
+
+impl Log {
+    /// Writes the superblocks of every disk that counts. A majority of the members and all `must` have to succeed.
+    pub(crate) async fn persist(&self, must: &[DiskIndex]) -> Result<()> {
+        let _one_at_a_time = self.superblocks.lock().await;
+        self.meta.borrow_mut().generation += 1;
+        let targets = self.superblock_targets();
+        let writes = targets.iter().map(|&(disk, file, turn, id)| async move {
+            let bytes = self
+                .superblock(disk, id)
+                .encode()
+                .map_err(|error| Error::new(ErrorKind::LimitReached, format!("the superblock is full: {error}")))?;
+            let write = std::pin::pin!(write_superblock(&self.ops, disk, file, turn, &bytes));
+            let late = std::pin::pin!(self.ops.sleep(self.options.stall_timeout.max(Duration::from_millis(100))));
+            let (state, reason) = match select(write, late).await {
+                Either::Left((Ok(()), _)) => {
+                    self.disks.borrow_mut()[disk.0].turn = 1 - turn;
+                    return Ok(disk);
+                }
+                Either::Left((Err(error), _)) => (DiskState::Failed, format!("the superblock's write failed: {error}")),
+                Either::Right(_) => (DiskState::Stalled, "the superblock's write did not complete in time".into()),
+            };
+            self.lose(disk, state, reason.clone());
+            Err(Error::new(ErrorKind::RestoreDisk, reason))
+        });
+        let results = join_all(writes).await;
+        let written: Vec<DiskIndex> = results.iter().filter_map(|result| result.as_ref().ok().copied()).collect();
+        let majority = self.meta.borrow().majority();
+        if written.len() < majority {
+            let message = format!("superblocks written on {} disks, {majority} needed", written.len());
+            return Err(Error::new(ErrorKind::RestoreDisk, message));
+        }
+        match must.iter().find(|disk| !written.contains(disk)) {
+            None => Ok(()),
+            Some(disk) => {
+                let message = format!("the superblock of {} could not be written", self.names(&[disk.0]));
+                Err(Error::new(ErrorKind::RestoreDisk, message))
+            }
+        }
+    }
+
+    fn superblock_targets(&self) -> Vec<(DiskIndex, FileId, u8, DiskId)> {
+        let disks = self.disks.borrow();
+        let counted = disks.iter().filter(|disk| matches!(disk.state, DiskState::Healthy | DiskState::Rebuilding));
+        counted.filter_map(|disk| Some((disk.index, disk.superblock?, disk.turn, disk.id?))).collect()
+    }
+
+    pub(crate) fn superblock(&self, disk: DiskIndex, id: DiskId) -> Superblock {
+        let meta = self.meta.borrow();
+        let mut disks = self.disks.borrow_mut();
+        let flushed = &mut disks[disk.0].flushed;
+        let mut committed = meta.committed;
+        if let Some(pipeline) = self.pipeline.borrow().as_ref() {
+            let member = pipeline.members.iter().find(|member| member.disk == disk && member.live);
+            *flushed = member.map_or(*flushed, |member| member.flushed.max(*flushed));
+            committed = committed.max(pipeline.commit);
+        }
+        let flushed = *flushed;
+        Superblock {
+            log: meta.log(),
+            disk: id,
+            generation: meta.generation,
+            promised: meta.promised,
+            members: meta.members.clone(),
+            epochs: meta.epochs.clone(),
+            seals: meta.seals.clone(),
+            trim: meta.trim,
+            flushed,
+            committed,
+            clean: meta.clean,
+            segment_size: self.options.segment_bytes,
+        }
+    }
+}

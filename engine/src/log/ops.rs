@@ -1,0 +1,271 @@
+//! The async face of the driver, for the log thread's own tasks: an operation is awaited, a timer slept on.
+//!
+//! Writes of blocks do not pass through here one by one: they complete into [`Ops::poll`]'s list, named by their member and sequence.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::channel::oneshot;
+use rustc_hash::FxHashMap;
+
+use crate::io::{Buffer, Completion, DiskIndex, DiskTraits, Driver, Environment, FileId, Op, OpId, Output, Slice};
+
+/// Names a block's write: this bit, the member's token (15 bits), the block's sequence (48 bits).
+const BLOCK: u64 = 1 << 63;
+
+/// A block's write that has finished.
+pub(crate) struct BlockDone {
+    pub(crate) token: u16,
+    pub(crate) sequence: u64,
+    pub(crate) result: io::Result<()>,
+}
+
+/// A shared handle on the driver. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Ops {
+    inner: Rc<RefCell<Inner>>,
+    environment: Arc<dyn Environment>,
+}
+
+struct Inner {
+    driver: Box<dyn Driver>,
+    next: u64,
+    waiting: FxHashMap<u64, Waiting>,
+    timers: BinaryHeap<Reverse<(u64, u64)>>,
+    sleepers: FxHashMap<u64, oneshot::Sender<()>>,
+    finished: Vec<Completion>,
+    /// The disk of each member's token.
+    tokens: FxHashMap<u16, DiskIndex>,
+    /// Operations that have not returned, by disk.
+    in_flight: Vec<u32>,
+}
+
+impl Inner {
+    fn count(&mut self, disk: DiskIndex) -> &mut u32 {
+        if self.in_flight.len() <= disk.0 {
+            self.in_flight.resize(disk.0 + 1, 0);
+        }
+        &mut self.in_flight[disk.0]
+    }
+}
+
+/// A task that waits for an operation, and the disk that the operation is on.
+type Waiting = (oneshot::Sender<io::Result<Output>>, Option<DiskIndex>);
+
+impl Ops {
+    pub(crate) fn new(driver: Box<dyn Driver>) -> Ops {
+        let environment = driver.environment();
+        let inner = Inner {
+            driver,
+            next: 0,
+            waiting: FxHashMap::default(),
+            timers: BinaryHeap::new(),
+            sleepers: FxHashMap::default(),
+            finished: Vec::new(),
+            tokens: FxHashMap::default(),
+            in_flight: Vec::new(),
+        };
+        Ops { inner: Rc::new(RefCell::new(inner)), environment }
+    }
+
+    pub(crate) fn environment(&self) -> &Arc<dyn Environment> {
+        &self.environment
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.environment.now()
+    }
+
+    pub(crate) fn with_driver<T>(&self, ask: impl FnOnce(&dyn Driver) -> T) -> T {
+        ask(self.inner.borrow().driver.as_ref())
+    }
+
+    /// Starts the durable write of a block to one member.
+    pub(crate) fn write_block(
+        &self,
+        token: u16,
+        sequence: u64,
+        disk: DiskIndex,
+        file: FileId,
+        offset: u64,
+        data: Slice,
+    ) {
+        assert!(token < 1 << 15 && sequence < 1 << 48, "a block's write fits its name");
+        let id = BLOCK | (u64::from(token) << 48) | sequence;
+        let mut inner = self.inner.borrow_mut();
+        inner.tokens.insert(token, disk);
+        *inner.count(disk) += 1;
+        inner.driver.submit(OpId(id), Op::Write { disk, file, offset, data });
+    }
+
+    /// Waits at the driver, wakes the tasks whose operations are done, and lists the blocks that are.
+    pub(crate) fn poll(&self, wait: Option<Duration>, blocks: &mut Vec<BlockDone>) {
+        let mut inner = self.inner.borrow_mut();
+        let now = self.environment.now();
+        let until_timer = inner.timers.peek().map(|Reverse((at, _))| Duration::from_nanos(at.saturating_sub(now)));
+        let wait = wait.map(|wait| until_timer.map_or(wait, |timer| timer.min(wait)));
+        let mut finished = std::mem::take(&mut inner.finished);
+        inner.driver.poll(wait, &mut finished);
+        for Completion { id: OpId(id), result } in finished.drain(..) {
+            if id & BLOCK != 0 {
+                let (token, sequence) = ((id >> 48) as u16 & 0x7fff, id & ((1 << 48) - 1));
+                if let Some(&disk) = inner.tokens.get(&token) {
+                    *inner.count(disk) -= 1;
+                }
+                blocks.push(BlockDone { token, sequence, result: result.map(drop) });
+            } else if let Some((task, disk)) = inner.waiting.remove(&id) {
+                if let Some(disk) = disk {
+                    *inner.count(disk) -= 1;
+                }
+                // A task that was dropped no longer wants to know.
+                drop(task.send(result));
+            }
+        }
+        inner.finished = finished;
+        let now = self.environment.now();
+        while inner.timers.peek().is_some_and(|Reverse((at, _))| *at <= now) {
+            if let Some(Reverse((_, id))) = inner.timers.pop() {
+                inner.sleepers.remove(&id).map(|sleeper| sleeper.send(()));
+            }
+        }
+    }
+
+    fn submit(&self, op: Op) -> impl Future<Output = io::Result<Output>> + use<> {
+        let (done, wait) = oneshot::channel();
+        let mut inner = self.inner.borrow_mut();
+        let id = inner.next;
+        inner.next += 1;
+        let disk = disk_of(&op);
+        if let Some(disk) = disk {
+            *inner.count(disk) += 1;
+        }
+        inner.waiting.insert(id, (done, disk));
+        inner.driver.submit(OpId(id), op);
+        async move { wait.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())) }
+    }
+
+    /// Operations on a disk that have not returned.
+    pub(crate) fn in_flight(&self, disk: DiskIndex) -> u32 {
+        *self.inner.borrow_mut().count(disk)
+    }
+
+    /// Completes `pause` from now.
+    pub(crate) fn sleep(&self, pause: Duration) -> impl Future<Output = ()> + use<> {
+        let (done, wait) = oneshot::channel();
+        let at = self.now().saturating_add(pause.as_nanos() as u64);
+        let mut inner = self.inner.borrow_mut();
+        let id = inner.next;
+        inner.next += 1;
+        inner.timers.push(Reverse((at, id)));
+        inner.sleepers.insert(id, done);
+        async move { drop(wait.await) }
+    }
+
+    pub(crate) async fn attach(&self, disk: DiskIndex, path: PathBuf, create: bool) -> io::Result<DiskTraits> {
+        match self.submit(Op::Attach { disk, path, create }).await? {
+            Output::Attached(traits) => Ok(traits),
+            _ => Err(mismatch()),
+        }
+    }
+
+    pub(crate) async fn detach(&self, disk: DiskIndex) -> io::Result<()> {
+        self.submit(Op::Detach { disk }).await.map(drop)
+    }
+
+    pub(crate) async fn list(&self, disk: DiskIndex) -> io::Result<Vec<(String, u64)>> {
+        match self.submit(Op::List { disk }).await? {
+            Output::Names(names) => Ok(names),
+            _ => Err(mismatch()),
+        }
+    }
+
+    pub(crate) async fn open(&self, disk: DiskIndex, name: String, create: Option<u64>) -> io::Result<FileId> {
+        match self.submit(Op::Open { disk, name, create }).await? {
+            Output::File(file) => Ok(file),
+            _ => Err(mismatch()),
+        }
+    }
+
+    /// Reads `len` bytes, fewer at the end of the file.
+    pub(crate) async fn read(&self, disk: DiskIndex, file: FileId, offset: u64, len: usize) -> io::Result<Buffer> {
+        let buffer = Buffer::zeroed(len)?;
+        match self.submit(Op::Read { disk, file, offset, buffer, len }).await? {
+            Output::Read(buffer) => Ok(buffer),
+            _ => Err(mismatch()),
+        }
+    }
+
+    pub(crate) async fn write(&self, disk: DiskIndex, file: FileId, offset: u64, data: Slice) -> io::Result<()> {
+        self.submit(Op::Write { disk, file, offset, data }).await.map(drop)
+    }
+
+    pub(crate) async fn truncate(&self, disk: DiskIndex, file: FileId, len: u64) -> io::Result<()> {
+        self.submit(Op::Truncate { disk, file, len }).await.map(drop)
+    }
+
+    pub(crate) async fn write_file(&self, disk: DiskIndex, name: String, bytes: Arc<Vec<u8>>) -> io::Result<()> {
+        self.submit(Op::WriteFile { disk, name, bytes }).await.map(drop)
+    }
+
+    pub(crate) async fn read_file(&self, disk: DiskIndex, name: String, limit: u64) -> io::Result<Vec<u8>> {
+        match self.submit(Op::ReadFile { disk, name, limit }).await? {
+            Output::Bytes(bytes) => Ok(bytes),
+            _ => Err(mismatch()),
+        }
+    }
+
+    pub(crate) async fn remove(&self, disk: DiskIndex, name: String) -> io::Result<()> {
+        self.submit(Op::Remove { disk, name }).await.map(drop)
+    }
+
+    /// Bytes free and in all.
+    pub(crate) async fn space(&self, disk: DiskIndex) -> io::Result<(u64, u64)> {
+        match self.submit(Op::Space { disk }).await? {
+            Output::Space { free, total } => Ok((free, total)),
+            _ => Err(mismatch()),
+        }
+    }
+
+    pub(crate) async fn compute<T: Any + Send>(&self, job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        match self.submit(Op::Compute(Box::new(move || Box::new(job())))).await? {
+            Output::Computed(value) => value.downcast().map(|value| *value).map_err(|_| mismatch()),
+            _ => Err(mismatch()),
+        }
+    }
+}
+
+fn disk_of(op: &Op) -> Option<DiskIndex> {
+    match op {
+        Op::Attach { disk, .. }
+        | Op::Detach { disk }
+        | Op::List { disk }
+        | Op::Open { disk, .. }
+        | Op::Read { disk, .. }
+        | Op::Write { disk, .. }
+        | Op::Truncate { disk, .. }
+        | Op::WriteFile { disk, .. }
+        | Op::ReadFile { disk, .. }
+        | Op::Remove { disk, .. }
+        | Op::Space { disk } => Some(*disk),
+        Op::Compute(_) => None,
+    }
+}
+
+fn mismatch() -> io::Error {
+    io::Error::other("the driver answered another operation")
+}
+
+/// A page as a slice that can be written.
+pub(crate) fn page(bytes: &[u8]) -> io::Result<Slice> {
+    let mut buffer = Buffer::zeroed(bytes.len())?;
+    buffer.copy_from_slice(bytes);
+    Ok(buffer.share())
+}

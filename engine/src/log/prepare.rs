@@ -1,0 +1,167 @@
+//! The next segment, made ready before it is needed: free slots on every disk, headers written on the set's.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use crate::format::SegmentHeader;
+use crate::health::DiskState;
+use crate::io::{Buffer, DiskIndex};
+use crate::log::Log;
+use crate::log::disk::Slot;
+use crate::log::ops::page;
+use crate::types::{DiskId, Epoch, SegmentId};
+
+/// How much of a new slot is written at once.
+const FILL: usize = 1 << 20;
+
+impl Log {
+    pub(crate) async fn keep_prepared(self: Rc<Log>) {
+        let mut seen = 0;
+        loop {
+            if self.halted.borrow().is_none() && !self.with(|pipeline| pipeline.paused || pipeline.next.is_some()) {
+                self.prepare_next().await;
+            }
+            if self.with(|pipeline| pipeline.no_space && !pipeline.paused) {
+                self.ops.sleep(Duration::from_millis(200)).await;
+            } else {
+                self.changed.wait(&mut seen).await;
+            }
+        }
+    }
+
+    /// Prepares the segment after the active one on the current set.
+    async fn prepare_next(&self) {
+        let (epoch, id, disks, set) = self.with(|pipeline| {
+            let disks: Vec<DiskIndex> = pipeline.members.iter().map(|member| member.disk).collect();
+            (pipeline.epoch, SegmentId(pipeline.active.id.0 + 1), disks, self.set_ids(pipeline))
+        });
+        let prepared = self.prepare(epoch, id, &disks, &set).await;
+        let stale = self.with(|pipeline| pipeline.epoch != epoch || pipeline.paused || pipeline.next.is_some());
+        match prepared {
+            Ok(slots) if stale => disks.iter().zip(slots).for_each(|(&disk, slot)| self.free_slot(disk, slot)),
+            Ok(slots) => self.with(|pipeline| {
+                pipeline.next = Some((id, slots));
+                pipeline.no_space = false;
+            }),
+            Err(()) if stale => {}
+            Err(()) => self.leave_full_disks(&disks),
+        }
+    }
+
+    /// Disks without room leave the set if enough others have some; else the log waits for room.
+    fn leave_full_disks(&self, members: &[DiskIndex]) {
+        let full: Vec<usize> = members.iter().map(|disk| disk.0).filter(|&at| self.disks.borrow()[at].full).collect();
+        if full.is_empty() {
+            return;
+        }
+        if self.choose_set().len() >= super::placement::QUORUM {
+            let reason = format!("no space for a segment on {}", self.names(&full));
+            self.reconfigure.borrow_mut().get_or_insert(reason);
+            self.with(|pipeline| pipeline.paused = true);
+        } else {
+            self.with(|pipeline| pipeline.no_space = true);
+            for at in full {
+                self.disks.borrow_mut()[at].full = false;
+            }
+        }
+        self.changed.raise();
+    }
+
+    /// A slot on each disk with the segment's header in it. If one disk cannot, none keeps its slot, and the disks that
+    /// could not are marked as full or lost.
+    pub(crate) async fn prepare(
+        &self,
+        epoch: Epoch,
+        id: SegmentId,
+        disks: &[DiskIndex],
+        set: &[DiskId],
+    ) -> Result<Vec<Slot>, ()> {
+        let log = self.meta.borrow().log();
+        let header = SegmentHeader { log, segment: id, epoch, size: self.options.segment_bytes, set: set.to_vec() };
+        let bytes = header.encode();
+        let made = join_all(disks.iter().map(|&disk| self.prepare_on(disk, &bytes))).await;
+        if made.iter().all(Result::is_ok) {
+            return Ok(made.into_iter().flatten().collect());
+        }
+        for (&disk, made) in disks.iter().zip(made) {
+            match made {
+                Ok(slot) => self.clear_slot(disk, slot).await,
+                Err(error) if is_full(&error) => self.disks.borrow_mut()[disk.0].full = true,
+                Err(error) => self.lose(disk, DiskState::Failed, format!("a segment could not be made: {error}")),
+            }
+        }
+        Err(())
+    }
+
+    async fn prepare_on(&self, disk: DiskIndex, header: &[u8]) -> io::Result<Slot> {
+        let slot = self.take_slot(disk).await?;
+        let written = match page(header) {
+            Ok(page) => self.ops.write(disk, slot.file, 0, page).await,
+            Err(error) => Err(error),
+        };
+        if written.is_err() {
+            self.free_slot(disk, slot);
+        }
+        written.map(|()| slot)
+    }
+
+    /// Frees a slot whose header names a segment that another slot may come to hold.
+    pub(crate) async fn clear_slot(&self, disk: DiskIndex, slot: Slot) {
+        match self.clear_header(disk, slot).await {
+            Ok(()) => self.free_slot(disk, slot),
+            Err(error) => self.lose(disk, DiskState::Failed, format!("a slot could not be cleared: {error}")),
+        }
+    }
+
+    pub(crate) async fn clear_header(&self, disk: DiskIndex, slot: Slot) -> io::Result<()> {
+        self.ops.write(disk, slot.file, 0, page(&[0; 4096])?).await
+    }
+
+    /// A free slot of a disk, or a new one.
+    pub(crate) async fn take_slot(&self, disk: DiskIndex) -> io::Result<Slot> {
+        if let Some(slot) = self.disks.borrow_mut()[disk.0].free.pop() {
+            return Ok(slot);
+        }
+        let number = {
+            let mut disks = self.disks.borrow_mut();
+            let disk = &mut disks[disk.0];
+            if self.options.max_segments.is_some_and(|most| disk.slots >= most) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            disk.slots += 1;
+            disk.next_slot += 1;
+            disk.next_slot - 1
+        };
+        let made = self.make_slot(disk, number).await;
+        if made.is_err() {
+            self.disks.borrow_mut()[disk.0].slots -= 1;
+            drop(self.ops.remove(disk, Slot::name(number)).await);
+        }
+        made
+    }
+
+    /// Creates a slot and writes all of it once: a durable write into written blocks needs no metadata.
+    async fn make_slot(&self, disk: DiskIndex, number: u32) -> io::Result<Slot> {
+        let size = u64::from(self.options.segment_bytes);
+        let file = self.ops.open(disk, Slot::name(number), Some(size)).await?;
+        let zeros = Buffer::zeroed(FILL.min(size as usize))?.share();
+        let mut at = 0;
+        while at < size {
+            let len = zeros.len().min((size - at) as usize);
+            self.ops.write(disk, file, at, zeros.part(0..len)).await?;
+            at += len as u64;
+        }
+        Ok(Slot { number, file })
+    }
+
+    pub(crate) fn free_slot(&self, disk: DiskIndex, slot: Slot) {
+        self.disks.borrow_mut()[disk.0].free.push(slot);
+    }
+}
+
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,241 @@
+//! Making sealed segments whole again: late copies brought to the sealed length, lost ones made on healthy disks
+//! (acceptance L3, L4).
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{DATA_START, Seal, SegmentHeader};
+use crate::health::DiskState;
+use crate::io::DiskIndex;
+use crate::log::Log;
+use crate::log::catalog::{Copy, Segment};
+use crate::log::disk::Slot;
+use crate::log::ops::page;
+use crate::log::placement::{COPIES, choose};
+use crate::log::walk::{Broken, Link, Place, Run, start};
+use crate::types::SegmentId;
+
+impl Log {
+    pub(crate) async fn keep_whole(self: Rc<Log>) {
+        let mut seen = 0;
+        // What could not be rebuilt this time round: another segment's turn, and a pause before the next.
+        let mut skipped: BTreeSet<SegmentId> = BTreeSet::new();
+        loop {
+            let next = if self.halted.borrow().is_some() { None } else { self.next_to_rebuild(&skipped) };
+            match next {
+                Some(id) => match self.rebuild_one(id).await {
+                    Ok(true) => self.changed.raise(),
+                    Ok(false) | Err(_) => {
+                        skipped.insert(id);
+                    }
+                },
+                None if skipped.is_empty() => {
+                    self.welcome_back();
+                    self.changed.wait(&mut seen).await;
+                }
+                None => {
+                    skipped.clear();
+                    self.ops.sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    /// Disks whose copies have all been reread count again (invariants 5 and 7).
+    fn welcome_back(&self) {
+        let mut changed = false;
+        for disk in self.disks.borrow_mut().iter_mut().filter(|disk| disk.state == DiskState::Rebuilding) {
+            disk.set(DiskState::Healthy, "");
+            changed = true;
+        }
+        if changed {
+            self.publish_all();
+            self.changed.raise();
+        }
+    }
+
+    /// The first sealed segment for which a copy can be made or completed.
+    fn next_to_rebuild(&self, skipped: &BTreeSet<SegmentId>) -> Option<SegmentId> {
+        let catalog = self.catalog.borrow();
+        let thin = catalog.iter().filter(|(id, segment)| segment.seal.is_some() && !skipped.contains(id));
+        thin.filter(|(_, segment)| self.target(segment).is_some()).map(|(id, _)| id).next()
+    }
+
+    /// Where the next copy of this segment goes, if it lacks one: a late copy on a disk that answers, or a fresh disk
+    /// whose domains fit the others.
+    fn target(&self, segment: &Segment) -> Option<(DiskIndex, Option<Slot>)> {
+        let disks = self.disks.borrow();
+        let answers = |disk: DiskIndex| matches!(disks[disk.0].state, DiskState::Healthy | DiskState::Rebuilding);
+        let late = |copy: &&Copy| !copy.held && answers(copy.disk);
+        if let Some(copy) = segment.copies.iter().find(late) {
+            return Some((copy.disk, Some(copy.slot)));
+        }
+        let kept: Vec<usize> = segment.copies.iter().filter(|copy| copy.held).map(|copy| copy.disk.0).collect();
+        if kept.len() >= COPIES {
+            return None;
+        }
+        let eligible: Vec<usize> =
+            (0..disks.len()).filter(|at| disks[*at].takes_segments() && !kept.contains(at)).collect();
+        let set = choose(self.options.placement, &self.options.disks, &kept, &eligible);
+        set.get(kept.len()).map(|&at| (DiskIndex(at), None))
+    }
+
+    /// Makes one more complete copy of a sealed segment. False when there is nowhere to, or it failed on the way.
+    pub(crate) async fn rebuild_one(&self, id: SegmentId) -> Result<bool> {
+        let _slots_stay = self.rebuilding.lock().await;
+        let (target, seal, epoch, set) = {
+            let catalog = self.catalog.borrow();
+            let Some(segment) = catalog.get(id) else { return Ok(false) };
+            let (Some(seal), Some(target)) = (segment.seal.clone(), self.target(segment)) else { return Ok(false) };
+            (target, seal, segment.epoch, segment.set.clone())
+        };
+        let (disk, known) = target;
+        let slot = match known {
+            Some(slot) => slot,
+            None => match self.fresh_slot(disk).await {
+                Ok(slot) => slot,
+                Err(error) => {
+                    self.could_not_rebuild(disk, &error);
+                    return Ok(false);
+                }
+            },
+        };
+        let header = SegmentHeader { log: seal.log, segment: id, epoch, size: self.options.segment_bytes, set };
+        let place = Place { log: seal.log, epoch, segment: id, disk, file: slot.file };
+        let done = self.fill(&place, &header, &seal, known.is_some()).await;
+        self.finish_rebuild(id, disk, slot, known.is_some(), done)
+    }
+
+    /// A slot whose old header is gone, so that a half-made copy is nobody's.
+    async fn fresh_slot(&self, disk: DiskIndex) -> std::io::Result<Slot> {
+        let slot = self.take_slot(disk).await?;
+        let cleared = self.clear_header(disk, slot).await;
+        if cleared.is_err() {
+            self.free_slot(disk, slot);
+        }
+        cleared.map(|()| slot)
+    }
+
+    fn finish_rebuild(
+        &self,
+        id: SegmentId,
+        disk: DiskIndex,
+        slot: Slot,
+        known: bool,
+        done: Result<bool>,
+    ) -> Result<bool> {
+        let kept = {
+            let mut catalog = self.catalog.borrow_mut();
+            let segment = catalog.get_mut(id);
+            match (&done, segment) {
+                (Ok(true), Some(segment)) => {
+                    segment.copies.retain(|copy| copy.disk != disk);
+                    segment.copies.push(Copy { disk, slot, held: true, complete: true });
+                    true
+                }
+                // Trimmed meanwhile, or failed: what was there stays there, a fresh slot goes back.
+                (_, segment) => known && segment.is_some(),
+            }
+        };
+        if !kept && !known {
+            self.free_slot(disk, slot);
+        }
+        self.publish(id);
+        done
+    }
+
+    /// Brings a slot to exactly the sealed bytes: what verifies there stays, the rest comes from the other copies. The pages
+    /// come last: without them it is no copy.
+    async fn fill(&self, place: &Place, header: &SegmentHeader, seal: &Seal, known: bool) -> Result<bool> {
+        let (mut at, mut link) = (DATA_START, start(seal));
+        while at < seal.length {
+            if self.is_trimmed(place.segment) || self.halted.borrow().is_some() {
+                return Ok(false);
+            }
+            if known && let Ok(run) = self.read_run(place, at, seal.length, link).await {
+                (at, link) = (run.end(), run.link);
+                continue;
+            }
+            let run = self.read_any(place.segment, at, seal.length, link).await?;
+            (at, link) = (run.end(), run.link);
+            let Run { at: offset, bytes, .. } = run;
+            let len = bytes.len() as u64;
+            if let Err(error) = self.ops.write(place.disk, place.file, u64::from(offset), bytes.share()).await {
+                self.could_not_rebuild(place.disk, &error);
+                return Ok(false);
+            }
+            self.throttle(len, self.options.rebuild_bytes_per_second).await;
+        }
+        if link != (Link { sequence: seal.next_sequence, chain: seal.end_chain }) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("segment {}: the copies end otherwise than sealed", place.segment.0),
+            ));
+        }
+        for (offset, bytes) in [(0, header.encode()), (4096, seal.encode())] {
+            let written = match page(&bytes) {
+                Ok(page) => self.ops.write(place.disk, place.file, offset, page).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                self.could_not_rebuild(place.disk, &error);
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn could_not_rebuild(&self, disk: DiskIndex, error: &std::io::Error) {
+        if super::prepare::is_full(error) {
+            self.disks.borrow_mut()[disk.0].full = true;
+        } else {
+            self.lose(disk, DiskState::Failed, format!("a copy could not be written: {error}"));
+        }
+    }
+
+    pub(crate) async fn throttle(&self, bytes: u64, per_second: u64) {
+        if per_second > 0 {
+            self.ops.sleep(Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / per_second)).await;
+        }
+    }
+
+    pub(crate) fn is_trimmed(&self, id: SegmentId) -> bool {
+        id < self.meta.borrow().trim
+    }
+
+    /// The next verified blocks of a sealed segment from the first copy that has them.
+    pub(crate) async fn read_any(&self, id: SegmentId, at: u32, end: u32, link: Link) -> Result<Run> {
+        let places: Vec<Place> = {
+            let catalog = self.catalog.borrow();
+            let disks = self.disks.borrow();
+            let Some(segment) = catalog.get(id) else {
+                return Err(Error::new(ErrorKind::Trimmed, format!("segment {} was trimmed", id.0)));
+            };
+            let log = self.meta.borrow().log();
+            let readable =
+                |copy: &&Copy| matches!(disks[copy.disk.0].state, DiskState::Healthy | DiskState::Rebuilding);
+            let mut copies: Vec<&Copy> = segment.copies.iter().filter(readable).collect();
+            // What does not count yet may still hold what the others lost: it verifies or it does not.
+            copies.sort_by_key(|copy| (!copy.complete, !copy.held));
+            let place =
+                |copy: &Copy| Place { log, epoch: segment.epoch, segment: id, disk: copy.disk, file: copy.slot.file };
+            copies.into_iter().map(place).collect()
+        };
+        let mut worst = None;
+        for place in &places {
+            match self.read_run(place, at, end, link).await {
+                Ok(run) => return Ok(run),
+                Err(broken) => {
+                    let bytes = matches!(broken, Broken::Bytes(_));
+                    if worst.is_none() || bytes {
+                        worst = Some(broken.to_error(place, at));
+                    }
+                }
+            }
+        }
+        Err(worst
+            .unwrap_or_else(|| Error::new(ErrorKind::RestoreDisk, format!("no copy of segment {} can be read", id.0))))
+    }
+}

@@ -1,0 +1,290 @@
+//! Changing the replica set while the region runs: seal at the commit length, a new epoch, a new segment on healthy disks.
+//!
+//! Invariants 4 and 8: the seal and the new epoch are durable on a majority of superblocks, and on every disk of the new
+//! set, before the first block of the new epoch is written.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::future::{Either, select};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{BLOCK_HEADER, Block, DATA_START, EpochEntry, Seal};
+use crate::health::DiskState;
+use crate::io::{Buffer, DiskIndex};
+use crate::log::Log;
+use crate::log::admit::degraded;
+use crate::log::disk::Slot;
+use crate::log::pipeline::{Active, Flying, Member, OpenBlock, Pipeline};
+use crate::log::placement::{COPIES, QUORUM, choose};
+use crate::types::{DiskId, Epoch, Lsn, SegmentId};
+
+impl Log {
+    /// Changes the set when a disk left it, stalls, or when a better one can be had.
+    pub(crate) async fn keep_set(self: Rc<Log>) {
+        let mut seen = 0;
+        let look = (self.options.stall_timeout / 8).clamp(Duration::from_millis(1), Duration::from_millis(50));
+        loop {
+            if self.halted.borrow().is_none() {
+                self.find_stalled();
+                self.find_better_set();
+                let wanted = self.reconfigure.borrow_mut().take();
+                if wanted.is_some()
+                    && let Err(error) = self.change_set().await
+                {
+                    self.halt(error);
+                }
+            }
+            let change = std::pin::pin!(self.changed.wait(&mut seen));
+            let pause = std::pin::pin!(self.ops.sleep(look));
+            drop(select(change, pause).await);
+        }
+    }
+
+    /// A member that is too late in time or bytes has stalled (acceptance L4).
+    fn find_stalled(&self) {
+        let now = self.ops.now();
+        let timeout = self.options.stall_timeout.as_nanos() as u64;
+        let stalled: Vec<(DiskIndex, String)> = self.with(|pipeline| {
+            let live = (0..pipeline.members.len()).filter(|&at| pipeline.members[at].live);
+            live.filter_map(|at| {
+                let (bytes, oldest) = pipeline.lag(at);
+                let late = oldest.map_or(0, |oldest| now.saturating_sub(oldest));
+                let disk = pipeline.members[at].disk;
+                if late > timeout {
+                    return Some((disk, format!("a write did not complete in {} ms", late / 1_000_000)));
+                }
+                (bytes > self.options.lag_bytes).then(|| (disk, format!("its copy lags {bytes} bytes behind")))
+            })
+            .collect()
+        });
+        for (disk, reason) in stalled {
+            self.lose(disk, DiskState::Stalled, reason);
+        }
+    }
+
+    /// A set of two grows, and a set with a draining disk changes, as soon as it can.
+    fn find_better_set(&self) {
+        if self.reconfigure.borrow().is_some() {
+            return;
+        }
+        let members: Vec<usize> = self.with(|pipeline| pipeline.members.iter().map(|member| member.disk.0).collect());
+        let draining = members.iter().any(|&at| self.disks.borrow()[at].draining);
+        let chosen = self.choose_set().len();
+        if (members.len() < COPIES && chosen > members.len()) || (draining && chosen >= QUORUM) {
+            *self.reconfigure.borrow_mut() = Some("a better set can be had".into());
+        }
+    }
+
+    /// The disks that the next segment should lie on, as many as can be had up to three: members of the present set first.
+    pub(crate) fn choose_set(&self) -> Vec<usize> {
+        let disks = self.disks.borrow();
+        let members: Vec<usize> = match self.pipeline.borrow().as_ref() {
+            Some(pipeline) => pipeline.members.iter().map(|member| member.disk.0).collect(),
+            None => Vec::new(),
+        };
+        let takes = |at: &usize| disks[*at].takes_segments();
+        let others = (0..disks.len()).filter(|at| !members.contains(at));
+        let eligible: Vec<usize> = members.iter().copied().chain(others).filter(takes).collect();
+        choose(self.options.placement, &self.options.disks, &[], &eligible)
+    }
+
+    async fn change_set(&self) -> Result<()> {
+        let started = self.ops.now();
+        self.with(|pipeline| pipeline.paused = true);
+        self.quiesce().await;
+        loop {
+            // What is prepared was prepared for the old epoch: its slots are free for the new one.
+            self.release_prepared();
+            let set: Vec<DiskIndex> = self.choose_set().into_iter().map(DiskIndex).collect();
+            if set.len() < QUORUM {
+                let message =
+                    "fewer than two healthy disks in different domains are left: restore disks and open again";
+                return Err(Error::new(ErrorKind::RestoreDisk, message));
+            }
+            if self.start_epoch(&set).await? {
+                break;
+            }
+        }
+        let took = self.ops.now() - started;
+        self.stats.borrow_mut().set_change.saturating_record(took);
+        self.changed.raise();
+        Ok(())
+    }
+
+    /// Waits until every live member has what was sent to it. Members that fail or stall meanwhile no longer count.
+    async fn quiesce(&self) {
+        let mut seen = self.changed.seen();
+        while !self.with(|pipeline| pipeline.is_quiet()) {
+            let change = std::pin::pin!(self.changed.wait(&mut seen));
+            let pause = std::pin::pin!(self.ops.sleep(self.options.stall_timeout / 4));
+            if let Either::Right(_) = select(change, pause).await {
+                self.find_stalled();
+            }
+        }
+    }
+
+    fn release_prepared(&self) {
+        let Some((disks, slots)) = self.with(|pipeline| {
+            let disks: Vec<DiskIndex> = pipeline.members.iter().map(|member| member.disk).collect();
+            pipeline.next.take().map(|(_, slots)| (disks, slots))
+        }) else {
+            return;
+        };
+        for (disk, slot) in disks.into_iter().zip(slots) {
+            self.free_slot(disk, slot);
+        }
+    }
+
+    /// Seals what is committed and starts the next epoch on `set`. False when one of its disks failed on the way.
+    async fn start_epoch(&self, set: &[DiskIndex]) -> Result<bool> {
+        let seal = self.with(|pipeline| cut(pipeline, &self.set_ids(pipeline)));
+        let epoch = Epoch(self.meta.borrow().promised.0 + 1);
+        let id = SegmentId(seal.segment.0 + 1);
+        let ids = self.ids(set);
+        let Ok(slots) = self.prepare(epoch, id, set, &ids).await else { return Ok(false) };
+        {
+            let mut meta = self.meta.borrow_mut();
+            meta.promised = epoch;
+            meta.seals.retain(|known| known.segment < seal.segment);
+            meta.seals.push(seal.clone());
+            // An attempt of this change that failed left an entry for the same segment.
+            meta.epochs.retain(|entry| entry.first_segment < id);
+            meta.epochs.push(EpochEntry { epoch, first_segment: id, set: ids });
+        }
+        if let Err(error) = self.persist(set).await {
+            for (&disk, slot) in set.iter().zip(slots) {
+                self.free_slot(disk, slot);
+            }
+            // A disk of the new set is lost: try without it. Without a majority there is no way on.
+            let lost = set.iter().any(|disk| !self.disks.borrow()[disk.0].is_live());
+            return if lost { Ok(false) } else { Err(error) };
+        }
+        self.switch(epoch, id, set, &slots, seal);
+        Ok(true)
+    }
+
+    pub(crate) fn ids(&self, set: &[DiskIndex]) -> Vec<DiskId> {
+        let disks = self.disks.borrow();
+        set.iter().filter_map(|disk| disks[disk.0].id).collect()
+    }
+
+    /// The new epoch begins: everything before is sealed, what was not committed is written again.
+    fn switch(&self, epoch: Epoch, id: SegmentId, set: &[DiskIndex], slots: &[Slot], seal: Seal) {
+        self.settle_old(&seal);
+        let again = self.with(|pipeline| {
+            let first = pipeline.commit + 1;
+            let again: Vec<Flying> = pipeline.flying.drain(..).filter(|flying| flying.sequence >= first).collect();
+            pipeline.flying_bytes = 0;
+            pipeline.epoch = epoch;
+            pipeline.members = set.iter().map(|&disk| self.member(disk, pipeline.commit, pipeline.committed)).collect();
+            pipeline.next_sequence = first;
+            pipeline.chain = seal.end_chain;
+            let files = slots.iter().map(|slot| slot.file).collect();
+            pipeline.active = Active::new(id, files, first, seal.end_chain);
+            self.open_segment(pipeline, id, slots);
+            again
+        });
+        self.give_up_all();
+        self.with(|pipeline| pipeline.paused = self.reconfigure.borrow().is_some());
+        for flying in again {
+            self.resend(flying);
+        }
+    }
+
+    pub(crate) fn member(&self, disk: DiskIndex, durable: u64, flushed: Lsn) -> Member {
+        let live = self.disks.borrow()[disk.0].is_live();
+        Member { disk, token: self.token(), durable, flushed, live }
+    }
+
+    /// Segments of the old epoch get their seals; copies on members that kept up hold all of it.
+    fn settle_old(&self, seal: &Seal) {
+        let (closing, members) = self.with(|pipeline| {
+            let mut closing: Vec<Seal> = pipeline.closing.drain(..).collect();
+            closing.retain(|closed| closed.segment < seal.segment);
+            (closing, pipeline.members.clone())
+        });
+        let last = seal.next_sequence - 1;
+        {
+            let mut catalog = self.catalog.borrow_mut();
+            for seal in closing.iter().chain([seal]) {
+                let Some(segment) = catalog.get_mut(seal.segment) else { continue };
+                segment.seal = Some(seal.clone());
+                for copy in segment.copies.iter_mut().filter(|copy| !copy.held) {
+                    copy.held = members.iter().any(|m| m.disk == copy.disk && m.live && m.durable >= last);
+                }
+            }
+        }
+        self.drop_after(seal.segment);
+        self.publish_all();
+    }
+
+    /// Segments that were begun and hold nothing committed: their slots are free.
+    fn drop_after(&self, last: SegmentId) {
+        let mut catalog = self.catalog.borrow_mut();
+        let begun: Vec<SegmentId> = catalog.iter().map(|(id, _)| id).filter(|id| *id > last).collect();
+        for id in begun.into_iter().rev() {
+            for copy in catalog.remove(id).into_iter().flat_map(|segment| segment.copies) {
+                self.free_slot(copy.disk, copy.slot);
+            }
+            self.write_catalog(|catalog| {
+                catalog.builders.remove(&id);
+            });
+        }
+    }
+
+    /// With two copies left, those who wait for three are told.
+    fn give_up_all(&self) {
+        self.with(|pipeline| {
+            if !pipeline.is_degraded() {
+                return;
+            }
+            for (_, pending) in std::mem::take(&mut pipeline.all) {
+                pipeline.resolve(pending, Err(degraded()));
+            }
+        });
+    }
+
+    /// Writes a block that was not committed into the new segment: the same frames under a new header.
+    fn resend(&self, flying: Flying) {
+        let Flying { data, frames, records, pending, started, .. } = flying;
+        let len = Block::trusted(&data).header().length as usize;
+        let Ok(mut buffer) = Buffer::zeroed(data.len()) else {
+            self.halt(Error::new(ErrorKind::System, "no memory to write a block again"));
+            return;
+        };
+        buffer[BLOCK_HEADER..len].copy_from_slice(&data[BLOCK_HEADER..len]);
+        self.with(|pipeline| {
+            let later = pipeline.open.take();
+            let mut pending = pending;
+            for pending in pending.iter_mut().filter(|pending| !pending.receipt.repeated) {
+                pending.receipt.lsn = Lsn(pending.receipt.lsn.0 & 0xfff);
+            }
+            pipeline.open = Some(OpenBlock { buffer, len, frames, records, opened: started, pending });
+            self.send(pipeline, self.ops.now());
+            pipeline.open = later;
+        });
+    }
+}
+
+/// Where the log ends when it is cut at the commit watermark: the seal of the segment that holds the last committed block,
+/// or of the first that holds none.
+fn cut(pipeline: &Pipeline, set: &[DiskId]) -> Seal {
+    let uncommitted = pipeline.flying.iter().find(|flying| flying.sequence > pipeline.commit);
+    let Some(first) = uncommitted else { return pipeline.seal_active(set) };
+    let full = pipeline.closing.iter().find(|seal| seal.segment == first.segment).cloned();
+    let whole = full.unwrap_or_else(|| pipeline.seal_active(set));
+    let lost = pipeline.flying.iter().filter(|f| f.sequence > pipeline.commit && f.segment == first.segment);
+    let (transactions, records) =
+        lost.fold((0, 0), |(frames, records), f| (frames + u64::from(f.frames), records + f.records));
+    let seal = Seal {
+        length: first.offset,
+        next_sequence: pipeline.commit + 1,
+        end_chain: Block::trusted(&first.data).header().chain,
+        transactions: whole.transactions - transactions,
+        records: whole.records - records,
+        ..whole
+    };
+    assert!(seal.length >= DATA_START, "a seal lies behind the pages");
+    seal
+}

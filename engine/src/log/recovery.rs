@@ -1,0 +1,454 @@
+//! Opening a region: superblocks, promise, end of the log, seals, tables, replay, in FAULT-MODEL's order.
+
+use std::sync::{Arc, Mutex};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Checkpoint, DATA_START, EpochEntry, Seal, SegmentIndex};
+use crate::health::DiskState;
+use crate::io::{BufferPool, DiskIndex};
+use crate::log::Log;
+use crate::log::attach::Found as FoundDisks;
+use crate::log::catalog::Segment;
+use crate::log::disk::Slot;
+use crate::log::index::IndexBuilder;
+use crate::log::pipeline::{Active, Pipeline};
+use crate::log::placement::{COPIES, QUORUM, choose};
+use crate::log::seal::{Checkpointer, checkpoint_name, index_name};
+use crate::log::tables::Tables;
+use crate::log::tail::{Unsealed, Voter, seal};
+use crate::log::walk::{Link, Place, start};
+use crate::shared::lock;
+use crate::transaction::Committed;
+use crate::types::{Epoch, Lsn, SegmentId};
+
+/// The link before the first block of a log.
+const GENESIS: Link = Link { sequence: 1, chain: 0 };
+/// Indexes and checkpoints larger than this are not read.
+const DERIVED_LIMIT: u64 = 16 << 30;
+
+impl Log {
+    /// Opens a region that exists. What fails leaves the disks such that the same call can be made again (invariant 17).
+    pub(crate) async fn recover(&self) -> Result<()> {
+        let started = self.ops.now();
+        let found = self.attach_all(false).await?;
+        self.promise(&found).await?;
+        self.read_catalog_from_disks(&found).await?;
+        let (link, end) = self.recover_tail(&found).await?;
+        self.publish_all();
+        self.load_tables().await?;
+        self.ensure_quorum_of_copies().await?;
+        self.begin(link, end).await?;
+        self.replay(end).await?;
+        let mut stats = self.stats.borrow_mut();
+        stats.recovery_bytes = self.recovery_bytes.get();
+        stats.recovery_time = self.ops.now() - started;
+        Ok(())
+    }
+
+    /// Makes a region on empty directories.
+    pub(crate) async fn create(&self) -> Result<()> {
+        self.attach_all(true).await?;
+        self.meta.borrow_mut().trim = SegmentId(1);
+        self.begin(GENESIS, Lsn::new(SegmentId(1), 0)).await?;
+        let tables = Tables::default();
+        *self.checkpointer.borrow_mut() = Some(Checkpointer::new(tables, SegmentId(1), SegmentId(1), 0));
+        Ok(())
+    }
+
+    /// Step 2: no writer of an older epoch can go on once a majority has promised.
+    async fn promise(&self, found: &FoundDisks) -> Result<()> {
+        {
+            let mut meta = self.meta.borrow_mut();
+            meta.promised = Epoch(found.promised.0 + 1);
+            meta.clean = false;
+        }
+        self.persist(&[]).await
+    }
+
+    /// Steps 3 to 5 for every segment without a seal, in order. Returns the link and the position behind the last block.
+    async fn recover_tail(&self, found: &FoundDisks) -> Result<(Link, Lsn)> {
+        let (mut link, first) = self.last_sealed();
+        let mut end = Lsn::new(first, DATA_START);
+        if let Some((id, seal)) = self.sealed_before(first) {
+            end = Lsn::new(id, seal.length);
+        }
+        let unsealed: Vec<SegmentId> = {
+            let catalog = self.catalog.borrow();
+            catalog.iter().map(|(id, _)| id).filter(|id| *id >= first).collect()
+        };
+        let mut commit = found.committed;
+        let mut seals: Vec<(Seal, Vec<DiskIndex>)> = Vec::new();
+        for &id in &unsealed {
+            let later = unsealed.iter().filter(|other| **other > id);
+            for &later in later {
+                commit = commit.max(self.first_commit(later, found).await);
+            }
+            let mut segment = self.unsealed(id, found);
+            let builder = Mutex::new(IndexBuilder::new(id));
+            let from = link;
+            let walked = self.find_end(&mut segment, from, commit, &builder).await?;
+            commit = commit.max(walked.commit);
+            if walked.link == from {
+                continue;
+            }
+            // A gap: the blocks of a later segment continue only where the one before ended.
+            end = Lsn::new(id, walked.end);
+            link = walked.link;
+            let set = self.catalog.borrow().get(id).map(|segment| segment.set.clone()).unwrap_or_default();
+            let holders = segment.voters.iter().filter(|voter| !voter.lost).map(|voter| voter.place.disk).collect();
+            seals.push((seal(&segment, from, &walked, set, self.meta.borrow().log()), holders));
+            self.write_catalog(|catalog| {
+                catalog.builders.insert(id, Arc::new(builder));
+            });
+        }
+        self.settle_tail(first, seals);
+        Ok((link, end))
+    }
+
+    /// The recovered seals go to the catalog and, with the next epoch, to the superblocks; segments behind them hold nothing.
+    fn settle_tail(&self, first: SegmentId, seals: Vec<(Seal, Vec<DiskIndex>)>) {
+        let last = seals.last().map_or(SegmentId(first.0 - 1), |(seal, _)| seal.segment);
+        let mut catalog = self.catalog.borrow_mut();
+        let mut meta = self.meta.borrow_mut();
+        for (seal, holders) in seals {
+            let Some(segment) = catalog.get_mut(seal.segment) else { continue };
+            for copy in &mut segment.copies {
+                copy.held = holders.contains(&copy.disk);
+            }
+            meta.seals.retain(|known| known.segment != seal.segment);
+            meta.seals.push(seal.clone());
+            segment.seal = Some(seal);
+        }
+        let empty: Vec<SegmentId> = catalog.iter().map(|(id, _)| id).filter(|id| *id > last).collect();
+        for id in empty.into_iter().rev() {
+            for copy in catalog.remove(id).into_iter().flat_map(|segment| segment.copies) {
+                self.free_slot(copy.disk, copy.slot);
+            }
+        }
+    }
+
+    /// The link behind the last sealed segment, and the first segment without a seal.
+    fn last_sealed(&self) -> (Link, SegmentId) {
+        let catalog = self.catalog.borrow();
+        let sealed = catalog.iter().take_while(|(_, segment)| segment.seal.is_some()).last();
+        let last = sealed.and_then(|(id, segment)| segment.seal.as_ref().map(|seal| (id, seal)));
+        match last {
+            Some((id, seal)) => (Link { sequence: seal.next_sequence, chain: seal.end_chain }, SegmentId(id.0 + 1)),
+            None => (GENESIS, self.meta.borrow().trim),
+        }
+    }
+
+    fn sealed_before(&self, first: SegmentId) -> Option<(SegmentId, Seal)> {
+        let id = SegmentId(first.0.checked_sub(1)?);
+        let catalog = self.catalog.borrow();
+        catalog.get(id).and_then(|segment| segment.seal.clone()).map(|seal| (id, seal))
+    }
+
+    /// The disks with a vote on an unsealed segment: members of its set whose own superblock knows its epoch
+    /// (invariant 7).
+    fn unsealed(&self, id: SegmentId, found: &FoundDisks) -> Unsealed {
+        let catalog = self.catalog.borrow();
+        let segment = catalog.get(id).expect("an unsealed segment was listed from the catalog");
+        let log = self.meta.borrow().log();
+        let votes = |disk: DiskIndex| found.disks.get(&disk).filter(|known| known.epochs.contains(&segment.epoch));
+        let voters = segment.copies.iter().filter_map(|copy| {
+            let known = votes(copy.disk)?;
+            let place = Place { log, epoch: segment.epoch, segment: id, disk: copy.disk, file: copy.slot.file };
+            Some(Voter::new(place, known.flushed))
+        });
+        Unsealed { segment: id, epoch: segment.epoch, set: segment.set.len(), voters: voters.collect() }
+    }
+
+    /// The commit index in the first block of a segment, if any disk has one.
+    async fn first_commit(&self, id: SegmentId, found: &FoundDisks) -> u64 {
+        let places: Vec<Place> = self.unsealed(id, found).voters.iter().map(|voter| voter.place).collect();
+        let mut commit = 0;
+        for place in places {
+            let len = self.largest_block().min((self.options.segment_bytes - DATA_START) as usize);
+            let Ok(bytes) = self.ops.read(place.disk, place.file, u64::from(DATA_START), len).await else { continue };
+            let block = crate::format::Block::verify_at(&bytes, place.log, place.epoch, id, DATA_START);
+            commit = commit.max(block.map_or(0, |block| block.header().commit));
+        }
+        commit
+    }
+
+    /// The newest checkpoint, the indexes behind it, and the recovered tail make the tables.
+    async fn load_tables(&self) -> Result<()> {
+        let (mut tables, written, len) = self.load_checkpoint().await?;
+        let sealed: Vec<SegmentId> = {
+            let catalog = self.catalog.borrow();
+            catalog.iter().map(|(id, _)| id).filter(|id| *id >= written).collect()
+        };
+        if let Some(first) = sealed.first().filter(|first| **first != written) {
+            let message = format!("the checkpoint reaches segment {}, the log begins at {}", written.0, first.0);
+            return Err(Error::new(ErrorKind::RestoreDisk, message));
+        }
+        let window = self.options.client_window;
+        let mut next = written;
+        let mut checkpointed = None;
+        for id in sealed {
+            if checkpointed.is_none()
+                && let Some((index, accounts)) = self.load_index(id).await?
+            {
+                tables.advance(&index, &accounts, window);
+                next = SegmentId(id.0 + 1);
+                self.write_catalog(|catalog| {
+                    catalog.builders.remove(&id);
+                });
+                continue;
+            }
+            checkpointed.get_or_insert_with(|| tables.clone());
+            self.scan_into_builder(id).await?;
+            let builder = self.builder(id);
+            let builder = lock(&builder);
+            tables.advance(&builder.finish(self.meta.borrow().log(), window), builder.accounts(), window);
+        }
+        tables.check_limits(&self.options)?;
+        let sealed_tables = checkpointed.unwrap_or_else(|| tables.clone());
+        *self.checkpointer.borrow_mut() = Some(Checkpointer::new(sealed_tables, next, written, len));
+        *self.tables.borrow_mut() = tables;
+        Ok(())
+    }
+
+    async fn load_checkpoint(&self) -> Result<(Tables, SegmentId, usize)> {
+        let trim = self.meta.borrow().trim;
+        let mut known: Vec<(u32, DiskIndex)> = Vec::new();
+        for disk in self.attached() {
+            for (name, _) in self.ops.list(disk).await.unwrap_or_default() {
+                let number = name.strip_prefix("checkpoint-").and_then(|number| number.parse().ok());
+                known.extend(number.map(|number| (number, disk)));
+            }
+        }
+        known.sort_unstable_by(|a, b| b.cmp(a));
+        let log = self.meta.borrow().log();
+        let after = self.catalog.borrow().iter().last().map_or(trim.0, |(id, _)| id.0 + 1);
+        for (number, disk) in known {
+            let name = checkpoint_name(SegmentId(number));
+            let Ok(bytes) = self.ops.read_file(disk, name, DERIVED_LIMIT).await else { continue };
+            self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
+            match Checkpoint::decode(&bytes) {
+                // One from a future that was lost, or from another log, is not this log's.
+                Ok(found) if found.log == log && (trim.0..=after).contains(&found.next_segment.0) => {
+                    let next = found.next_segment;
+                    return Ok((Tables::from_checkpoint(found, self.options.client_window), next, bytes.len()));
+                }
+                _ => {}
+            }
+        }
+        if trim.0 > 1 {
+            let message = "no disk has a checkpoint that reaches the first retained segment: restore a disk";
+            return Err(Error::new(ErrorKind::RestoreDisk, message));
+        }
+        Ok((Tables::default(), SegmentId(1), 0))
+    }
+
+    /// A sealed segment's index from any of its disks, with the accounts that its system frames carry.
+    async fn load_index(&self, id: SegmentId) -> Result<Option<(SegmentIndex, Vec<crate::format::AccountRecord>)>> {
+        let log = self.meta.borrow().log();
+        for disk in self.attached() {
+            let Ok(bytes) = self.ops.read_file(disk, index_name(id), DERIVED_LIMIT).await else { continue };
+            self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
+            let Ok(index) = SegmentIndex::decode(&bytes) else { continue };
+            if index.log != log || index.segment != id {
+                continue;
+            }
+            if !index.system.is_empty() {
+                // Accounts change seldom: the segment is read for them.
+                self.scan_into_builder(id).await?;
+                let accounts = lock(&self.builder(id)).accounts().to_vec();
+                self.mark_indexed(id);
+                return Ok(Some((index, accounts)));
+            }
+            self.mark_indexed(id);
+            return Ok(Some((index, Vec::new())));
+        }
+        Ok(None)
+    }
+
+    fn mark_indexed(&self, id: SegmentId) {
+        if let Some(segment) = self.catalog.borrow_mut().get_mut(id) {
+            segment.indexed = true;
+        }
+    }
+
+    /// Makes a sealed segment's index again by reading it, unless that was done when its end was found.
+    async fn scan_into_builder(&self, id: SegmentId) -> Result<()> {
+        if self.read_catalog().builders.contains_key(&id) {
+            return Ok(());
+        }
+        let mut builder = IndexBuilder::new(id);
+        self.for_each_block(id, |lsn, frame| builder.add(lsn, frame)).await?;
+        self.write_catalog(|catalog| {
+            catalog.builders.insert(id, Arc::new(Mutex::new(builder)));
+        });
+        Ok(())
+    }
+
+    /// Reads a sealed segment from whichever copy verifies, frame by frame.
+    async fn for_each_block(&self, id: SegmentId, mut each: impl FnMut(Lsn, &crate::format::Frame<'_>)) -> Result<()> {
+        let seal = self.catalog.borrow().get(id).and_then(|segment| segment.seal.clone());
+        let Some(seal) = seal else { return Ok(()) };
+        let (mut at, mut link) = (DATA_START, start(&seal));
+        while at < seal.length {
+            let run = self.read_any(id, at, seal.length, link).await?;
+            self.recovery_bytes.set(self.recovery_bytes.get() + run.bytes.len() as u64);
+            for (offset, block) in run.blocks() {
+                for (ordinal, (_, frame)) in block.frames().enumerate() {
+                    each(Lsn::new(id, offset | ordinal as u32), &frame);
+                }
+            }
+            (at, link) = (run.end(), run.link);
+        }
+        Ok(())
+    }
+
+    /// Step 4 for what one disk alone could show: it is copied until a quorum of disks holds it.
+    async fn ensure_quorum_of_copies(&self) -> Result<()> {
+        let tail: Vec<SegmentId> = {
+            let catalog = self.catalog.borrow();
+            let thin = |segment: &Segment| segment.copies.iter().filter(|copy| copy.held).count() < QUORUM;
+            let sealed_now = self.meta.borrow().seals.iter().map(|seal| seal.segment).collect::<Vec<_>>();
+            catalog.iter().filter(|(id, segment)| thin(segment) && sealed_now.contains(id)).map(|(id, _)| id).collect()
+        };
+        for id in tail {
+            while self.catalog.borrow().get(id).is_some_and(|s| s.copies.iter().filter(|c| c.held).count() < QUORUM) {
+                if !self.rebuild_one(id).await? {
+                    let message = format!("segment {} is on one disk only, and no other disk can take a copy", id.0);
+                    return Err(Error::new(ErrorKind::RestoreDisk, message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first epoch of this opening: a new segment on a new set, durable before anything is served.
+    async fn begin(&self, link: Link, end: Lsn) -> Result<()> {
+        let id = SegmentId(self.catalog.borrow().iter().last().map_or(self.meta.borrow().trim.0, |(id, _)| id.0 + 1));
+        loop {
+            let set: Vec<DiskIndex> = self.first_set()?;
+            let ids = self.ids(&set);
+            let epoch = self.meta.borrow().promised;
+            let Ok(slots) = self.prepare(epoch, id, &set, &ids).await else { continue };
+            {
+                let mut meta = self.meta.borrow_mut();
+                meta.epochs.retain(|entry| entry.first_segment < id);
+                meta.epochs.push(EpochEntry { epoch, first_segment: id, set: ids });
+            }
+            match self.persist(&set).await {
+                Ok(()) => {
+                    self.start_pipeline(epoch, id, &set, &slots, link, end);
+                    return Ok(());
+                }
+                Err(error) if set.iter().all(|disk| self.disks.borrow()[disk.0].is_live()) => return Err(error),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// The best set of healthy disks; if they are fewer than a quorum, disks that came back stale serve new segments too.
+    fn first_set(&self) -> Result<Vec<DiskIndex>> {
+        let mut set = self.choose_set();
+        if set.len() < QUORUM {
+            let disks = self.disks.borrow();
+            let usable =
+                |at: &usize| matches!(disks[*at].state, DiskState::Healthy | DiskState::Rebuilding) && !disks[*at].full;
+            let eligible: Vec<usize> = (0..disks.len()).filter(usable).collect();
+            set = choose(self.options.placement, &self.options.disks, &[], &eligible);
+            drop(disks);
+            if set.len() < QUORUM {
+                let kind = if self.disks.borrow().iter().any(|disk| disk.full) {
+                    ErrorKind::NoSpace
+                } else {
+                    ErrorKind::RestoreDisk
+                };
+                return Err(Error::new(
+                    kind,
+                    "fewer than two usable disks in different domains: restore disks or add space",
+                ));
+            }
+            for &at in &set {
+                self.disks.borrow_mut()[at]
+                    .set(DiskState::Healthy, "stale, taken for new segments; its copies are being checked");
+            }
+        }
+        debug_assert!(set.len() <= COPIES, "a set has three disks at most");
+        Ok(set.into_iter().map(DiskIndex).collect())
+    }
+
+    fn start_pipeline(&self, epoch: Epoch, id: SegmentId, set: &[DiskIndex], slots: &[Slot], link: Link, end: Lsn) {
+        let commit = link.sequence - 1;
+        let members = set.iter().map(|&disk| self.member(disk, commit, end)).collect();
+        let files = slots.iter().map(|slot| slot.file).collect();
+        let kept = (self.options.hot_bytes + self.options.lag_bytes) / self.options.block_bytes
+            + self.options.commit_depth
+            + 1;
+        let pipeline = Pipeline {
+            log: self.meta.borrow().log(),
+            epoch,
+            members,
+            active: Active::new(id, files, link.sequence, link.chain),
+            next: None,
+            closing: Default::default(),
+            open: None,
+            flying: Default::default(),
+            flying_bytes: 0,
+            next_sequence: link.sequence,
+            chain: link.chain,
+            commit,
+            committed: end,
+            all: Default::default(),
+            paused: false,
+            no_space: false,
+            pool: BufferPool::new(kept, self.options.block_bytes),
+            wakers: Vec::new(),
+            released: (0, 0),
+        };
+        self.open_segment(&pipeline, id, slots);
+        *self.pipeline.borrow_mut() = Some(pipeline);
+        *lock(&self.shared.log) = self.meta.borrow().log;
+        if end > Lsn(self.shared.committed.get()) {
+            self.shared.committed.advance(end.0);
+        }
+        self.publish_all();
+    }
+
+    /// Hands the state machine what it has not durably applied itself.
+    async fn replay(&self, end: Lsn) -> Result<()> {
+        let from = self.machine.borrow().resume_from();
+        if from >= end {
+            return Ok(());
+        }
+        let first = self.meta.borrow().trim;
+        if from != Lsn::ZERO && from < Lsn::new(first, DATA_START) {
+            let message = format!("the state machine resumes from {from}, the log begins at segment {}", first.0);
+            return Err(Error::new(ErrorKind::Trimmed, message));
+        }
+        let segments: Vec<SegmentId> = {
+            let catalog = self.catalog.borrow();
+            let sealed = catalog.iter().filter(|(id, segment)| *id >= from.segment() && segment.seal.is_some());
+            sealed.map(|(id, _)| id).collect()
+        };
+        for id in segments {
+            let mut panicked = None;
+            self.for_each_block(id, |lsn, frame| {
+                let committed = Committed::new(lsn, *frame);
+                if lsn < from || committed.is_system() || panicked.is_some() {
+                    return;
+                }
+                panicked = self.apply_one(&committed).err();
+            })
+            .await?;
+            if let Some(error) = panicked {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The disks whose files can be read.
+    pub(crate) fn attached(&self) -> Vec<DiskIndex> {
+        let disks = self.disks.borrow();
+        let readable = disks.iter().filter(|disk| matches!(disk.state, DiskState::Healthy | DiskState::Rebuilding));
+        readable.map(|disk| disk.index).collect()
+    }
+}

@@ -1,0 +1,112 @@
+//! A disk that comes back, and a fresh one in its place: reread and rebuilt before it counts (invariants 5 and 7).
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::Member;
+use crate::health::DiskState;
+use crate::io::DiskIndex;
+use crate::log::Log;
+use crate::log::attach::member;
+use crate::types::DiskId;
+
+impl Log {
+    /// Takes a disk back that was lost, or with `replace` an empty directory in its place.
+    pub(crate) async fn return_disk(&self, at: usize, replace: bool) -> Result<()> {
+        let disk = DiskIndex(at);
+        let (path, state) = {
+            let disks = self.disks.borrow();
+            let disk =
+                disks.get(at).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no disk {at}")))?;
+            (disk.config.path.clone(), disk.state)
+        };
+        if matches!(state, DiskState::Healthy | DiskState::Rebuilding) {
+            return Err(Error::invalid(format!("{} is in use", path.display())));
+        }
+        if self.ops.in_flight(disk) > 0 {
+            let message = format!("operations on {} have not returned yet: try again", path.display());
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        if self.with(|pipeline| pipeline.members.iter().any(|member| member.disk == disk)) {
+            return Err(Error::new(ErrorKind::Busy, "the set is being changed: try again"));
+        }
+        self.catalog.borrow_mut().forget_disk(disk);
+        self.publish_all();
+        self.disks.borrow_mut()[at].forget();
+        // A disk that was never attached, or whose lock is gone, has nothing to let go.
+        drop(self.ops.detach(disk).await);
+        let result = match self.ops.attach(disk, path, replace).await {
+            Ok(traits) => {
+                self.disks.borrow_mut()[at].traits = Some(traits);
+                if replace { self.take_blank(disk).await } else { self.take_known(disk).await }
+            }
+            Err(error) => Err(Error::new(ErrorKind::RestoreDisk, format!("it cannot be attached: {error}"))),
+        };
+        self.note_space(disk).await;
+        match &result {
+            Ok(()) => self.disks.borrow_mut()[at].full = false,
+            Err(error) => {
+                let mut disks = self.disks.borrow_mut();
+                if matches!(disks[at].state, DiskState::Healthy | DiskState::Rebuilding) || disks[at].state == state {
+                    disks[at].set(state, error.to_string());
+                }
+            }
+        }
+        self.changed.raise();
+        result
+    }
+
+    async fn take_known(&self, disk: DiskIndex) -> Result<()> {
+        let Some(theirs) = self.read_superblock(disk).await else {
+            let reason = self.disks.borrow()[disk.0].reason.clone();
+            return Err(Error::new(ErrorKind::RestoreDisk, reason));
+        };
+        let ours = self.superblock(disk, theirs.disk);
+        if !self.place_disk(disk, &theirs, &ours)? {
+            return Err(Error::invalid("the directory belongs to another region, or was replaced in this one"));
+        }
+        self.disks.borrow_mut()[disk.0].set(DiskState::Rebuilding, "it came back and is being reread");
+        for slot in self.scan_disk(disk).await {
+            self.adopt(slot);
+        }
+        self.persist(&[disk]).await
+    }
+
+    async fn take_blank(&self, disk: DiskIndex) -> Result<()> {
+        let refuse = |error: std::io::Error| Error::new(ErrorKind::RestoreDisk, format!("it cannot be used: {error}"));
+        let names = self.ops.list(disk).await.map_err(refuse)?;
+        if let Some((name, _)) = names.iter().find(|(name, _)| name != "LOCK") {
+            return Err(Error::invalid(format!("a replacement has to be empty; it holds {name:?}")));
+        }
+        let file = self.make_superblock(disk).await.map_err(refuse)?;
+        let id = DiskId(self.ops.environment().random());
+        let (old, fresh) = {
+            let mut disks = self.disks.borrow_mut();
+            let disk = &mut disks[disk.0];
+            let old = disk.id.replace(id);
+            disk.superblock = Some(file);
+            disk.turn = 0;
+            disk.flushed = crate::types::Lsn::ZERO;
+            disk.set(DiskState::Rebuilding, "a replacement that is being filled");
+            (old, member(id, &disk.config))
+        };
+        let old = old.or_else(|| self.member_without_disk(&fresh));
+        {
+            let mut meta = self.meta.borrow_mut();
+            meta.members.retain(|member| Some(member.disk) != old);
+            meta.members.push(fresh);
+        }
+        // Every disk that counts has to know of the new member: a majority of the old ones and one of the new ones then meet.
+        let must = self.attached();
+        self.persist(&must).await
+    }
+
+    /// The member with these labels that no disk is: its directory was found empty or foreign.
+    fn member_without_disk(&self, fresh: &Member) -> Option<DiskId> {
+        let disks = self.disks.borrow();
+        let meta = self.meta.borrow();
+        let unknown = |member: &&Member| disks.iter().all(|disk| disk.id != Some(member.disk));
+        let labels =
+            |member: &Member| (member.fault_domain.clone(), member.upgrade_domain.clone(), member.zone.clone());
+        let same = meta.members.iter().filter(unknown).find(|member| labels(member) == labels(fresh));
+        same.map(|member| member.disk)
+    }
+}

@@ -1,0 +1,195 @@
+//! Rereading every copy and repairing what rotted from the others (acceptance L5).
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::future::select;
+
+use crate::error::Corruption;
+use crate::format::{DATA_START, Seal, SegmentHeader};
+use crate::health::DiskState;
+use crate::io::DiskIndex;
+use crate::log::Log;
+use crate::log::catalog::Copy;
+use crate::log::ops::page;
+use crate::log::walk::{Broken, Link, Place, Run, start};
+use crate::shared::lock;
+use crate::types::SegmentId;
+
+/// How long the background scrub rests after it has read everything once.
+const REST: Duration = Duration::from_secs(60);
+
+/// What a scrub found.
+#[derive(Clone, Debug, Default)]
+pub struct ScrubReport {
+    /// Copies of sealed segments read to their end.
+    pub copies: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Places that did not verify, one for each run of blocks or page.
+    pub corrupt: u64,
+    /// Of these, how many were rewritten from another copy and verify now.
+    pub repaired: u64,
+    /// Places that no copy could repair.
+    pub lost: Vec<Corruption>,
+}
+
+impl Log {
+    pub(crate) async fn keep_scrubbing(self: Rc<Log>) {
+        let rate = self.options.scrub_bytes_per_second;
+        let mut seen = 0;
+        let mut rested = self.ops.now();
+        loop {
+            let mut report = ScrubReport::default();
+            let suspects = std::mem::take(&mut *lock(&self.shared.suspects));
+            for (segment, disk) in suspects {
+                self.scrub_copy(segment, disk, 0, &mut report).await;
+            }
+            if rate > 0 && self.ops.now() >= rested {
+                self.scrub_all(rate, &mut report).await;
+                rested = self.ops.now() + REST.as_nanos() as u64;
+            }
+            let change = std::pin::pin!(self.changed.wait(&mut seen));
+            let pause = std::pin::pin!(self.ops.sleep(Duration::from_millis(500)));
+            drop(select(change, pause).await);
+        }
+    }
+
+    /// Reads every copy of every sealed segment once.
+    pub(crate) async fn scrub_all(&self, rate: u64, report: &mut ScrubReport) {
+        let segments: Vec<SegmentId> = self.catalog.borrow().iter().map(|(id, _)| id).collect();
+        for id in segments {
+            let disks: Vec<DiskIndex> = {
+                let catalog = self.catalog.borrow();
+                catalog.get(id).into_iter().flat_map(|s| s.complete()).map(|copy| copy.disk).collect()
+            };
+            for disk in disks {
+                if self.closing.borrow().is_some() || self.halted.borrow().is_some() {
+                    return;
+                }
+                self.scrub_copy(id, disk, rate, report).await;
+            }
+        }
+    }
+
+    async fn scrub_copy(&self, id: SegmentId, disk: DiskIndex, rate: u64, report: &mut ScrubReport) {
+        let Some((copy, seal, header)) = self.scrubbable(id, disk) else { return };
+        let place = Place { log: seal.log, epoch: seal.epoch, segment: id, disk, file: copy.slot.file };
+        self.scrub_pages(&place, &header, &seal, report).await;
+        let (mut at, mut link) = (DATA_START, start(&seal));
+        while at < seal.length {
+            if self.scrubbable(id, disk).is_none() {
+                return;
+            }
+            let run = match self.read_run(&place, at, seal.length, link).await {
+                Ok(run) => run,
+                Err(broken) => match self.repair(&place, at, &seal, link, broken, report).await {
+                    Some(run) => run,
+                    None => return,
+                },
+            };
+            (at, link) = (run.end(), run.link);
+            report.bytes += run.bytes.len() as u64;
+            self.throttle(run.bytes.len() as u64, rate).await;
+        }
+        report.copies += 1;
+    }
+
+    fn scrubbable(&self, id: SegmentId, disk: DiskIndex) -> Option<(Copy, Seal, SegmentHeader)> {
+        let catalog = self.catalog.borrow();
+        let segment = catalog.get(id)?;
+        let seal = segment.seal.clone()?;
+        let copy = segment.copy_on(disk).filter(|copy| copy.complete)?.clone();
+        let (log, epoch, set) = (seal.log, segment.epoch, segment.set.clone());
+        Some((copy, seal, SegmentHeader { log, segment: id, epoch, size: self.options.segment_bytes, set }))
+    }
+
+    /// The two pages are what the catalog knows: they are written again where they are not.
+    async fn scrub_pages(&self, place: &Place, header: &SegmentHeader, seal: &Seal, report: &mut ScrubReport) {
+        let read = self.ops.read(place.disk, place.file, 0, DATA_START as usize).await;
+        let expected = [header.encode(), seal.encode()].concat();
+        let mut same = false;
+        if let Ok(found) = &read {
+            // A copy's header names the set that it was first written for: any that decodes to this segment will do.
+            let decoded = SegmentHeader::decode(found)
+                .is_ok_and(|h| (h.log, h.segment, h.epoch) == (seal.log, seal.segment, seal.epoch));
+            same = decoded && found.get(4096..) == expected.get(4096..);
+        }
+        if same {
+            return;
+        }
+        self.note_corrupt(report);
+        let _slot_stays = self.rebuilding.lock().await;
+        if self.is_trimmed(place.segment) {
+            return;
+        }
+        let written = match page(&expected) {
+            Ok(pages) => self.ops.write(place.disk, place.file, 0, pages).await,
+            Err(error) => Err(error),
+        };
+        self.note_repair(place, written, report);
+    }
+
+    /// Rewrites what does not verify from another copy. `None` when no copy has it, or the disk refuses.
+    async fn repair(
+        &self,
+        place: &Place,
+        at: u32,
+        seal: &Seal,
+        link: Link,
+        broken: Broken,
+        report: &mut ScrubReport,
+    ) -> Option<Run> {
+        self.note_corrupt(report);
+        let _slot_stays = self.rebuilding.lock().await;
+        if self.is_trimmed(place.segment) {
+            return None;
+        }
+        let Ok(run) = self.read_any(place.segment, at, seal.length, link).await else {
+            let unread =
+                Corruption { segment: place.segment, offset: u64::from(at), what: "unreadable", expected: 0, found: 0 };
+            report.lost.push(if let Broken::Bytes(corruption) = broken { corruption } else { unread });
+            return None;
+        };
+        let copy = page(&run.bytes);
+        let written = match copy {
+            Ok(bytes) => self.ops.write(place.disk, place.file, u64::from(at), bytes).await,
+            Err(error) => Err(error),
+        };
+        let verified = written.is_ok() && self.read_run(place, at, run.end(), link).await.is_ok();
+        let written = if verified {
+            Ok(())
+        } else {
+            Err(written.err().unwrap_or_else(|| std::io::Error::other("the rewritten bytes do not verify")))
+        };
+        self.note_repair(place, written, report).then_some(run)
+    }
+
+    fn note_corrupt(&self, report: &mut ScrubReport) {
+        report.corrupt += 1;
+        let (corrupt, repaired) = self.corrupt.get();
+        self.corrupt.set((corrupt + 1, repaired));
+    }
+
+    fn note_repair(&self, place: &Place, written: std::io::Result<()>, report: &mut ScrubReport) -> bool {
+        match written {
+            Ok(()) => {
+                report.repaired += 1;
+                let (corrupt, repaired) = self.corrupt.get();
+                self.corrupt.set((corrupt, repaired + 1));
+                true
+            }
+            Err(error) => {
+                self.lose(place.disk, DiskState::Failed, format!("a repair failed: {error}"));
+                false
+            }
+        }
+    }
+
+    /// A scrub on demand: everything once, at full speed.
+    pub(crate) async fn scrub_now(&self) -> ScrubReport {
+        let mut report = ScrubReport::default();
+        self.scrub_all(0, &mut report).await;
+        report
+    }
+}

@@ -1,0 +1,336 @@
+//! What follows a segment's end: seal pages on its copies, its index on disk, the checkpoint moved on.
+
+use std::sync::{Arc, Mutex};
+
+use futures::future::join_all;
+
+use crate::format::{AccountRecord, Seal};
+use crate::health::DiskState;
+use crate::io::{DiskIndex, FileId};
+use crate::log::Log;
+use crate::log::catalog::{Copy, Segment};
+use crate::log::disk::Slot;
+use crate::log::index::IndexBuilder;
+use crate::log::ops::page;
+use crate::log::pipeline::Pipeline;
+use crate::log::placement::QUORUM;
+use crate::log::tables::Tables;
+use crate::shared::{ReadCatalog, ReadSegment};
+use crate::types::{DiskId, LogId, SegmentId};
+
+/// The file that holds the index of a sealed segment.
+pub(crate) fn index_name(segment: SegmentId) -> String {
+    format!("index-{:010}", segment.0)
+}
+
+/// The file that holds the tables before a segment.
+pub(crate) fn checkpoint_name(next: SegmentId) -> String {
+    format!("checkpoint-{:010}", next.0)
+}
+
+/// A checkpoint is written after so many sealed segments, or sooner when their indexes outweigh the last one.
+const CHECKPOINT_SEGMENTS: u32 = 16;
+/// A checkpoint smaller than this is not worth waiting for more.
+const CHECKPOINT_BYTES: usize = 1 << 20;
+
+/// How far the sealed tables have come.
+pub(crate) struct Checkpointer {
+    pub(crate) tables: Tables,
+    /// The first segment that the tables do not cover.
+    pub(crate) next: SegmentId,
+    /// The first segment that the checkpoint on disk does not cover.
+    pub(crate) written: SegmentId,
+    written_bytes: usize,
+    pending_bytes: usize,
+}
+
+impl Checkpointer {
+    pub(crate) fn new(tables: Tables, next: SegmentId, written: SegmentId, written_bytes: usize) -> Checkpointer {
+        Checkpointer { tables, next, written, written_bytes, pending_bytes: 0 }
+    }
+
+    fn is_due(&self) -> bool {
+        let segments = self.next.0 - self.written.0;
+        segments >= CHECKPOINT_SEGMENTS || self.pending_bytes > self.written_bytes.max(CHECKPOINT_BYTES)
+    }
+}
+
+impl Log {
+    pub(crate) async fn keep_sealing(self: std::rc::Rc<Log>) {
+        let mut seen = 0;
+        loop {
+            while self.seal_one().await {}
+            self.changed.wait(&mut seen).await;
+        }
+    }
+
+    /// One step of sealing, if there is one to take.
+    async fn seal_one(&self) -> bool {
+        if self.halted.borrow().is_some() {
+            return false;
+        }
+        if let Some((segment, seal, copies)) = self.next_pages() {
+            self.write_pages(segment, &seal, &copies).await;
+            return true;
+        }
+        let Some(segment) = self.next_to_index() else { return false };
+        self.write_index(segment).await;
+        true
+    }
+
+    /// The first sealed segment with a copy that holds everything and lacks its page.
+    fn next_pages(&self) -> Option<(SegmentId, Seal, Vec<Copy>)> {
+        self.mark_held();
+        let catalog = self.catalog.borrow();
+        let disks = self.disks.borrow();
+        catalog.iter().find_map(|(id, segment)| {
+            let seal = segment.seal.as_ref()?;
+            let ready = |copy: &&Copy| copy.held && !copy.complete && disks[copy.disk.0].is_live();
+            let copies: Vec<Copy> = segment.copies.iter().filter(ready).cloned().collect();
+            (!copies.is_empty()).then(|| (id, seal.clone(), copies))
+        })
+    }
+
+    /// Copies of sealed segments whose member has everything up to the seal.
+    fn mark_held(&self) {
+        let mut catalog = self.catalog.borrow_mut();
+        self.with(|pipeline| {
+            for (_, segment) in catalog.iter_mut().filter(|(_, segment)| segment.epoch == pipeline.epoch) {
+                let Some(seal) = &segment.seal else { continue };
+                let last = seal.next_sequence - 1;
+                let holds = |copy: &Copy| {
+                    pipeline
+                        .members
+                        .iter()
+                        .any(|member| member.disk == copy.disk && member.live && member.durable >= last)
+                };
+                for copy in segment.copies.iter_mut().filter(|copy| !copy.held) {
+                    copy.held = holds(copy);
+                }
+            }
+        });
+    }
+
+    async fn write_pages(&self, segment: SegmentId, seal: &Seal, copies: &[Copy]) {
+        let _slots_stay = self.paging.lock().await;
+        if self.is_trimmed(segment) {
+            return;
+        }
+        let bytes = seal.encode();
+        let writes = copies.iter().map(|copy| async {
+            let result = match page(&bytes) {
+                Ok(page) => self.ops.write(copy.disk, copy.slot.file, 4096, page).await,
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(()) => self.catalog.borrow_mut().set_complete(segment, copy.disk, true),
+                Err(error) => self.lose(copy.disk, DiskState::Failed, format!("a seal's write failed: {error}")),
+            }
+        });
+        join_all(writes).await;
+        self.publish(segment);
+        self.changed.raise();
+    }
+
+    /// The first sealed segment whose index is not on disk: indexes are written in order.
+    fn next_to_index(&self) -> Option<SegmentId> {
+        let catalog = self.catalog.borrow();
+        let next = self.checkpointer.borrow().as_ref()?.next;
+        let segment = catalog.get(next)?;
+        (segment.seal.is_some() && segment.complete().count() >= QUORUM.min(segment.copies.len()).max(1))
+            .then_some(next)
+    }
+
+    /// Writes a sealed segment's index beside its copies and moves the tables over it. An index that cannot be written
+    /// is no loss: it is made again from the segment when it is needed.
+    async fn write_index(&self, segment: SegmentId) {
+        let builder = self.builder(segment);
+        let Some(mut checkpointer) = self.checkpointer.borrow_mut().take() else { return };
+        let (log, window) = (self.meta.borrow().log(), self.options.client_window);
+        let made = self.ops.compute(move || {
+            let (index, accounts) = finish(&builder, log, window);
+            checkpointer.tables.advance(&index, &accounts, window);
+            checkpointer.next = SegmentId(segment.0 + 1);
+            let bytes = index.encode();
+            checkpointer.pending_bytes += bytes.len();
+            let due = checkpointer.is_due();
+            (checkpointer, bytes, due)
+        });
+        let Ok((checkpointer, bytes, due)) = made.await else {
+            self.halt(crate::Error::new(crate::ErrorKind::System, "the index of a segment could not be computed"));
+            return;
+        };
+        *self.checkpointer.borrow_mut() = Some(checkpointer);
+        let bytes = Arc::new(bytes);
+        let disks: Vec<DiskIndex> = self.holders(segment);
+        let writes = disks.iter().map(|&disk| self.ops.write_file(disk, index_name(segment), Arc::clone(&bytes)));
+        let written = join_all(writes).await.iter().filter(|result| result.is_ok()).count();
+        if let Some(segment) = self.catalog.borrow_mut().get_mut(segment) {
+            segment.indexed = written > 0;
+        }
+        self.drop_builder(segment);
+        self.publish(segment);
+        if due {
+            self.write_checkpoint().await;
+        }
+        self.prune();
+        self.changed.raise();
+    }
+
+    fn holders(&self, segment: SegmentId) -> Vec<DiskIndex> {
+        let catalog = self.catalog.borrow();
+        let disks = self.disks.borrow();
+        let copies = catalog.get(segment).into_iter().flat_map(|segment| segment.complete());
+        copies.map(|copy| copy.disk).filter(|disk| disks[disk.0].is_live()).collect()
+    }
+
+    /// Writes the tables before the first unsealed segment to every live disk. Returns the segment that they reach,
+    /// once a quorum of disks has them.
+    pub(crate) async fn write_checkpoint(&self) -> Option<SegmentId> {
+        let checkpointer = self.checkpointer.borrow_mut().take()?;
+        let log = self.meta.borrow().log();
+        let made = self.ops.compute(move || {
+            let bytes = checkpointer.tables.to_checkpoint(log, checkpointer.next).encode();
+            (checkpointer, bytes)
+        });
+        let Ok((checkpointer, bytes)) = made.await else {
+            self.halt(crate::Error::new(crate::ErrorKind::System, "the checkpoint could not be computed"));
+            return None;
+        };
+        let (next, old, len) = (checkpointer.next, checkpointer.written, bytes.len());
+        *self.checkpointer.borrow_mut() = Some(checkpointer);
+        if next == old {
+            return Some(next);
+        }
+        let bytes = Arc::new(bytes);
+        let live: Vec<DiskIndex> =
+            self.disks.borrow().iter().filter(|disk| disk.is_live()).map(|disk| disk.index).collect();
+        let writes = live.iter().map(|&disk| self.ops.write_file(disk, checkpoint_name(next), Arc::clone(&bytes)));
+        let written: Vec<bool> = join_all(writes).await.iter().map(Result::is_ok).collect();
+        if written.iter().filter(|ok| **ok).count() < QUORUM {
+            return None;
+        }
+        if let Some(checkpointer) = self.checkpointer.borrow_mut().as_mut() {
+            checkpointer.written = next;
+            checkpointer.written_bytes = len;
+            checkpointer.pending_bytes = 0;
+        }
+        for (&disk, _) in live.iter().zip(&written).filter(|(_, ok)| **ok) {
+            // What remains of an older checkpoint only takes space; the next opening removes it.
+            drop(self.ops.remove(disk, checkpoint_name(old)).await);
+        }
+        Some(next)
+    }
+
+    /// The superblocks need not name what the copies' own pages say.
+    fn prune(&self) {
+        let catalog = self.catalog.borrow();
+        let settled = |segment: &Segment| segment.seal.is_some() && segment.complete().count() >= QUORUM;
+        let unsealed = catalog.iter().find(|(_, segment)| !settled(segment)).map(|(id, _)| id);
+        if let Some(unsealed) = unsealed {
+            self.meta.borrow_mut().prune(unsealed);
+        }
+    }
+
+    /// A new segment has become the active one.
+    pub(crate) fn open_segment(&self, pipeline: &Pipeline, id: SegmentId, slots: &[Slot]) {
+        let copies = pipeline.members.iter().zip(slots);
+        let copies = copies.map(|(member, slot)| Copy { disk: member.disk, slot: *slot, held: false, complete: false });
+        let segment = Segment {
+            epoch: pipeline.epoch,
+            set: self.set_ids(pipeline),
+            seal: None,
+            copies: copies.collect(),
+            indexed: false,
+        };
+        self.catalog.borrow_mut().insert(id, segment);
+        self.write_catalog(|catalog| {
+            catalog.builders.insert(id, Arc::new(Mutex::new(IndexBuilder::new(id))));
+        });
+        self.publish(id);
+    }
+
+    /// The segment is committed to its end: readers may go on to the next, the sealer may start.
+    pub(crate) fn close_for_readers(&self, id: SegmentId) {
+        let seal = self.with(|pipeline| {
+            let at = pipeline.closing.iter().position(|seal| seal.segment == id)?;
+            pipeline.closing.remove(at)
+        });
+        if let Some(seal) = seal {
+            if let Some(segment) = self.catalog.borrow_mut().get_mut(id) {
+                segment.seal = Some(seal);
+            }
+            self.publish(id);
+            self.changed.raise();
+        }
+    }
+
+    pub(crate) fn set_ids(&self, pipeline: &Pipeline) -> Vec<DiskId> {
+        let disks = self.disks.borrow();
+        pipeline.members.iter().filter_map(|member| disks[member.disk.0].id).collect()
+    }
+
+    fn drop_builder(&self, segment: SegmentId) {
+        self.write_catalog(|catalog| {
+            catalog.builders.remove(&segment);
+        });
+    }
+
+    /// Shows readers a segment as the catalog has it.
+    pub(crate) fn publish(&self, id: SegmentId) {
+        let segment = self.catalog.borrow().get(id).map(|segment| self.readable(segment));
+        self.write_catalog(|catalog| match segment {
+            Some(segment) => {
+                catalog.segments.insert(id, segment);
+            }
+            None => {
+                catalog.segments.remove(&id);
+            }
+        });
+    }
+
+    pub(crate) fn publish_all(&self) {
+        let first = self.meta.borrow().trim;
+        let segments = {
+            let catalog = self.catalog.borrow();
+            catalog.iter().map(|(id, segment)| (id, self.readable(segment))).collect()
+        };
+        self.write_catalog(|catalog| {
+            catalog.first = first;
+            catalog.segments = segments;
+        });
+    }
+
+    /// Complete copies first, then those that take blocks or still wait for their page.
+    fn readable(&self, segment: &Segment) -> ReadSegment {
+        let disks = self.disks.borrow();
+        let live = |copy: &&Copy| disks[copy.disk.0].is_live();
+        let mut copies: Vec<(bool, DiskIndex, FileId)> =
+            segment.copies.iter().filter(live).map(|copy| (!copy.complete, copy.disk, copy.slot.file)).collect();
+        copies.sort_unstable();
+        ReadSegment {
+            epoch: segment.epoch,
+            end: segment.seal.as_ref().map(|seal| seal.length),
+            copies: copies.into_iter().map(|(_, disk, file)| (disk, file)).collect(),
+            indexed: segment.indexed,
+        }
+    }
+
+    pub(crate) fn write_catalog(&self, change: impl FnOnce(&mut ReadCatalog)) {
+        let catalog = &self.shared.catalog;
+        change(&mut catalog.write().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+
+    pub(crate) fn read_catalog(&self) -> std::sync::RwLockReadGuard<'_, ReadCatalog> {
+        self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn finish(
+    builder: &Mutex<IndexBuilder>,
+    log: LogId,
+    window: usize,
+) -> (crate::format::SegmentIndex, Vec<AccountRecord>) {
+    let builder = crate::shared::lock(builder);
+    (builder.finish(log, window), builder.accounts().to_vec())
+}

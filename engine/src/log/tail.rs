@@ -1,0 +1,249 @@
+//! Finding the end of the log: Present, Absent, Faulty, position by position (FAULT-MODEL, "Finding the end of the log").
+
+use std::sync::Mutex;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{ALIGN, Block, DATA_START, Seal, peek_block_len};
+use crate::io::{Buffer, Slice};
+use crate::log::Log;
+use crate::log::index::IndexBuilder;
+use crate::log::placement::QUORUM;
+use crate::log::walk::{Link, Place, check};
+use crate::options::padded_transaction;
+use crate::types::{Epoch, Lsn, SegmentId};
+
+/// How much of a member is read at once.
+const WINDOW: usize = 1 << 20;
+
+/// A member of an unsealed segment's set that can be read and knows the segment's epoch: it has a vote.
+pub(crate) struct Voter {
+    pub(crate) place: Place,
+    /// It holds everything below.
+    pub(crate) flushed: Lsn,
+    window: Option<(u32, Buffer)>,
+    /// A write to it failed, so it holds the log only up to there.
+    pub(crate) lost: bool,
+}
+
+impl Voter {
+    pub(crate) fn new(place: Place, flushed: Lsn) -> Voter {
+        Voter { place, flushed, window: None, lost: false }
+    }
+}
+
+/// An unsealed segment as recovery finds it.
+pub(crate) struct Unsealed {
+    pub(crate) segment: SegmentId,
+    pub(crate) epoch: Epoch,
+    /// How many disks its set has.
+    pub(crate) set: usize,
+    pub(crate) voters: Vec<Voter>,
+}
+
+/// What a segment holds once its end is found.
+pub(crate) struct Found {
+    pub(crate) end: u32,
+    pub(crate) link: Link,
+    pub(crate) transactions: u64,
+    pub(crate) records: u64,
+    /// The highest commit index seen.
+    pub(crate) commit: u64,
+}
+
+/// How a position stands on one disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Present(usize),
+    NotHere,
+    /// It could not be read.
+    Unreadable,
+}
+
+impl Log {
+    /// Walks an unsealed segment from its start, writing what one member lacks back to it from one that has it.
+    /// `later` is the highest commit index that later segments show.
+    pub(crate) async fn find_end(
+        &self,
+        unsealed: &mut Unsealed,
+        from: Link,
+        known_commit: u64,
+        builder: &Mutex<IndexBuilder>,
+    ) -> Result<Found> {
+        let mut found = Found { end: DATA_START, link: from, transactions: 0, records: 0, commit: known_commit };
+        loop {
+            let mut standings = Vec::with_capacity(unsealed.voters.len());
+            for voter in &mut unsealed.voters {
+                standings.push(self.stand(voter, found.end, found.link).await);
+            }
+            let present = standings.iter().position(|standing| matches!(standing, Standing::Present(_)));
+            let Some(holder) = present else {
+                self.check_end(unsealed, &standings, &mut found).await?;
+                return Ok(found);
+            };
+            self.keep(unsealed, holder, &standings, &mut found, builder).await?;
+        }
+    }
+
+    async fn stand(&self, voter: &mut Voter, at: u32, link: Link) -> Standing {
+        let size = self.options.segment_bytes;
+        if voter.lost || at >= size {
+            return if voter.lost { Standing::Unreadable } else { Standing::NotHere };
+        }
+        let place = voter.place;
+        // A block that the window cuts off is read again with all its bytes.
+        for len in [WINDOW, self.largest_block()] {
+            let cached = voter
+                .window
+                .take()
+                .filter(|(start, bytes)| (*start..*start + bytes.len() as u32).contains(&at) && len == WINDOW);
+            let (start, bytes) = match cached {
+                Some(window) => window,
+                None => {
+                    let len = len.min((size - at) as usize);
+                    self.recovery_bytes.set(self.recovery_bytes.get() + len as u64);
+                    match self.ops.read(place.disk, place.file, u64::from(at), len).await {
+                        Ok(bytes) => (at, bytes),
+                        Err(_) => return Standing::Unreadable,
+                    }
+                }
+            };
+            let here = bytes.get((at - start) as usize..).unwrap_or(&[]);
+            let verdict = check(&place, at, link, here).map(|block| block.padded_len());
+            let cut = peek_block_len(here).is_some_and(|claimed| claimed > here.len());
+            voter.window = Some((start, bytes));
+            match verdict {
+                Ok(len) => return Standing::Present(len),
+                Err(_) if cut => {
+                    voter.window = None;
+                }
+                Err(_) => return Standing::NotHere,
+            }
+        }
+        Standing::NotHere
+    }
+
+    pub(crate) fn largest_block(&self) -> usize {
+        padded_transaction(self.options.transaction_bytes).max(self.options.block_bytes).max(8 << 20)
+    }
+
+    /// Any Present keeps the block: it goes to every voter that lacks it, before anything of it is shown.
+    async fn keep(
+        &self,
+        unsealed: &mut Unsealed,
+        holder: usize,
+        standings: &[Standing],
+        found: &mut Found,
+        builder: &Mutex<IndexBuilder>,
+    ) -> Result<()> {
+        let Standing::Present(len) = standings[holder] else { return Ok(()) };
+        let voter = &unsealed.voters[holder];
+        let Some((start, window)) = &voter.window else { return Ok(()) };
+        let from = (found.end - start) as usize;
+        let bytes = &window[from..from + len];
+        let block = Block::trusted(bytes);
+        let header = block.header();
+        found.link = Link { sequence: header.sequence + 1, chain: block.checksum() };
+        found.commit = found.commit.max(header.commit);
+        {
+            let mut builder = crate::shared::lock(builder);
+            for (ordinal, (_, frame)) in block.frames().enumerate() {
+                found.transactions += 1;
+                found.records += frame.count() as u64;
+                builder.add(Lsn::new(unsealed.segment, found.end | ordinal as u32), &frame);
+            }
+        }
+        let lacking = standings.iter().any(|standing| !matches!(standing, Standing::Present(_)));
+        let copy = lacking.then(|| shared(bytes)).transpose()?;
+        for (voter, standing) in unsealed.voters.iter_mut().zip(standings) {
+            let (Some(data), false) = (&copy, matches!(standing, Standing::Present(_))) else { continue };
+            if voter.lost {
+                continue;
+            }
+            let place = voter.place;
+            voter.window = None;
+            let written = self.ops.write(place.disk, place.file, u64::from(found.end), data.clone()).await;
+            voter.lost = written.is_err();
+        }
+        found.end += len as u32;
+        Ok(())
+    }
+
+    /// No voter has the position. It is the end if enough of them are Absent; a Faulty one is never counted.
+    async fn check_end(&self, unsealed: &mut Unsealed, standings: &[Standing], found: &mut Found) -> Result<()> {
+        if found.end >= self.options.segment_bytes {
+            return Ok(());
+        }
+        for voter in &unsealed.voters {
+            found.commit = found.commit.max(self.later_commit(voter, found.end).await);
+        }
+        let at = Lsn::new(unsealed.segment, found.end);
+        let committed = found.link.sequence <= found.commit;
+        let absent = |(voter, standing): (&Voter, &Standing)| {
+            *standing == Standing::NotHere && !committed && voter.flushed <= at
+        };
+        let absent = unsealed.voters.iter().zip(standings).filter(|pair| absent(*pair)).count();
+        let needed = unsealed.set + 1 - QUORUM;
+        if absent >= needed {
+            return Ok(());
+        }
+        let message = format!(
+            "position {at}: {absent} of {} disks say that nothing was acknowledged there, {needed} needed; {}; \
+             restore the other disks of the set and open again",
+            unsealed.set,
+            if committed {
+                "a later block says that it was committed"
+            } else {
+                "a disk is missing, unreadable or rotten"
+            },
+        );
+        Err(Error::new(ErrorKind::RestoreDisk, message))
+    }
+
+    /// The highest commit index that blocks behind `at` show: the block after a broken one starts within the
+    /// largest block's length.
+    async fn later_commit(&self, voter: &Voter, at: u32) -> u64 {
+        let place = voter.place;
+        let left = (self.options.segment_bytes - at) as usize;
+        let Ok(bytes) = self.ops.read(place.disk, place.file, u64::from(at), left.min(self.largest_block())).await
+        else {
+            return 0;
+        };
+        self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
+        let offsets = (ALIGN..bytes.len()).step_by(ALIGN);
+        let commits = offsets.filter_map(|offset| {
+            let rest = &bytes[offset..];
+            peek_block_len(rest)?;
+            let block = Block::verify_at(rest, place.log, place.epoch, place.segment, at + offset as u32).ok()?;
+            Some(block.header().commit)
+        });
+        commits.max().unwrap_or(0)
+    }
+}
+
+/// The seal of a segment whose end was found.
+pub(crate) fn seal(
+    unsealed: &Unsealed,
+    from: Link,
+    found: &Found,
+    set: Vec<crate::types::DiskId>,
+    log: crate::types::LogId,
+) -> Seal {
+    Seal {
+        log,
+        segment: unsealed.segment,
+        epoch: unsealed.epoch,
+        length: found.end,
+        base_sequence: from.sequence,
+        base_chain: from.chain,
+        next_sequence: found.link.sequence,
+        end_chain: found.link.chain,
+        transactions: found.transactions,
+        records: found.records,
+        set,
+    }
+}
+
+fn shared(bytes: &[u8]) -> Result<Slice> {
+    crate::log::ops::page(bytes)
+        .map_err(|error| Error::new(ErrorKind::System, format!("no memory for a block: {error}")))
+}

@@ -1,0 +1,64 @@
+//! Giving space back: what was trimmed is forgotten durably before its slots are used again (invariant 16).
+
+use crate::error::Result;
+use crate::format::DATA_START;
+use crate::log::Log;
+use crate::log::seal::index_name;
+use crate::shared::lock;
+use crate::types::{Lsn, SegmentId};
+
+impl Log {
+    /// Trims whole segments before `to`, never past a pin, the checkpoint or the last sealed segment. Returns the first
+    /// position that is retained.
+    pub(crate) async fn trim(&self, to: Lsn) -> Result<Lsn> {
+        let checkpoint = self.write_checkpoint().await;
+        let old = self.meta.borrow().trim;
+        let first = self.first_to_keep(to, checkpoint.unwrap_or(old)).max(old);
+        if first > old {
+            self.meta.borrow_mut().trim = first;
+            self.write_catalog(|catalog| catalog.first = first);
+            self.persist(&[]).await?;
+            self.free_trimmed(first).await;
+        }
+        Ok(Lsn::new(first, DATA_START))
+    }
+
+    fn first_to_keep(&self, to: Lsn, checkpoint: SegmentId) -> SegmentId {
+        let pin = lock(&self.shared.pins).lowest().unwrap_or(Lsn::MAX);
+        let catalog = self.catalog.borrow();
+        // The last sealed segment holds the link that the unsealed ones start from.
+        let sealed = catalog.iter().take_while(|(_, segment)| segment.seal.is_some()).last();
+        let last_sealed = sealed.map_or(SegmentId(0), |(id, _)| id);
+        let first = to.segment().min(pin.segment()).min(checkpoint).min(last_sealed);
+        assert!(first <= checkpoint, "reclaimed <= checkpoint");
+        first
+    }
+
+    async fn free_trimmed(&self, first: SegmentId) {
+        // A page or a copied block on its way to a slot must arrive before the slot is another segment's.
+        let _no_rebuild = self.rebuilding.lock().await;
+        let _no_pages = self.paging.lock().await;
+        let gone: Vec<SegmentId> = {
+            let catalog = self.catalog.borrow();
+            catalog.iter().map(|(id, _)| id).take_while(|id| *id < first).collect()
+        };
+        for id in gone {
+            let Some(segment) = self.catalog.borrow_mut().remove(id) else { continue };
+            self.write_catalog(|catalog| {
+                catalog.segments.remove(&id);
+                catalog.builders.remove(&id);
+            });
+            for copy in segment.copies {
+                self.free_slot(copy.disk, copy.slot);
+                if segment.indexed {
+                    // An index left behind only takes space until the next opening.
+                    drop(self.ops.remove(copy.disk, index_name(id)).await);
+                }
+            }
+        }
+        for disk in self.disks.borrow_mut().iter_mut() {
+            disk.full = false;
+        }
+        self.changed.raise();
+    }
+}

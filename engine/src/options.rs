@@ -1,0 +1,213 @@
+//! What a region is opened with, and the bounds that it keeps.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::format::{ALIGN, BLOCK_HEADER, DATA_START};
+use crate::io::DriverChoice;
+
+/// One disk of a region: a directory, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The directory; the region owns everything in it.
+    pub path: PathBuf,
+    /// What fails together: no two copies share one (acceptance L1). 1 to 64 letters, digits, `-`, `_` or `.`.
+    pub fault_domain: String,
+    /// What is taken down together for maintenance: no two copies share one (acceptance L1, L7).
+    pub upgrade_domain: String,
+    /// The zone (acceptance L2).
+    pub zone: String,
+}
+
+impl DiskConfig {
+    /// A disk that is a fault domain and an upgrade domain of its own, named `name`, in the zone `zone`.
+    #[must_use]
+    pub fn new(path: impl AsRef<Path>, name: &str, zone: &str) -> DiskConfig {
+        DiskConfig {
+            path: path.as_ref().to_owned(),
+            fault_domain: name.to_owned(),
+            upgrade_domain: name.to_owned(),
+            zone: zone.to_owned(),
+        }
+    }
+}
+
+/// Where the copies of a set may lie (acceptance L2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// Locally redundant: three fault and upgrade domains of one zone.
+    #[default]
+    OneZone,
+    /// Zone-redundant: three zones.
+    ThreeZones,
+}
+
+/// How a region is opened. Every queue, cache and table of the engine has its bound here; [`Options::memory_bound`] adds them up.
+///
+/// ```
+/// use meridian::{DiskConfig, Options};
+/// let disks = ["a", "b", "c"].map(|name| DiskConfig::new(format!("/mnt/{name}"), name, "zone-1"));
+/// let options = Options::new(disks.to_vec());
+/// options.validate()?;
+/// assert!(options.memory_bound() < 1 << 30);
+/// # Ok::<(), meridian::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The disks, three to sixteen.
+    pub disks: Vec<DiskConfig>,
+    /// Where the copies of a set may lie. Fixed at creation by the labels; checked at each open.
+    pub placement: Placement,
+    /// Which I/O back end to use. Default: io_uring where the system allows it, else threads.
+    pub driver: DriverChoice,
+    /// Bytes of a segment file, a multiple of 4096 between 64 KiB and 2 GiB. Fixed at creation. Default 64 MiB.
+    pub segment_bytes: u32,
+    /// Bytes of the largest block that gathers small transactions, 8 KiB to 4 MiB. Default 1 MiB.
+    pub block_bytes: usize,
+    /// Bytes of the largest transaction, with its header. Default 4 MiB and 64 KiB: an entity group of 4 MiB fits.
+    pub transaction_bytes: usize,
+    /// Blocks that may be on their way to the disks before the oldest is committed, 1 to 64. Default 4.
+    pub commit_depth: usize,
+    /// Transactions accepted but not yet acknowledged. Default 16,384.
+    pub queue_transactions: usize,
+    /// Bytes accepted but not yet acknowledged. Default 64 MiB.
+    pub queue_bytes: usize,
+    /// Bytes of committed blocks kept in memory for tail subscribers. Default 64 MiB.
+    pub hot_bytes: usize,
+    /// Bytes of segment indexes kept in memory for readers of partitions. Default 64 MiB.
+    pub index_cache_bytes: usize,
+    /// A copy that has not completed a write for so long has stalled and is replaced (acceptance L4). Default 1 s.
+    pub stall_timeout: Duration,
+    /// A copy that lags so many bytes behind has stalled and is replaced. Default 64 MiB.
+    pub lag_bytes: usize,
+    /// Accounts that can exist, at most. Default 65,536.
+    pub max_accounts: usize,
+    /// Partitions that can exist, at most; about 200 bytes of memory each. Default 1,048,576.
+    pub max_partitions: usize,
+    /// Clients with remembered sequences, at most. Default 4,096.
+    pub max_clients: usize,
+    /// How many of its latest sequences are remembered for each client (acceptance L6). Default 256.
+    pub client_window: usize,
+    /// Segments kept on one disk, at most; `None` leaves it to the space there is.
+    pub max_segments: Option<u32>,
+    /// Bytes a second that the background scrub reads on each disk; 0 switches it off. Default 8 MiB.
+    pub scrub_bytes_per_second: u64,
+    /// Bytes a second that a rebuild copies; 0 does not limit it. Default 128 MiB.
+    pub rebuild_bytes_per_second: u64,
+}
+
+impl Options {
+    /// The defaults over these disks.
+    #[must_use]
+    pub fn new(disks: Vec<DiskConfig>) -> Options {
+        Options {
+            disks,
+            placement: Placement::OneZone,
+            driver: DriverChoice::Auto,
+            segment_bytes: 64 << 20,
+            block_bytes: 1 << 20,
+            transaction_bytes: (4 << 20) + (64 << 10),
+            commit_depth: 4,
+            queue_transactions: 16_384,
+            queue_bytes: 64 << 20,
+            hot_bytes: 64 << 20,
+            index_cache_bytes: 64 << 20,
+            stall_timeout: Duration::from_secs(1),
+            lag_bytes: 64 << 20,
+            max_accounts: 65_536,
+            max_partitions: 1 << 20,
+            max_clients: 4_096,
+            client_window: 256,
+            max_segments: None,
+            scrub_bytes_per_second: 8 << 20,
+            rebuild_bytes_per_second: 128 << 20,
+        }
+    }
+
+    /// Checks every option.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming the option and what it accepts.
+    pub fn validate(&self) -> Result<()> {
+        if !(3..=16).contains(&self.disks.len()) {
+            return Err(Error::invalid(format!("disks: {} given, 3 to 16 accepted", self.disks.len())));
+        }
+        for (at, disk) in self.disks.iter().enumerate() {
+            for label in [&disk.fault_domain, &disk.upgrade_domain, &disk.zone] {
+                check_label(label)?;
+            }
+            if self.disks[..at].iter().any(|other| other.path == disk.path) {
+                return Err(Error::invalid(format!("disks: {} is given twice", disk.path.display())));
+            }
+        }
+        let segment = self.segment_bytes as usize;
+        let largest = padded_transaction(self.transaction_bytes).max(self.block_bytes);
+        range("segment_bytes", segment, 64 << 10, 2 << 30)?;
+        range("block_bytes", self.block_bytes, 2 * ALIGN, 4 << 20)?;
+        range("transaction_bytes", self.transaction_bytes, 256, 64 << 20)?;
+        range("commit_depth", self.commit_depth, 1, 64)?;
+        range("queue_transactions", self.queue_transactions, 1, 1 << 20)?;
+        range("queue_bytes", self.queue_bytes, self.transaction_bytes, 1 << 40)?;
+        range("lag_bytes", self.lag_bytes, largest, 1 << 40)?;
+        range("max_accounts", self.max_accounts, 1, 1 << 24)?;
+        range("max_partitions", self.max_partitions, 1, 1 << 28)?;
+        range("max_clients", self.max_clients, 0, 1 << 20)?;
+        range("client_window", self.client_window, 1, 1 << 16)?;
+        if segment % ALIGN != 0 || self.block_bytes % ALIGN != 0 {
+            return Err(Error::invalid("segment_bytes and block_bytes: multiples of 4096 accepted"));
+        }
+        if largest > segment - DATA_START as usize {
+            return Err(Error::invalid(format!(
+                "transaction_bytes: a block of {largest} does not fit segments of {segment}"
+            )));
+        }
+        if self.stall_timeout < Duration::from_millis(1) {
+            return Err(Error::invalid("stall_timeout: 1 ms or more accepted"));
+        }
+        Ok(())
+    }
+
+    /// An upper bound of the engine's memory in bytes: queues, blocks in flight, hot blocks, indexes and tables.
+    #[must_use]
+    pub fn memory_bound(&self) -> u64 {
+        let largest = padded_transaction(self.transaction_bytes).max(self.block_bytes);
+        let blocks = (self.commit_depth + 2) * largest + self.lag_bytes + self.hot_bytes;
+        // A transaction waiting: its ticket, its slot in the queue, its place in the block.
+        let queue = self.queue_bytes + self.queue_transactions * 512;
+        // The live table and the checkpointer's; the index of a segment in the making holds 40 bytes a frame of 96.
+        let tables =
+            2 * (self.max_partitions * 100 + self.max_accounts * 400 + self.max_clients * self.client_window * 56);
+        let indexes = self.index_cache_bytes + 3 * (self.segment_bytes as usize / 2);
+        let copies = 8 * (1 << 20);
+        (blocks + queue + tables + indexes + copies) as u64
+    }
+}
+
+/// The bytes of a block that holds one transaction of `bytes`.
+pub(crate) fn padded_transaction(bytes: usize) -> usize {
+    (bytes + BLOCK_HEADER).next_multiple_of(ALIGN)
+}
+
+fn range(name: &str, value: usize, least: usize, most: usize) -> Result<()> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{name}: {value} given, {least} to {most} accepted")))
+}
+
+fn check_label(label: &str) -> Result<()> {
+    let fits = (1..=64).contains(&label.len());
+    if fits && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("label {label:?}: 1 to 64 letters, digits, '-', '_' or '.' accepted")))
+}
+
+/// Account names are 1 to 128 characters without control characters.
+pub(crate) fn check_account_name(name: &str) -> Result<()> {
+    if (1..=128).contains(&name.len()) && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("account name {name:?}: 1 to 128 bytes without control characters accepted")))
+}

@@ -1,0 +1,415 @@
+//! A region as its embedder holds it.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::health::Health;
+use crate::io::driver;
+use crate::log::scrub::ScrubReport;
+use crate::log::{Core, Mode, Phase, placement};
+use crate::options::{Options, check_account_name};
+use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
+use crate::stats::Stats;
+use crate::sync::intake::{Intake, Reason, Refused};
+use crate::sync::ticket::{Abandoned, Resolver, ticket};
+use crate::transaction::{Receipt, StateMachine, Transaction};
+use crate::types::{AccountId, Ack, Lsn};
+
+/// How long the log thread sleeps when nothing happens.
+const NAP: Duration = Duration::from_millis(100);
+
+/// An open region: one log on three or more disks, with one thread of its own.
+///
+/// It is `Send + Sync`: share it by reference or in an `Arc`. Dropping it closes it; [`Region::close`] also says how that went.
+pub struct Region {
+    pub(crate) shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Region {
+    /// Makes a region on empty or missing directories and opens it.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for options, labels or placement (acceptance L1, L2) and for directories that
+    /// hold something else; [`Exists`](ErrorKind::Exists) where a region is; [`Locked`](ErrorKind::Locked);
+    /// [`NoSpace`](ErrorKind::NoSpace).
+    pub fn create(options: Options, machine: impl StateMachine + 'static) -> Result<Region> {
+        Region::start(Mode::Create, options, Box::new(machine))
+    }
+
+    /// Opens a region: recovers its log, hands the machine what it lacks, then serves.
+    ///
+    /// # Errors
+    /// [`RestoreDisk`](ErrorKind::RestoreDisk) when fewer disks can be read than FAULT-MODEL's rules need, naming what is missing;
+    /// [`NotFound`](ErrorKind::NotFound) when all directories are empty; [`Locked`](ErrorKind::Locked);
+    /// [`InvalidInput`](ErrorKind::InvalidInput) when options or labels contradict what is stored;
+    /// [`Trimmed`](ErrorKind::Trimmed) when the machine resumes before the first retained position.
+    pub fn open(options: Options, machine: impl StateMachine + 'static) -> Result<Region> {
+        Region::start(Mode::Open, options, Box::new(machine))
+    }
+
+    fn start(mode: Mode, options: Options, machine: Box<dyn StateMachine>) -> Result<Region> {
+        options.validate()?;
+        placement::check(options.placement, &options.disks)?;
+        let (tell, told) = mpsc::sync_channel(1);
+        let builder = std::thread::Builder::new().name("meridian-log".into());
+        let thread = builder
+            .spawn(move || run(mode, options, machine, &tell))
+            .map_err(|error| Error::new(ErrorKind::System, format!("the log thread could not be started: {error}")))?;
+        let opened = told.recv().unwrap_or_else(|_| Err(stopped()));
+        match opened {
+            Ok(shared) => Ok(Region { shared, thread: Mutex::new(Some(thread)) }),
+            Err(error) => {
+                // It has said why it ended.
+                drop(thread.join());
+                Err(error)
+            }
+        }
+    }
+
+    /// Hands a transaction over, waiting for room in the queue, and returns the ticket for its answer.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput), [`Closed`](ErrorKind::Closed), [`Halted`](ErrorKind::Halted). Everything else comes
+    /// through the ticket.
+    pub fn submit(&self, transaction: Transaction) -> Result<Ticket> {
+        let (commit, ticket) = self.prepare(transaction)?;
+        let bytes = commit.bytes as u64;
+        self.shared.intake.push_blocking(Request::Commit(commit), bytes).map_err(|refused| self.refused(&refused))?;
+        Ok(ticket)
+    }
+
+    /// As [`Region::submit`], but never waits.
+    ///
+    /// # Errors
+    /// As [`Region::submit`], and [`Busy`](ErrorKind::Busy) when the queue is full.
+    pub fn try_submit(&self, transaction: Transaction) -> Result<Ticket> {
+        let (commit, ticket) = self.prepare(transaction)?;
+        let bytes = commit.bytes as u64;
+        self.shared.intake.try_push(Request::Commit(commit), bytes).map_err(|refused| self.refused(&refused))?;
+        Ok(ticket)
+    }
+
+    /// As [`Region::submit`], but the task waits for room and not the thread. Any runtime will do.
+    ///
+    /// # Errors
+    /// As [`Region::submit`].
+    pub async fn submit_async(&self, transaction: Transaction) -> Result<Ticket> {
+        let (commit, ticket) = self.prepare(transaction)?;
+        let bytes = commit.bytes as u64;
+        self.shared.intake.push(Request::Commit(commit), bytes).await.map_err(|refused| self.refused(&refused))?;
+        Ok(ticket)
+    }
+
+    /// Commits a transaction and waits: [`Region::submit`], then [`Ticket::wait`].
+    ///
+    /// # Errors
+    /// As both.
+    pub fn commit(&self, transaction: Transaction) -> Result<Receipt> {
+        self.submit(transaction)?.wait()
+    }
+
+    fn prepare(&self, transaction: Transaction) -> Result<(Commit, Ticket)> {
+        let len = transaction.encoded_len();
+        let len = len.ok_or_else(|| Error::invalid("a transaction has 1 to 65,535 records and fits 2 GiB"))?;
+        let most = self.shared.options.transaction_bytes;
+        if len > most {
+            return Err(Error::invalid(format!("the transaction has {len} bytes with its headers, {most} accepted")));
+        }
+        if transaction.account == AccountId::SYSTEM {
+            return Err(Error::invalid("account 0 is the system's own"));
+        }
+        let (done, answer) = ticket();
+        let commit = Commit { transaction, done, at: self.shared.environment.now(), bytes: len };
+        Ok((commit, Ticket { answer }))
+    }
+
+    fn refused<T>(&self, refused: &Refused<T>) -> Error {
+        match refused.reason {
+            Reason::Full => Error::new(ErrorKind::Busy, "the queue is full: wait and send again"),
+            Reason::TooLarge => Error::invalid("the transaction is larger than queue_bytes"),
+            Reason::Closed => lock(&self.shared.halted)
+                .clone()
+                .map_or_else(closed, |error| Error::new(ErrorKind::Halted, format!("the region halted: {error}"))),
+        }
+    }
+
+    /// Makes an account with a default ack level; its id is what transactions name.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for the name (1 to 128 bytes, no control characters),
+    /// [`Exists`](ErrorKind::Exists), [`LimitReached`](ErrorKind::LimitReached).
+    pub fn create_account(&self, name: &str, ack: Ack) -> Result<AccountId> {
+        self.put_account(name, AccountChange::Create(ack))
+    }
+
+    /// Changes an account's default ack level for later transactions.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound).
+    pub fn set_account_ack(&self, name: &str, ack: Ack) -> Result<AccountId> {
+        self.put_account(name, AccountChange::SetAck(ack))
+    }
+
+    /// Begins the account's next epoch: transactions that name an older one are [`Fenced`](ErrorKind::Fenced).
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound).
+    pub fn fence_account(&self, name: &str) -> Result<AccountId> {
+        self.put_account(name, AccountChange::Fence)
+    }
+
+    fn put_account(&self, name: &str, change: AccountChange) -> Result<AccountId> {
+        check_account_name(name)?;
+        let at = self.shared.environment.now();
+        self.ask(|done| Request::PutAccount(PutAccount { name: name.to_owned(), change, done, at }))
+    }
+
+    /// Every account, by id.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed).
+    pub fn accounts(&self) -> Result<Vec<Account>> {
+        self.control(|done| Control::Accounts { done })
+    }
+
+    /// Gives back the space of whole segments before `to`, as far as pins, the checkpoint and the unsealed tail allow.
+    /// Returns the first position still retained.
+    ///
+    /// # Errors
+    /// [`RestoreDisk`](ErrorKind::RestoreDisk) when the superblocks cannot be written on a majority of disks.
+    pub fn trim(&self, to: Lsn) -> Result<Lsn> {
+        self.control(|done| Control::Trim { to, done })
+    }
+
+    /// Holds back trimming from `at` on while the returned pin lives.
+    #[must_use]
+    pub fn pin(&self, at: Lsn) -> RetentionPin {
+        let key = lock(&self.shared.pins).add(at);
+        RetentionPin { shared: Arc::clone(&self.shared), key }
+    }
+
+    /// Takes the disks of an upgrade domain out of the sets, one domain at a time; returns when no new block goes there
+    /// (acceptance L7).
+    ///
+    /// # Errors
+    /// [`Degraded`](ErrorKind::Degraded) while the sets are not whole or another domain is drained;
+    /// [`NotFound`](ErrorKind::NotFound).
+    pub fn drain(&self, upgrade_domain: &str) -> Result<()> {
+        let upgrade_domain = upgrade_domain.to_owned();
+        self.control(|done| Control::Drain { upgrade_domain, on: true, done })
+    }
+
+    /// Lets the disks of a drained upgrade domain take segments again.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound).
+    pub fn undrain(&self, upgrade_domain: &str) -> Result<()> {
+        let upgrade_domain = upgrade_domain.to_owned();
+        self.control(|done| Control::Drain { upgrade_domain, on: false, done })
+    }
+
+    /// Gives a disk up, as if an operation on it had failed: writes go on without it, its copies are rebuilt elsewhere.
+    /// For operators who know that a disk is going, and for drills.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`InvalidInput`](ErrorKind::InvalidInput) when it is lost already.
+    pub fn fail_disk(&self, disk: usize) -> Result<()> {
+        self.control(|done| Control::Fail { disk, done })
+    }
+
+    /// Takes back a disk that was lost, by its place in the options. It is reread and rebuilt before it counts again;
+    /// [`Region::health`] shows when.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) when it is in use or not this region's;
+    /// [`Busy`](ErrorKind::Busy) while its old operations have not returned; [`RestoreDisk`](ErrorKind::RestoreDisk).
+    pub fn return_disk(&self, disk: usize) -> Result<()> {
+        self.control(|done| Control::Return { disk, replace: false, done })
+    }
+
+    /// Puts an empty directory in the place of a lost disk, under a new identity, and fills it from the others.
+    ///
+    /// # Errors
+    /// As [`Region::return_disk`], and when the directory is not empty.
+    pub fn replace_disk(&self, disk: usize) -> Result<()> {
+        self.control(|done| Control::Return { disk, replace: true, done })
+    }
+
+    /// Rereads every copy of every sealed segment now and repairs what it can (acceptance L5).
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed).
+    pub fn scrub(&self) -> Result<ScrubReport> {
+        self.control(|done| Control::Scrub { done })
+    }
+
+    /// How the region stands (acceptance L8).
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed).
+    pub fn health(&self) -> Result<Health> {
+        self.control(|done| Control::Health { done })
+    }
+
+    /// The latencies of every stage since the region was opened (acceptance T1).
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed).
+    pub fn stats(&self) -> Result<Stats> {
+        self.control(|done| Control::Stats { done })
+    }
+
+    /// The end of the committed log.
+    #[must_use]
+    pub fn committed(&self) -> Lsn {
+        Lsn(self.shared.committed.get())
+    }
+
+    fn control<T>(&self, make: impl FnOnce(Resolver<Result<T>>) -> Control) -> Result<T> {
+        self.ask(|done| Request::Control(make(done)))
+    }
+
+    fn ask<T>(&self, make: impl FnOnce(Resolver<Result<T>>) -> Request) -> Result<T> {
+        let (done, answer) = ticket();
+        self.shared.intake.push_blocking(make(done), 0).map_err(|refused| self.refused(&refused))?;
+        answer.wait().unwrap_or_else(|Abandoned| Err(stopped()))
+    }
+
+    /// Lets everything accepted finish, then gives up the disks. Handles that still wait get their answers first.
+    ///
+    /// # Errors
+    /// [`Halted`](ErrorKind::Halted) when the region had stopped itself; [`RestoreDisk`](ErrorKind::RestoreDisk) when the last
+    /// superblocks could not be written (what was acknowledged is safe all the same).
+    pub fn close(self) -> Result<()> {
+        self.shut()
+    }
+
+    fn shut(&self) -> Result<()> {
+        let Some(thread) = lock(&self.thread).take() else { return Ok(()) };
+        let result = self.control(|done| Control::Close { done });
+        drop(thread.join());
+        result
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // Nobody is left to be told how it went; `close` tells.
+        drop(self.shut());
+    }
+}
+
+/// An account's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// What transactions name.
+    pub id: AccountId,
+    /// Its name.
+    pub name: String,
+    /// Its epoch, 1 at first.
+    pub epoch: u64,
+    /// Its default ack level.
+    pub ack: Ack,
+}
+
+/// Holds back trimming while it lives.
+pub struct RetentionPin {
+    shared: Arc<Shared>,
+    key: (Lsn, u64),
+}
+
+impl Drop for RetentionPin {
+    fn drop(&mut self) {
+        lock(&self.shared.pins).remove(self.key);
+    }
+}
+
+/// The answer to a submitted transaction: a future, or [`Ticket::wait`]. Dropping it does not take the transaction back.
+#[must_use = "the transaction is not known to be committed before its ticket says so"]
+pub struct Ticket {
+    answer: crate::sync::ticket::Ticket<Result<Receipt>>,
+}
+
+impl Ticket {
+    /// Sleeps until the transaction is committed as it asked, and applied.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound), [`Fenced`](ErrorKind::Fenced), [`Degraded`](ErrorKind::Degraded), [`NoSpace`](ErrorKind::NoSpace),
+    /// [`LimitReached`](ErrorKind::LimitReached), [`RetryTooOld`](ErrorKind::RetryTooOld): it was not committed (with `Degraded`: not
+    /// as asked). [`Indeterminate`](ErrorKind::Indeterminate), [`Halted`](ErrorKind::Halted): reopen and retry.
+    pub fn wait(self) -> Result<Receipt> {
+        self.answer.wait().unwrap_or_else(|Abandoned| Err(stopped()))
+    }
+
+    /// As [`Ticket::wait`], for at most `time`; `None` means not yet.
+    pub fn wait_timeout(&mut self, time: Duration) -> Option<Result<Receipt>> {
+        self.answer.wait_timeout(time).map(|answer| answer.unwrap_or_else(|Abandoned| Err(stopped())))
+    }
+
+    /// Whether the answer is there.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.answer.is_done()
+    }
+}
+
+impl Future for Ticket {
+    type Output = Result<Receipt>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Receipt>> {
+        Pin::new(&mut self.answer).poll(context).map(|answer| answer.unwrap_or_else(|Abandoned| Err(stopped())))
+    }
+}
+
+/// The log thread: opens, serves, ends. No panic leaves it.
+fn run(mode: Mode, options: Options, machine: Box<dyn StateMachine>, tell: &mpsc::SyncSender<Result<Arc<Shared>>>) {
+    let driver = match driver(options.driver) {
+        Ok(driver) => driver,
+        Err(error) => {
+            drop(tell.send(Err(Error::new(ErrorKind::System, format!("no I/O back end could be started: {error}")))));
+            return;
+        }
+    };
+    let intake = Intake::new(options.queue_transactions, options.queue_bytes as u64, driver.doorbell());
+    let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
+    let mut told = false;
+    let served = catch_unwind(AssertUnwindSafe(|| {
+        let mut core = Core::start(mode, driver, machine, Arc::clone(&shared));
+        loop {
+            match core.step(NAP) {
+                Phase::Opening => {}
+                Phase::Running if !told => {
+                    told = true;
+                    drop(tell.send(Ok(Arc::clone(&shared))));
+                }
+                Phase::Running => {}
+                Phase::Failed(error) => {
+                    drop(tell.send(Err(error)));
+                    return;
+                }
+                Phase::Closed => return,
+            }
+        }
+    }));
+    if served.is_err() {
+        let error = Error::new(ErrorKind::Halted, "the log thread broke one of its invariants and stopped");
+        *lock(&shared.halted) = Some(error);
+    }
+    shared.committed.close();
+    shared.intake.abandon();
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the region is closed")
+}
+
+fn stopped() -> Error {
+    Error::new(ErrorKind::Indeterminate, "the region stopped before it answered: open it and retry")
+}

@@ -1,0 +1,186 @@
+//! What client threads and the log thread share: the way in, the watermark out, and what readers need.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::error::{Error, Result};
+use crate::health::Health;
+use crate::io::{DiskIndex, Environment, FileId, ReadAt, Slice};
+use crate::log::index::IndexBuilder;
+use crate::options::Options;
+use crate::stats::Stats;
+use crate::sync::intake::Intake;
+use crate::sync::ticket::Resolver;
+use crate::sync::watermark::Watermark;
+use crate::transaction::{Receipt, Transaction};
+use crate::types::{AccountId, Ack, Epoch, LogId, Lsn, SegmentId};
+
+/// What a client asks of the log thread.
+pub(crate) enum Request {
+    /// Commit a transaction.
+    Commit(Commit),
+    /// Make or change an account.
+    PutAccount(PutAccount),
+    /// Anything else.
+    Control(Control),
+}
+
+pub(crate) struct Commit {
+    pub(crate) transaction: Transaction,
+    pub(crate) done: Resolver<Result<Receipt>>,
+    /// When the client handed it over.
+    pub(crate) at: u64,
+    /// What it counts for in the intake.
+    pub(crate) bytes: usize,
+}
+
+pub(crate) struct PutAccount {
+    pub(crate) name: String,
+    pub(crate) change: AccountChange,
+    pub(crate) done: Resolver<Result<AccountId>>,
+    pub(crate) at: u64,
+}
+
+/// A request of the operator, answered by the log thread.
+pub(crate) enum Control {
+    Trim { to: Lsn, done: Resolver<Result<Lsn>> },
+    Drain { upgrade_domain: String, on: bool, done: Resolver<Result<()>> },
+    Fail { disk: usize, done: Resolver<Result<()>> },
+    Return { disk: usize, replace: bool, done: Resolver<Result<()>> },
+    Scrub { done: Resolver<Result<crate::ScrubReport>> },
+    Accounts { done: Resolver<Result<Vec<crate::Account>>> },
+    Health { done: Resolver<Result<Health>> },
+    Stats { done: Resolver<Result<Stats>> },
+    Close { done: Resolver<Result<()>> },
+}
+
+/// What to do to an account.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AccountChange {
+    Create(Ack),
+    SetAck(Ack),
+    /// A new account epoch: what asks for an older one is fenced.
+    Fence,
+}
+
+/// A committed block still in memory.
+#[derive(Clone)]
+pub(crate) struct HotBlock {
+    pub(crate) segment: SegmentId,
+    pub(crate) offset: u32,
+    pub(crate) data: Slice,
+}
+
+/// The latest committed blocks, bounded in bytes, for those who follow the tail.
+pub(crate) struct Hot {
+    blocks: VecDeque<HotBlock>,
+    bytes: usize,
+    most: usize,
+}
+
+impl Hot {
+    pub(crate) fn push(&mut self, block: HotBlock) {
+        self.bytes += block.data.len();
+        self.blocks.push_back(block);
+        while self.bytes > self.most {
+            let Some(old) = self.blocks.pop_front() else { break };
+            self.bytes -= old.data.len();
+        }
+    }
+
+    pub(crate) fn find(&self, segment: SegmentId, offset: u32) -> Option<HotBlock> {
+        let at = self.blocks.partition_point(|block| (block.segment, block.offset) < (segment, offset));
+        self.blocks.get(at).filter(|block| (block.segment, block.offset) == (segment, offset)).cloned()
+    }
+}
+
+/// A segment as readers see it.
+#[derive(Clone)]
+pub(crate) struct ReadSegment {
+    pub(crate) epoch: Epoch,
+    /// Where its committed bytes end, once that is final.
+    pub(crate) end: Option<u32>,
+    /// Copies that hold all of it, or all of its committed part.
+    pub(crate) copies: Vec<(DiskIndex, FileId)>,
+    /// Whether its index can be read from disk.
+    pub(crate) indexed: bool,
+}
+
+/// What readers know of the retained log.
+#[derive(Default)]
+pub(crate) struct ReadCatalog {
+    pub(crate) first: SegmentId,
+    pub(crate) segments: BTreeMap<SegmentId, ReadSegment>,
+    /// Indexes of segments that are not on disk yet: the active one's and those being sealed.
+    pub(crate) builders: BTreeMap<SegmentId, Arc<Mutex<IndexBuilder>>>,
+}
+
+/// How far trimming may go.
+#[derive(Default)]
+pub(crate) struct Pins {
+    next: u64,
+    pins: BTreeSet<(Lsn, u64)>,
+}
+
+impl Pins {
+    pub(crate) fn add(&mut self, at: Lsn) -> (Lsn, u64) {
+        self.next += 1;
+        self.pins.insert((at, self.next));
+        (at, self.next)
+    }
+
+    pub(crate) fn remove(&mut self, key: (Lsn, u64)) {
+        self.pins.remove(&key);
+    }
+
+    pub(crate) fn lowest(&self) -> Option<Lsn> {
+        self.pins.first().map(|(lsn, _)| *lsn)
+    }
+}
+
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) intake: Intake<Request>,
+    pub(crate) environment: Arc<dyn Environment>,
+    pub(crate) reader: Arc<dyn ReadAt>,
+    /// The end of the committed log, as an [`Lsn`].
+    pub(crate) committed: Watermark,
+    pub(crate) hot: Mutex<Hot>,
+    pub(crate) catalog: RwLock<ReadCatalog>,
+    pub(crate) pins: Mutex<Pins>,
+    /// The log's identity; set before the region is handed out.
+    pub(crate) log: Mutex<Option<LogId>>,
+    /// Copies that a reader found corrupt, for the log thread to repair.
+    pub(crate) suspects: Mutex<Vec<(SegmentId, DiskIndex)>>,
+    /// Why the region stopped itself.
+    pub(crate) halted: Mutex<Option<Error>>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        options: Options,
+        intake: Intake<Request>,
+        environment: Arc<dyn Environment>,
+        reader: Arc<dyn ReadAt>,
+    ) -> Shared {
+        let hot = Hot { blocks: VecDeque::new(), bytes: 0, most: options.hot_bytes };
+        Shared {
+            options,
+            intake,
+            environment,
+            reader,
+            committed: Watermark::new(0),
+            hot: Mutex::new(hot),
+            catalog: RwLock::new(ReadCatalog::default()),
+            pins: Mutex::new(Pins::default()),
+            log: Mutex::new(None),
+            suspects: Mutex::new(Vec::new()),
+            halted: Mutex::new(None),
+        }
+    }
+}
+
+/// Takes a lock whose data stays whole whatever its holder did: each critical section of the engine is panic-free.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

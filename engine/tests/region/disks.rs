@@ -1,0 +1,71 @@
+//! Segments filled, sealed, trimmed; disks lost and back.
+
+use std::time::{Duration, Instant};
+
+use meridian::{AccountId, Ack, Lsn, PartitionId, Region, Transaction};
+
+use crate::common::{Memory, options};
+
+fn fill(region: &Region, account: AccountId, transactions: u32) {
+    let tickets: Vec<_> = (0..transactions)
+        .map(|number| {
+            let transaction = Transaction::new(account, PartitionId(u128::from(number % 7)));
+            region.submit(transaction.record(vec![number as u8; 10_000])).unwrap()
+        })
+        .collect();
+    for ticket in tickets {
+        ticket.wait().unwrap();
+    }
+}
+
+pub fn until(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what} did not happen in 20 s");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn full_segments_are_sealed_on_three_disks_trimmed_and_recycled() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&dir, 3);
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    fill(&region, account, 1000);
+    until("whole", || region.health().unwrap().is_whole());
+    let before = region.health().unwrap();
+    assert!(before.segments > 8, "{before:?}");
+    let first = region.trim(Lsn::MAX).unwrap();
+    let after = region.health().unwrap();
+    assert!(first.segment() > before.first.segment() && after.segments <= 3, "{after:?}");
+    let files = after.disks[0].segments.0;
+    fill(&region, account, 600);
+    assert_eq!(region.health().unwrap().disks[0].segments.0, files, "trimmed slots are used again");
+    region.close().unwrap();
+    let memory = Memory::default();
+    drop(Region::open(options, memory.clone()).unwrap());
+    assert!(memory.0.lock().unwrap().len() >= 600);
+}
+
+#[test]
+fn a_lost_disk_is_replaced_by_a_spare_and_every_segment_is_whole_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&dir, 4);
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::All).unwrap();
+    fill(&region, account, 300);
+    let lost = region.health().unwrap().disks.iter().position(|disk| disk.in_set).unwrap();
+    region.fail_disk(lost).unwrap();
+    fill(&region, account, 300);
+    until("whole", || region.health().unwrap().is_whole());
+    let health = region.health().unwrap();
+    assert!(!health.disks[lost].in_set && health.disks.iter().filter(|disk| disk.in_set).count() == 3);
+    region.return_disk(lost).unwrap();
+    until("healthy", || region.health().unwrap().disks[lost].state == meridian::DiskState::Healthy);
+    region.close().unwrap();
+    std::fs::remove_dir_all(dir.path().join("disk-1")).unwrap();
+    let memory = Memory::default();
+    drop(Region::open(options, memory.clone()).unwrap());
+    assert_eq!(memory.0.lock().unwrap().len(), 600);
+}

@@ -1,0 +1,5 @@
+//! A region on real directories, as an embedder uses it.
+
+mod commit;
+mod common;
+mod disks;
