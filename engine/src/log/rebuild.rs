@@ -68,11 +68,23 @@ impl Log {
     fn target(&self, segment: &Segment) -> Option<(DiskIndex, Option<Slot>)> {
         let disks = self.disks.borrow();
         let answers = |disk: DiskIndex| matches!(disks[disk.0].state, DiskState::Healthy | DiskState::Rebuilding);
-        let late = |copy: &&Copy| !copy.held && answers(copy.disk);
+        // A member of the present set still completes what it was sent.
+        let sent = |copy: &Copy| {
+            let pipeline = self.pipeline.borrow();
+            pipeline.as_ref().is_some_and(|pipeline| {
+                segment.epoch == pipeline.epoch && pipeline.members.iter().any(|m| m.disk == copy.disk && m.live)
+            })
+        };
+        let late = |copy: &&Copy| !copy.held && answers(copy.disk) && !sent(copy);
         if let Some(copy) = segment.copies.iter().find(late) {
             return Some((copy.disk, Some(copy.slot)));
         }
-        let kept: Vec<usize> = segment.copies.iter().filter(|copy| copy.held).map(|copy| copy.disk.0).collect();
+        let kept: Vec<usize> = segment
+            .copies
+            .iter()
+            .filter(|copy| (copy.held && answers(copy.disk)) || sent(copy))
+            .map(|copy| copy.disk.0)
+            .collect();
         if kept.len() >= COPIES {
             return None;
         }
@@ -126,11 +138,12 @@ impl Log {
         known: bool,
         done: Result<bool>,
     ) -> Result<bool> {
+        let answers = self.attached().contains(&disk);
         let kept = {
             let mut catalog = self.catalog.borrow_mut();
             let segment = catalog.get_mut(id);
             match (&done, segment) {
-                (Ok(true), Some(segment)) => {
+                (Ok(true), Some(segment)) if answers => {
                     segment.copies.retain(|copy| copy.disk != disk);
                     segment.copies.push(Copy { disk, slot, held: true, complete: true });
                     true

@@ -1,8 +1,9 @@
 //! What follows a segment's end: seal pages on its copies, its index on disk, the checkpoint moved on.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{join_all, select};
 
 use crate::format::{AccountRecord, Seal};
 use crate::health::DiskState;
@@ -30,6 +31,8 @@ pub(crate) fn checkpoint_name(next: SegmentId) -> String {
 
 /// A checkpoint is written after so many sealed segments, or sooner when their indexes outweigh the last one.
 const CHECKPOINT_SEGMENTS: u32 = 16;
+/// How often late copies of sealed segments are looked at.
+const LATE_COPY: Duration = Duration::from_millis(20);
 /// A checkpoint smaller than this is not worth waiting for more.
 const CHECKPOINT_BYTES: usize = 1 << 20;
 
@@ -60,7 +63,10 @@ impl Log {
         let mut seen = 0;
         loop {
             while self.seal_one().await {}
-            self.changed.wait(&mut seen).await;
+            let change = std::pin::pin!(self.changed.wait(&mut seen));
+            // A copy that lags behind a seal reaches it without any other change.
+            let pause = std::pin::pin!(self.ops.sleep(LATE_COPY));
+            drop(select(change, pause).await);
         }
     }
 
@@ -123,7 +129,11 @@ impl Log {
                 Err(error) => Err(error),
             };
             match result {
-                Ok(()) => self.catalog.borrow_mut().set_complete(segment, copy.disk, true),
+                // A disk that was lost meanwhile does not count, whatever it still completed (invariant 5).
+                Ok(()) if self.disks.borrow()[copy.disk.0].is_live() => {
+                    self.catalog.borrow_mut().set_complete(segment, copy.disk, true);
+                }
+                Ok(()) => {}
                 Err(error) => self.lose(copy.disk, DiskState::Failed, format!("a seal's write failed: {error}")),
             }
         });

@@ -18,6 +18,14 @@ fn fill(region: &Region, account: AccountId, transactions: u32) {
     }
 }
 
+pub fn whole(region: &Region) {
+    let start = Instant::now();
+    while !region.health().unwrap().is_whole() {
+        assert!(start.elapsed() < Duration::from_secs(20), "not whole in 20 s: {:#?}", region.health());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 pub fn until(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
@@ -33,7 +41,7 @@ fn full_segments_are_sealed_on_three_disks_trimmed_and_recycled() {
     let region = Region::create(options.clone(), ()).unwrap();
     let account = region.create_account("flights", Ack::Quorum).unwrap();
     fill(&region, account, 1000);
-    until("whole", || region.health().unwrap().is_whole());
+    whole(&region);
     let before = region.health().unwrap();
     assert!(before.segments > 8, "{before:?}");
     let first = region.trim(Lsn::MAX).unwrap();
@@ -58,7 +66,7 @@ fn a_lost_disk_is_replaced_by_a_spare_and_every_segment_is_whole_again() {
     let lost = region.health().unwrap().disks.iter().position(|disk| disk.in_set).unwrap();
     region.fail_disk(lost).unwrap();
     fill(&region, account, 300);
-    until("whole", || region.health().unwrap().is_whole());
+    whole(&region);
     let health = region.health().unwrap();
     assert!(!health.disks[lost].in_set && health.disks.iter().filter(|disk| disk.in_set).count() == 3);
     region.return_disk(lost).unwrap();
