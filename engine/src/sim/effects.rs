@@ -109,6 +109,9 @@ impl State {
             medium.put(LOCK, Inode::default());
         }
         medium.locked_by = Some(process);
+        if let Some(kind) = medium.arrived.take() {
+            self.fire(kind, Some(at), Some(OpKind::Attach), "");
+        }
         if let Some(process) = self.processes.get_mut(&process) {
             process.disks.insert(disk, at);
         }
@@ -164,11 +167,16 @@ impl State {
         out: &mut [u8],
     ) -> io::Result<usize> {
         let Some(inode) = self.media[at].inodes.get(&inode) else { return Ok(0) };
-        if inode.unreadable(&(offset..offset + out.len() as u64)) {
+        let range = offset..offset + out.len() as u64;
+        if inode.unreadable(&range) {
             self.fire(FaultKind::LatentRead, Some(at), Some(OpKind::Read), file);
             return Err(Errno::IO.into());
         }
-        Ok(inode.read(offset, out))
+        let (done, rotten) = (inode.read(offset, out), inode.rotten(&range));
+        if rotten {
+            self.fire(FaultKind::BitRot, Some(at), Some(OpKind::Read), file);
+        }
+        Ok(done)
     }
 
     fn read_file(&mut self, at: usize, file: &str, limit: u64) -> Outcome {
@@ -180,7 +188,11 @@ impl State {
             self.fire(FaultKind::LatentRead, Some(at), Some(OpKind::ReadFile), file);
             return Err(Errno::IO.into());
         }
-        Ok(Output::Bytes(inode.bytes()))
+        let (bytes, rotten) = (inode.bytes(), inode.rotten(&(0..inode.len())));
+        if rotten {
+            self.fire(FaultKind::BitRot, Some(at), Some(OpKind::ReadFile), file);
+        }
+        Ok(Output::Bytes(bytes))
     }
 
     fn write(&mut self, at: usize, inode: u64, file: &str, offset: u64, data: &[u8]) -> Outcome {

@@ -47,6 +47,31 @@ pub enum FaultKind {
     ClockJump,
 }
 
+impl FaultKind {
+    /// All of them.
+    pub const ALL: [FaultKind; 19] = [
+        FaultKind::Crash,
+        FaultKind::CrashInFlight,
+        FaultKind::TornByCrash,
+        FaultKind::Reordered,
+        FaultKind::Lost,
+        FaultKind::Blank,
+        FaultKind::Swapped,
+        FaultKind::Stale,
+        FaultKind::Full,
+        FaultKind::Slow,
+        FaultKind::Stalled,
+        FaultKind::ReadOnly,
+        FaultKind::Torn,
+        FaultKind::LostWrite,
+        FaultKind::Misdirected,
+        FaultKind::BitRot,
+        FaultKind::LatentRead,
+        FaultKind::FailedFlush,
+        FaultKind::ClockJump,
+    ];
+}
+
 /// How a disk behaves until it is told otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Condition {

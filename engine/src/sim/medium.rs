@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::fault::Condition;
+use super::fault::{Condition, FaultKind};
 
 /// The unit in which file contents are kept and shared with snapshots.
 const PAGE: usize = 4096;
@@ -20,6 +20,8 @@ pub(super) struct Inode {
     pages: Vec<Option<Arc<Page>>>,
     /// Ranges that cannot be read until they are written again.
     latent: Vec<Range<u64>>,
+    /// Bytes that rotted and were not written since.
+    rotten: Vec<u64>,
     /// Pages whose next write reports success and is dropped, because a flush of them failed before.
     deaf: Vec<u64>,
 }
@@ -62,6 +64,9 @@ impl Inode {
         }
         if !self.latent.is_empty() {
             self.latent = self.latent.iter().flat_map(|range| without(range, &(offset..end))).collect();
+        }
+        if !self.rotten.is_empty() {
+            self.rotten.retain(|at| !(offset..end).contains(at));
         }
         let mut at = offset as usize;
         let mut rest = data;
@@ -112,7 +117,12 @@ impl Inode {
             // Rot does not cure a latent error, so it goes around `write`.
             let page = self.pages[offset as usize / PAGE].get_or_insert_with(|| Arc::new([0; PAGE]));
             Arc::make_mut(page)[offset as usize % PAGE] = byte[0] ^ (1 << (bit % 8));
+            self.rotten.push(offset);
         }
+    }
+
+    pub(super) fn rotten(&self, range: &Range<u64>) -> bool {
+        self.rotten.iter().any(|at| range.contains(at))
     }
 
     pub(super) fn spoil(&mut self, range: Range<u64>) {
@@ -165,13 +175,15 @@ pub(super) struct Medium {
     pub(super) condition: Condition,
     /// The process that holds the lock.
     pub(super) locked_by: Option<u64>,
+    /// What brought it to its path, to be recorded when a process attaches it.
+    pub(super) arrived: Option<FaultKind>,
     /// Whether the directory is there at all.
     pub(super) exists: bool,
 }
 
 impl Medium {
-    pub(super) fn from_image(image: &Image) -> Medium {
-        let mut medium = Medium { exists: true, ..Medium::default() };
+    pub(super) fn from_image(image: &Image, arrived: FaultKind) -> Medium {
+        let mut medium = Medium { exists: true, arrived: Some(arrived), ..Medium::default() };
         for (name, inode) in &image.files {
             medium.put(name, inode.clone());
         }

@@ -8,10 +8,15 @@ mod bugs;
 mod driver;
 mod effects;
 mod fault;
+mod faults;
+mod harness;
+mod life;
 mod medium;
+mod oracle;
 mod state;
 #[cfg(test)]
 mod tests;
+mod whole;
 mod world;
 
 pub use bugs::{Bug, Stage, plant, reached};
@@ -19,5 +24,6 @@ pub use bugs::{Bug, Stage, plant, reached};
 pub(crate) use bugs::{enter_stage, is_planted};
 pub use driver::SimDriver;
 pub use fault::{Arm, ArmedFault, Condition, FaultKind, Fired, OpKind};
+pub use harness::{Cells, Outcome, Schedule};
 pub use medium::Image;
 pub use world::{Latency, World, WorldOptions};

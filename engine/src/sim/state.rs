@@ -339,8 +339,8 @@ impl State {
 
 /// Power loss, and other things that happen by themselves.
 impl State {
-    pub(super) fn crash_after(&mut self, operations: u64) {
-        self.crash_at = Some(self.operations + operations.max(1));
+    pub(super) fn crash_after(&mut self, operations: Option<u64>) {
+        self.crash_at = operations.map(|operations| self.operations + operations.max(1));
     }
 
     pub(super) fn crash_all(&mut self) {
@@ -396,30 +396,34 @@ impl State {
 
     pub(super) fn replace(&mut self, path: &Path, image: &Image, kind: FaultKind) {
         self.medium_at(path);
-        self.media.push(Medium::from_image(image));
+        self.media.push(Medium::from_image(image, kind));
         self.paths.insert(path.to_owned(), self.media.len() - 1);
-        self.fire(kind, Some(self.media.len() - 1), None, "");
+        self.note(|| format!("{} is now {kind:?}", path.display()));
     }
 
     pub(super) fn swap(&mut self, one: &Path, other: &Path) {
         let (first, second) = (self.medium_at(one), self.medium_at(other));
         self.paths.insert(one.to_owned(), second);
         self.paths.insert(other.to_owned(), first);
-        self.fire(FaultKind::Swapped, Some(second), None, "");
+        for medium in [first, second] {
+            self.media[medium].arrived = Some(FaultKind::Swapped);
+        }
+        self.note(|| format!("{} and {} changed places", one.display(), other.display()));
     }
 
     pub(super) fn flip(&mut self, path: &Path, file: &str, offset: u64, bit: u8) -> bool {
         let medium = self.medium_at(path);
         let Some(inode) = self.media[medium].named_mut(file).filter(|inode| offset < inode.len()) else { return false };
         inode.flip(offset, bit);
-        self.fire(FaultKind::BitRot, Some(medium), None, file);
+        self.note(|| format!("{}: bit {bit} of {file} at {offset} flipped", path.display()));
         true
     }
 
     pub(super) fn spoil(&mut self, path: &Path, file: &str, range: Range<u64>) -> bool {
         let medium = self.medium_at(path);
         let Some(inode) = self.media[medium].named_mut(file) else { return false };
-        inode.spoil(range);
+        inode.spoil(range.clone());
+        self.note(|| format!("{}: {file} cannot be read at {range:?}", path.display()));
         true
     }
 

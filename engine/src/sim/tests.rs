@@ -287,7 +287,7 @@ fn disks_are_blanked_swapped_and_brought_back_old() {
 #[test]
 fn the_power_fails_at_the_chosen_operation() {
     let (world, mut driver, file) = with_file(8);
-    world.crash_after(3);
+    world.crash_after(Some(3));
     for id in 0..5 {
         driver.submit(OpId(id), fill_at(file, id * 4096, 1, 1));
         assert_eq!(driver.alive(), id < 2);

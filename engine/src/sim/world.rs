@@ -85,8 +85,8 @@ impl World {
         self.lock().crash_all();
     }
 
-    /// Cuts the power as soon as `operations` more have been submitted (at least one).
-    pub fn crash_after(&self, operations: u64) {
+    /// Cuts the power as soon as `operations` more have been submitted (at least one); `None` takes that back.
+    pub fn crash_after(&self, operations: Option<u64>) {
         self.lock().crash_after(operations);
     }
 

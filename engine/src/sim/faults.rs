@@ -1,0 +1,136 @@
+//! What may happen to the one disk of a schedule that misbehaves, and its repair.
+
+use std::path::{Path, PathBuf};
+
+use super::fault::{Arm, ArmedFault, Condition};
+use super::medium::Image;
+use super::world::World;
+
+/// The victim of a schedule, and what was done to it.
+pub(super) struct Mischief {
+    world: World,
+    paths: Vec<PathBuf>,
+    victim: usize,
+    /// Old states of the victim.
+    images: Vec<Image>,
+    /// The disk that the victim changed places with.
+    swapped: Option<usize>,
+    /// It came back empty: its place is given to a new disk.
+    pub(super) blank: bool,
+    /// It was touched at all.
+    pub(super) touched: bool,
+    /// No faults in this schedule but the loss of power.
+    gentle: bool,
+}
+
+impl Mischief {
+    pub(super) fn new(world: World, paths: Vec<PathBuf>, rng: &mut fastrand::Rng) -> Mischief {
+        let victim = rng.usize(..paths.len());
+        let gentle = rng.u8(..5) == 0;
+        Mischief { world, paths, victim, images: Vec::new(), swapped: None, blank: false, touched: false, gentle }
+    }
+
+    pub(super) fn victim(&self) -> usize {
+        self.victim
+    }
+
+    fn path(&self) -> &Path {
+        &self.paths[self.victim]
+    }
+
+    /// Whether the two disks that changed places have to be put back before the region can be expected to open.
+    pub(super) fn undo_swap(&mut self) -> bool {
+        let Some(other) = self.swapped.take() else { return false };
+        self.world.swap(&self.paths[self.victim], &self.paths[other]);
+        true
+    }
+
+    /// Something happens while nobody has the disks open.
+    pub(super) fn between_lives(&mut self, rng: &mut fastrand::Rng) {
+        if self.undo_swap() || self.gentle || rng.bool() {
+            return;
+        }
+        match rng.u8(..12) {
+            0 => {
+                self.blank = true;
+                self.world.blank(&self.path().to_owned());
+            }
+            1 | 2 if !self.images.is_empty() => {
+                let image = &self.images[rng.usize(..self.images.len())];
+                self.world.restore(self.path(), image);
+            }
+            3 if !self.touched => {
+                let other = (self.victim + rng.usize(1..self.paths.len())) % self.paths.len();
+                self.swapped = Some(other);
+                self.world.swap(&self.paths[self.victim], &self.paths[other]);
+                return;
+            }
+            4..=6 => self.spoil(rng),
+            _ => self.set_condition(rng),
+        }
+        self.touched = true;
+    }
+
+    /// Something happens while the region works.
+    pub(super) fn at_work(&mut self, rng: &mut fastrand::Rng) {
+        if self.gentle || self.swapped.is_some() {
+            return;
+        }
+        match rng.u8(..10) {
+            0..=2 => self.set_condition(rng),
+            3..=6 => self.arm(rng),
+            7 => self.images.push(self.world.snapshot(self.path())),
+            _ => self.spoil(rng),
+        }
+        self.touched = true;
+    }
+
+    fn set_condition(&mut self, rng: &mut fastrand::Rng) {
+        let condition = match rng.u8(..10) {
+            0 | 1 => Condition::Lost,
+            2 => Condition::Full,
+            3 => Condition::FullForAll,
+            4 => Condition::ReadOnly,
+            5 => Condition::Slow(rng.u32(10..1000)),
+            6 => Condition::Stalled,
+            _ => Condition::Healthy,
+        };
+        self.world.set_condition(self.path(), condition);
+    }
+
+    fn arm(&mut self, rng: &mut fastrand::Rng) {
+        let faults = [ArmedFault::Torn, ArmedFault::Lost, ArmedFault::Misdirected, ArmedFault::FailedFlush];
+        let prefix = ["", "slot-", "slot-", "superblock", "index-", "checkpoint-"][rng.usize(..6)];
+        let arm = Arm { fault: faults[rng.usize(..4)], prefix: prefix.to_owned(), skip: rng.u32(..4) };
+        self.world.arm(self.path(), arm);
+    }
+
+    /// A bit rots, or a range cannot be read any more.
+    fn spoil(&mut self, rng: &mut fastrand::Rng) {
+        let files = self.world.files(self.path());
+        let Some((name, len)) = rng.choice(&files).filter(|(_, len)| *len > 0) else { return };
+        // The pages at the front matter most; there is little behind the tail.
+        let reach = if rng.bool() { (*len).min(12 << 10) } else { *len };
+        let at = rng.u64(..reach);
+        if rng.bool() {
+            self.world.flip(self.path(), name, at, rng.u8(..8));
+        } else {
+            let at = at & !511;
+            self.world.spoil(self.path(), name, at..(at + (512 << rng.u32(..5))).min(*len));
+        }
+    }
+
+    /// Everything starts over on empty disks.
+    pub(super) fn forget(&mut self) {
+        self.world.disarm();
+        self.images.clear();
+        (self.swapped, self.blank, self.touched) = (None, false, false);
+    }
+
+    /// The victim works again, with whatever it holds.
+    pub(super) fn repair(&mut self) {
+        self.undo_swap();
+        self.world.disarm();
+        self.world.set_condition(self.path(), Condition::Healthy);
+    }
+}

@@ -1,0 +1,446 @@
+//! One opening of the region in a schedule: its recovery, its clients and operators, and its end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::bugs::{InStage, enter_stage};
+use super::driver::SimDriver;
+use super::harness::Run;
+use super::oracle::{Answer, Oracle, Seen, Sent};
+use super::{Stage, World};
+use crate::error::{Error, ErrorKind, Result};
+
+use crate::format::Seal;
+use crate::io::Driver;
+use crate::log::disk::Slot;
+use crate::log::{Core, Mode, Phase};
+use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
+use crate::sync::intake::Intake;
+use crate::sync::ticket::{Resolver, Ticket, ticket};
+use crate::transaction::{Committed, Receipt, StateMachine, Transaction};
+use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId, SegmentId};
+
+/// Virtual time after which an opening, a close or an answer will never come.
+const PATIENCE: u64 = 120_000_000_000;
+
+/// How a life went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Opened,
+    NotOpened,
+}
+
+/// Hands everything applied to the oracle.
+struct Machine {
+    oracle: Arc<std::sync::Mutex<Oracle>>,
+    resume: Lsn,
+}
+
+impl StateMachine for Machine {
+    fn resume_from(&self) -> Lsn {
+        self.resume
+    }
+
+    fn apply(&mut self, transaction: &Committed<'_>) {
+        lock(&self.oracle).applied(&Seen {
+            lsn: transaction.lsn(),
+            account: transaction.account(),
+            partition: transaction.partition(),
+            first_sequence: transaction.first_sequence(),
+            client: transaction.client(),
+            records: transaction.records().map(|(_, record)| record).collect(),
+            bytes: transaction.bytes(),
+        });
+    }
+}
+
+/// A commit that is not answered yet.
+struct Waiting {
+    attempt: usize,
+    sent: usize,
+    ticket: Ticket<Result<Receipt>>,
+}
+
+pub(super) struct Life<'a> {
+    run: &'a mut Run,
+    core: Core,
+    shared: Arc<Shared>,
+    world: World,
+    last: bool,
+    waiting: Vec<Waiting>,
+    account: Option<Ticket<Result<AccountId>>>,
+    others: Vec<Ticket<Result<()>>>,
+    drained: Option<String>,
+}
+
+/// Why a life stops working.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// The power went, or the oracle complains.
+    Cut,
+    /// The region closed in order.
+    Closed,
+}
+
+impl<'a> Life<'a> {
+    pub(super) fn start(run: &'a mut Run, mode: Mode, last: bool) -> Life<'a> {
+        let driver = run.world.driver();
+        let resume = run.draw_resume();
+        run.oracle().begin_life(resume);
+        let options = run.options.clone();
+        let intake = Intake::new(options.queue_transactions, options.queue_bytes as u64, driver.doorbell());
+        let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
+        let machine = Machine { oracle: Arc::clone(&run.oracle), resume };
+        let core = Core::start(mode, Box::<SimDriver>::new(driver), Box::new(machine), Arc::clone(&shared));
+        let world = run.world.clone();
+        world.note(|| format!("a life begins: {mode:?}, resuming from {resume}"));
+        let (waiting, others) = (Vec::new(), Vec::new());
+        Life { run, core, shared, world, last, waiting, account: None, others, drained: None }
+    }
+
+    /// Runs it to its end; `stage` lasts while the region opens.
+    pub(super) fn run(mut self, stage: InStage) -> End {
+        let opened = self.open();
+        if opened {
+            drop(stage);
+            self.work_and_end();
+        }
+        self.unsettle();
+        let Life { core, .. } = self;
+        drop(core);
+        if opened { End::Opened } else { End::NotOpened }
+    }
+
+    pub(super) fn complain(&mut self, what: String) {
+        self.world.note(|| format!("VIOLATION {what}"));
+        self.run.oracle().complain(what);
+    }
+
+    pub(super) fn failed(&self) -> bool {
+        self.run.failed()
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.world.now()
+    }
+
+    pub(super) fn world(&self) -> &World {
+        &self.world
+    }
+
+    pub(super) fn disk_path(&self, disk: usize) -> PathBuf {
+        self.run.options.disks[disk].path.clone()
+    }
+
+    /// The sealed segments with their complete copies, as the log knows them.
+    pub(super) fn sealed_copies(&self) -> Vec<(SegmentId, Seal, Vec<(usize, Slot)>)> {
+        let catalog = self.core.log().catalog.borrow();
+        let sealed = catalog.iter().filter_map(|(id, segment)| {
+            let copies = segment.complete().map(|copy| (copy.disk.0, copy.slot)).collect();
+            Some((id, segment.seal.clone()?, copies))
+        });
+        sealed.collect()
+    }
+
+    fn chance(&mut self, one_in: u32) -> bool {
+        one_in > 0 && self.run.rng.u32(..one_in) == 0
+    }
+
+    fn open(&mut self) -> bool {
+        let patience = self.world.now() + PATIENCE;
+        loop {
+            let phase = self.core.step(Duration::from_millis(1));
+            self.run.count();
+            match phase {
+                Phase::Opening if self.run.failed() || !self.world.running() => return false,
+                Phase::Opening if self.world.now() > patience => {
+                    self.complain("the region opens for ever".to_owned());
+                    return false;
+                }
+                Phase::Opening => {}
+                Phase::Running | Phase::Closed => {
+                    self.world.note(|| "opened".to_owned());
+                    self.run.oracle().opened();
+                    return !self.run.failed();
+                }
+                Phase::Failed(error) => {
+                    self.refused_to_open(&error);
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// One bad disk must not keep a region from opening; two in each other's places may.
+    fn refused_to_open(&mut self, error: &Error) {
+        self.world.note(|| format!("did not open: {:?}: {error}", error.kind()));
+        let full = error.kind() == ErrorKind::NoSpace && self.run.options.max_segments.take().is_some();
+        let excused = !self.world.running() || self.run.tentative || full;
+        if !excused && !self.run.mischief.undo_swap() {
+            self.complain(format!("the region does not open with one bad disk: {:?}: {error}", error.kind()));
+        }
+    }
+
+    fn work_and_end(&mut self) {
+        if self.last {
+            self.run.habits.fault = 0;
+            return self.make_whole();
+        }
+        if self.work() == Some(Stop::Cut) || self.run.failed() {
+            return;
+        }
+        match self.run.rng.u8(..4) {
+            0 => self.close(),
+            1 => {
+                self.settle();
+                self.world.crash();
+            }
+            _ => self.world.crash(),
+        }
+    }
+
+    /// Lets clients and operators loose on it.
+    fn work(&mut self) -> Option<Stop> {
+        for _ in 0..self.run.rng.u32(1..=self.run.habits.steps) {
+            self.act();
+            let wait = if self.chance(8) { 20_000 } else { self.run.rng.u64(..300) };
+            if let Some(stop) = self.step(Duration::from_micros(wait)) {
+                return Some(stop);
+            }
+        }
+        None
+    }
+
+    fn step(&mut self, wait: Duration) -> Option<Stop> {
+        let phase = self.core.step(wait);
+        self.run.count();
+        self.collect();
+        match phase {
+            _ if self.run.failed() || !self.world.running() => Some(Stop::Cut),
+            Phase::Closed => Some(Stop::Closed),
+            Phase::Failed(error) => {
+                self.complain(format!("a running region failed: {error}"));
+                Some(Stop::Cut)
+            }
+            Phase::Opening | Phase::Running => None,
+        }
+    }
+
+    /// Steps until `done` says so; complains when that takes for ever.
+    pub(super) fn step_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) -> Option<Stop> {
+        let patience = self.world.now() + PATIENCE;
+        while !done(self) {
+            if let Some(stop) = self.step(Duration::from_millis(5)) {
+                return Some(stop);
+            }
+            if self.world.now() > patience {
+                self.complain(format!("{what} takes for ever"));
+                return Some(Stop::Cut);
+            }
+        }
+        None
+    }
+}
+
+/// Clients and operators.
+impl Life<'_> {
+    fn act(&mut self) {
+        let habits = self.run.habits.clone();
+        self.name_account();
+        for _ in 0..self.run.rng.u32(..=habits.burst) {
+            if self.chance(habits.retry) { self.send_again() } else { self.send_new() }
+        }
+        if self.chance(habits.trim) {
+            self.trim();
+        }
+        if self.chance(habits.drain) {
+            self.drain();
+        }
+        if self.chance(habits.scrub) {
+            self.control(|done| Control::Scrub { done });
+        }
+        if self.chance(habits.fault) {
+            self.run.mischief.at_work(&mut self.run.rng);
+        }
+        if self.chance(habits.fault * 2) {
+            self.give_back();
+        }
+        if self.chance(habits.clock) {
+            let by = self.run.rng.i64(-10_000_000_000..10_000_000_000);
+            self.world.jump_wall(by);
+        }
+    }
+
+    /// There is at least one account to write to; now and then another one.
+    pub(super) fn name_account(&mut self) {
+        if let Some(ticket) = self.account.take_if(|ticket| ticket.is_done()) {
+            if let Ok(Ok(account)) = ticket.wait() {
+                self.run.accounts.push(account);
+            }
+        }
+        let often = self.run.habits.account;
+        if self.account.is_none() && (self.run.accounts.is_empty() || self.chance(often)) {
+            let (done, ticket) = ticket();
+            self.run.names += 1;
+            let name = format!("account-{}", self.run.names);
+            let change = AccountChange::Create(Ack::Quorum);
+            let put = PutAccount { name, change, done, at: self.world.now() };
+            if self.shared.intake.try_push(Request::PutAccount(put), 0).is_ok() {
+                self.account = Some(ticket);
+            }
+        }
+    }
+
+    pub(super) fn send_new(&mut self) {
+        let habits = self.run.habits.clone();
+        let Some(account) = self.run.rng.choice(&self.run.accounts).copied() else { return };
+        let partition = PartitionId(u128::from(self.run.rng.u8(..4)));
+        let rng = &mut self.run.rng;
+        let (client, client_sequence) = match rng.usize(..4) {
+            at if at < self.run.clients.len() => {
+                self.run.clients[at] += 1;
+                (ClientId(at as u128 + 1), self.run.clients[at])
+            }
+            _ => (ClientId::NONE, 0),
+        };
+        let large = habits.large > 0 && rng.u32(..habits.large) == 0;
+        let count = rng.usize(1..if large { 5 } else { 3 });
+        let len = if large { rng.usize(500..2500) } else { rng.usize(12..200) };
+        let ack = (habits.all > 0 && rng.u32(..habits.all) == 0).then_some(Ack::All);
+        let number = self.run.oracle().next_number();
+        let records = (0..count).map(|at| Sent::record(number, at, count, len)).collect();
+        let sent = Sent { account, partition, client, client_sequence, ack, records };
+        self.run.oracle().add(sent);
+        self.send(number);
+    }
+
+    /// A client that does not know what came of a transaction, or forgot, sends it again.
+    fn send_again(&mut self) {
+        if let Some(sent) = self.run.rng.choice(&self.run.unsettled).copied() {
+            self.send(sent);
+        }
+    }
+
+    fn send(&mut self, sent: usize) {
+        let mut transaction = {
+            let oracle = self.run.oracle();
+            let Sent { account, partition, client, client_sequence, ack, records } = oracle.transaction(sent).clone();
+            let transaction = Transaction::new(account, partition).client(client, client_sequence);
+            let transaction = records.into_iter().fold(transaction, Transaction::record);
+            if let Some(ack) = ack { transaction.ack(ack) } else { transaction }
+        };
+        transaction.records.shrink_to_fit();
+        let (done, ticket) = ticket();
+        let bytes = transaction.encoded_len().expect("a small transaction");
+        let commit = Commit { transaction, done, at: self.world.now(), bytes };
+        if self.shared.intake.try_push(Request::Commit(commit), bytes as u64).is_ok() {
+            let attempt = self.run.oracle().send(sent);
+            self.waiting.push(Waiting { attempt, sent, ticket });
+        }
+    }
+
+    /// Takes in the answers that are there.
+    fn collect(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            if !waiting.ticket.is_done() {
+                self.waiting.push(waiting);
+                continue;
+            }
+            let Waiting { attempt, sent, ticket } = waiting;
+            let answer = match ticket.wait() {
+                Ok(Ok(Receipt { lsn, first_sequence, records, repeated })) => {
+                    Answer::Acknowledged { lsn, first_sequence, records, repeated }
+                }
+                Ok(Err(error)) => meaning(error.kind()),
+                Err(_) => Answer::Unknown,
+            };
+            self.world.note(|| format!("transaction {sent}: {answer:?}"));
+            self.run.oracle().answered(attempt, answer);
+            self.run.note_fate(sent, answer);
+        }
+    }
+
+    /// Clients whose answers will not come any more will ask again.
+    fn unsettle(&mut self) {
+        self.collect();
+        for Waiting { sent, .. } in std::mem::take(&mut self.waiting) {
+            self.run.note_fate(sent, Answer::Unknown);
+        }
+    }
+
+    pub(super) fn control<T>(&mut self, make: impl FnOnce(Resolver<Result<T>>) -> Control) -> Option<Ticket<Result<T>>> {
+        let (done, ticket) = ticket();
+        self.shared.intake.try_push(Request::Control(make(done)), 0).ok().map(|()| ticket)
+    }
+
+    /// Lets go of a part of the log, perhaps with a pin in the way.
+    fn trim(&mut self) {
+        let known = self.run.oracle().len();
+        if known == 0 {
+            return;
+        }
+        let at = self.run.rng.usize(..known);
+        let pin = self.chance(3).then(|| self.run.rng.usize(..=at));
+        let (to, pin) = {
+            let oracle = self.run.oracle();
+            (oracle.position(at), pin.and_then(|pin| oracle.position(pin)))
+        };
+        let Some(to) = to else { return };
+        if let Some(pin) = pin {
+            lock(&self.shared.pins).add(pin);
+        }
+        let lowest = lock(&self.shared.pins).lowest();
+        self.world.note(|| format!("trim to {to}, pinned at {lowest:?}"));
+        self.run.oracle().may_trim(lowest.map_or(to, |pin| pin.min(to)));
+        self.control(|done| Control::Trim { to, done });
+    }
+
+    /// Takes an upgrade domain out for maintenance, or back in.
+    fn drain(&mut self) {
+        let (upgrade_domain, on) = match self.drained.take() {
+            Some(domain) => (domain, false),
+            None => {
+                let at = self.run.rng.usize(..self.run.options.disks.len());
+                (self.run.options.disks[at].upgrade_domain.clone(), true)
+            }
+        };
+        if on {
+            self.drained = Some(upgrade_domain.clone());
+        }
+        self.world.note(|| format!("drain {upgrade_domain} {on}"));
+        let ticket = self.control(|done| Control::Drain { upgrade_domain, on, done });
+        self.others.extend(ticket);
+    }
+
+    /// The operator gives the victim back to the region.
+    fn give_back(&mut self) {
+        let (disk, replace) = (self.run.mischief.victim(), self.run.mischief.blank);
+        self.world.note(|| format!("give back disk {disk}, as a new one: {replace}"));
+        let ticket = self.control(|done| Control::Return { disk, replace, done });
+        self.others.extend(ticket);
+    }
+
+    /// Waits until every client is answered.
+    pub(super) fn settle(&mut self) -> Option<Stop> {
+        self.step_until("an answer", |life| life.waiting.is_empty())
+    }
+
+    pub(super) fn close(&mut self) {
+        let stage = enter_stage(Stage::Close);
+        if self.control(|done| Control::Close { done }).is_none() {
+            return;
+        }
+        self.step_until("closing", |_| false);
+        drop(stage);
+    }
+}
+
+/// What an error says about whether the transaction may be in the log.
+fn meaning(kind: ErrorKind) -> Answer {
+    match kind {
+        ErrorKind::Degraded => Answer::Undecided,
+        ErrorKind::Indeterminate | ErrorKind::Closed => Answer::Unknown,
+        _ => Answer::Refused,
+    }
+}
