@@ -181,6 +181,8 @@ impl Oracle {
     /// Recovery is over: everything that was ever exposed must have been replayed (invariants 1 and 3).
     pub(super) fn opened(&mut self) {
         self.opened = true;
+        // What earlier lives sent and recovery did not find will never be found.
+        self.tail_life = self.lives.len() - 1;
         let replayed = self.cursor.map_or(self.replay_start(), |cursor| cursor + 1);
         if replayed < self.log.len() {
             let missing = &self.log[replayed];
