@@ -369,7 +369,10 @@ impl Life<'_> {
         }
     }
 
-    pub(super) fn control<T>(&mut self, make: impl FnOnce(Resolver<Result<T>>) -> Control) -> Option<Ticket<Result<T>>> {
+    pub(super) fn control<T>(
+        &mut self,
+        make: impl FnOnce(Resolver<Result<T>>) -> Control,
+    ) -> Option<Ticket<Result<T>>> {
         let (done, ticket) = ticket();
         self.shared.intake.try_push(Request::Control(make(done)), 0).ok().map(|()| ticket)
     }

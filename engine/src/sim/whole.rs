@@ -1,6 +1,5 @@
 //! The end of a schedule: the victim is repaired, the region must become whole, and its copies must be equal.
 
-
 use super::life::{Life, Stop};
 use crate::format::{ALIGN, Block, DATA_START, Seal, SegmentHeader};
 use crate::health::{DiskState, Health};
