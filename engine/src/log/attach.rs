@@ -28,6 +28,7 @@ pub(crate) struct Found {
 pub(crate) struct Known {
     pub(crate) flushed: Lsn,
     pub(crate) epochs: Vec<Epoch>,
+    pub(crate) promised: Epoch,
 }
 
 /// A segment's copy as its file says.
@@ -172,7 +173,8 @@ impl Log {
             if self.place_disk(disk, &superblock, &best)? {
                 found.committed = found.committed.max(superblock.committed);
                 let epochs = superblock.epochs.iter().map(|entry| entry.epoch).collect();
-                found.disks.insert(disk, Known { flushed: superblock.flushed, epochs });
+                let Superblock { flushed, promised, .. } = superblock;
+                found.disks.insert(disk, Known { flushed, epochs, promised });
             }
         }
         let mut meta = self.meta.borrow_mut();
@@ -312,11 +314,14 @@ impl Log {
             }
         };
         let mut found = Vec::new();
-        let mut next = 0;
+        let (mut next, mut unread) = (0, false);
         for (name, len) in names {
             let Some(number) = Slot::parse(&name) else { continue };
             next = next.max(number + 1);
-            let Ok(file) = self.ops.open(disk, name.clone(), None).await else { continue };
+            let Ok(file) = self.ops.open(disk, name.clone(), None).await else {
+                unread = true;
+                continue;
+            };
             // A slot whose making was cut short is made again.
             if len < u64::from(self.options.segment_bytes) {
                 drop(self.ops.remove(disk, name).await);
@@ -324,6 +329,7 @@ impl Log {
             }
             let pages = self.ops.read(disk, file, 0, DATA_START as usize).await;
             self.recovery_bytes.set(self.recovery_bytes.get() + u64::from(DATA_START));
+            unread |= pages.is_err();
             let log = self.meta.borrow().log();
             let header = pages.as_ref().ok().and_then(|pages| SegmentHeader::decode(pages).ok());
             let header = header.filter(|header| header.log == log);
@@ -335,6 +341,7 @@ impl Log {
         }
         let mut disks = self.disks.borrow_mut();
         disks[disk.0].next_slot = next;
+        disks[disk.0].unread = unread;
         disks[disk.0].slots = found.len() as u32;
         found
     }

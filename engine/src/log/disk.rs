@@ -50,6 +50,8 @@ pub(crate) struct Disk {
     pub(crate) free: Vec<Slot>,
     pub(crate) slots: u32,
     pub(crate) next_slot: u32,
+    /// Whether a slot's pages could not be read: what it holds is not known.
+    pub(crate) unread: bool,
     /// Bytes free and in all, when last asked.
     pub(crate) space: (u64, u64),
 }
@@ -71,6 +73,7 @@ impl Disk {
             free: Vec::new(),
             slots: 0,
             next_slot: 0,
+            unread: false,
             space: (0, 0),
         }
     }

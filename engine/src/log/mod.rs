@@ -120,7 +120,9 @@ impl Core {
         machine: Box<dyn StateMachine>,
         shared: Arc<Shared>,
     ) -> Core {
-        let log = Rc::new(Log::new(Ops::new(driver), machine, shared));
+        // Longer than a block's write may take: making a file and flushing its directory take longer, too.
+        let patience = shared.options.stall_timeout.max(Duration::from_millis(100)) * 4;
+        let log = Rc::new(Log::new(Ops::new(driver, patience), machine, shared));
         let tasks = LocalPool::new();
         let opened = Rc::new(RefCell::new(None));
         let (task_log, task_opened) = (Rc::clone(&log), Rc::clone(&opened));
@@ -132,6 +134,12 @@ impl Core {
             *task_opened.borrow_mut() = Some(result);
         });
         Core { log, tasks, done: Vec::new(), held: None, opened, running: false }
+    }
+
+    /// What it owns, for the simulation to look at.
+    #[cfg(feature = "sim")]
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
     }
 
     /// Does what can be done, then waits at the driver for at most `wait`.

@@ -33,6 +33,8 @@ pub(crate) struct BlockDone {
 pub(crate) struct Ops {
     inner: Rc<RefCell<Inner>>,
     environment: Arc<dyn Environment>,
+    /// Nanoseconds that a task waits for an operation before it takes the disk for stalled.
+    patience: u64,
 }
 
 struct Inner {
@@ -57,11 +59,11 @@ impl Inner {
     }
 }
 
-/// A task that waits for an operation, and the disk that the operation is on.
-type Waiting = (oneshot::Sender<io::Result<Output>>, Option<DiskIndex>);
+/// A task that waits for an operation, until it has waited too long, and the disk that the operation is on.
+type Waiting = (Option<oneshot::Sender<io::Result<Output>>>, Option<DiskIndex>);
 
 impl Ops {
-    pub(crate) fn new(driver: Box<dyn Driver>) -> Ops {
+    pub(crate) fn new(driver: Box<dyn Driver>, patience: Duration) -> Ops {
         let environment = driver.environment();
         let inner = Inner {
             driver,
@@ -73,7 +75,8 @@ impl Ops {
             tokens: FxHashMap::default(),
             in_flight: Vec::new(),
         };
-        Ops { inner: Rc::new(RefCell::new(inner)), environment }
+        let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        Ops { inner: Rc::new(RefCell::new(inner)), environment, patience }
     }
 
     pub(crate) fn environment(&self) -> &Arc<dyn Environment> {
@@ -125,16 +128,23 @@ impl Ops {
                 if let Some(disk) = disk {
                     *inner.count(disk) -= 1;
                 }
-                // A task that was dropped no longer wants to know.
-                drop(task.send(result));
+                // A task that was dropped or has given up no longer wants to know.
+                drop(task.map(|task| task.send(result)));
             }
         }
         inner.finished = finished;
         let now = self.environment.now();
         while inner.timers.peek().is_some_and(|Reverse((at, _))| *at <= now) {
-            if let Some(Reverse((_, id))) = inner.timers.pop() {
-                inner.sleepers.remove(&id).map(|sleeper| sleeper.send(()));
-            }
+            let Some(Reverse((_, id))) = inner.timers.pop() else { break };
+            inner.sleepers.remove(&id).map(|sleeper| sleeper.send(()));
+            // A disk that has stalled must not hold up a task for ever. The operation is still in flight.
+            let late = inner.waiting.get_mut(&id).and_then(|(task, _)| task.take());
+            drop(late.map(|task| task.send(Err(io::ErrorKind::TimedOut.into()))));
+        }
+        // Deadlines of what has returned need not wake anybody.
+        let Inner { timers, sleepers, waiting, .. } = &mut *inner;
+        while timers.peek().is_some_and(|Reverse((_, id))| !sleepers.contains_key(id) && !waiting.contains_key(id)) {
+            timers.pop();
         }
     }
 
@@ -147,7 +157,11 @@ impl Ops {
         if let Some(disk) = disk {
             *inner.count(disk) += 1;
         }
-        inner.waiting.insert(id, (done, disk));
+        inner.waiting.insert(id, (Some(done), disk));
+        if disk.is_some() {
+            let at = self.environment.now().saturating_add(self.patience);
+            inner.timers.push(Reverse((at, id)));
+        }
         inner.driver.submit(OpId(id), op);
         async move { wait.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())) }
     }
@@ -166,7 +180,9 @@ impl Ops {
         inner.next += 1;
         inner.timers.push(Reverse((at, id)));
         inner.sleepers.insert(id, done);
-        async move { drop(wait.await) }
+        async move {
+            let _woken = wait.await;
+        }
     }
 
     pub(crate) async fn attach(&self, disk: DiskIndex, path: PathBuf, create: bool) -> io::Result<DiskTraits> {

@@ -65,7 +65,7 @@ impl Log {
 
     /// Where the next copy of this segment goes, if it lacks one: a late copy on a disk that answers, or a fresh disk
     /// whose domains fit the others.
-    fn target(&self, segment: &Segment) -> Option<(DiskIndex, Option<Slot>)> {
+    pub(crate) fn target(&self, segment: &Segment) -> Option<(DiskIndex, Option<Slot>)> {
         let disks = self.disks.borrow();
         let answers = |disk: DiskIndex| matches!(disks[disk.0].state, DiskState::Healthy | DiskState::Rebuilding);
         // A member of the present set still completes what it was sent.

@@ -138,14 +138,14 @@ impl Log {
 
     /// Seals what is committed and starts the next epoch on `set`. False when one of its disks failed on the way.
     async fn start_epoch(&self, set: &[DiskIndex]) -> Result<bool> {
+        // Each attempt is an epoch of its own, so that no slot of one that failed passes for one of the next.
+        let epoch = self.promise_next().await?;
         let seal = self.with(|pipeline| cut(pipeline, &self.set_ids(pipeline)));
-        let epoch = Epoch(self.meta.borrow().promised.0 + 1);
         let id = SegmentId(seal.segment.0 + 1);
         let ids = self.ids(set);
         let Ok(slots) = self.prepare(epoch, id, set, &ids).await else { return Ok(false) };
         {
             let mut meta = self.meta.borrow_mut();
-            meta.promised = epoch;
             meta.seals.retain(|known| known.segment < seal.segment);
             meta.seals.push(seal.clone());
             // An attempt of this change that failed left an entry for the same segment.

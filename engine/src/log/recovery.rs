@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Checkpoint, DATA_START, EpochEntry, Seal, SegmentIndex};
+use crate::format::{BlockHeader, Checkpoint, DATA_START, EpochEntry, Seal, SegmentIndex};
 use crate::health::DiskState;
 use crate::io::{BufferPool, DiskIndex};
 use crate::log::Log;
-use crate::log::attach::Found as FoundDisks;
+use crate::log::attach::{Found as FoundDisks, Known};
 use crate::log::catalog::Segment;
 use crate::log::disk::Slot;
 use crate::log::index::IndexBuilder;
@@ -65,6 +65,16 @@ impl Log {
         self.persist(&[]).await
     }
 
+    /// Promises one more epoch, before any disk learns that it begins.
+    pub(crate) async fn promise_next(&self) -> Result<Epoch> {
+        let epoch = {
+            let mut meta = self.meta.borrow_mut();
+            meta.promised = Epoch(meta.promised.0 + 1);
+            meta.promised
+        };
+        self.persist(&[]).await.map(|()| epoch)
+    }
+
     /// Steps 3 to 5 for every segment without a seal, in order. Returns the link and the position behind the last block.
     async fn recover_tail(&self, found: &FoundDisks) -> Result<(Link, Lsn)> {
         let (mut link, first) = self.last_sealed();
@@ -79,11 +89,13 @@ impl Log {
         let mut commit = found.committed;
         let mut seals: Vec<(Seal, Vec<DiskIndex>)> = Vec::new();
         for &id in &unsealed {
-            let later = unsealed.iter().filter(|other| **other > id);
-            for &later in later {
-                commit = commit.max(self.first_commit(later, found).await);
-            }
             let mut segment = self.unsealed(id, found);
+            for &later in unsealed.iter().filter(|other| **other > id) {
+                for header in self.first_blocks(later, found).await {
+                    commit = commit.max(header.commit);
+                    segment.continued.push(Link { sequence: header.sequence, chain: header.chain });
+                }
+            }
             let builder = Mutex::new(IndexBuilder::new(id));
             let from = link;
             let walked = self.find_end(&mut segment, from, commit, &builder).await?;
@@ -150,26 +162,39 @@ impl Log {
         let catalog = self.catalog.borrow();
         let segment = catalog.get(id).expect("an unsealed segment was listed from the catalog");
         let log = self.meta.borrow().log();
-        let votes = |disk: DiskIndex| found.disks.get(&disk).filter(|known| known.epochs.contains(&segment.epoch));
+        // Every live disk promises an epoch before any learns that it begins: one that promised it is not stale.
+        let knows = |known: &&Known| known.epochs.contains(&segment.epoch) || known.promised >= segment.epoch;
+        let votes = |disk: DiskIndex| found.disks.get(&disk).filter(knows);
         let voters = segment.copies.iter().filter_map(|copy| {
             let known = votes(copy.disk)?;
             let place = Place { log, epoch: segment.epoch, segment: id, disk: copy.disk, file: copy.slot.file };
             Some(Voter::new(place, known.flushed))
         });
-        Unsealed { segment: id, epoch: segment.epoch, set: segment.set.len(), voters: voters.collect() }
+        let disks = self.disks.borrow();
+        let members = segment.set.iter().filter_map(|id| disks.iter().find(|disk| disk.id == Some(*id)));
+        let without = members.filter(|disk| segment.copy_on(disk.index).is_none() && !disk.unread);
+        let bare = without.filter_map(|disk| votes(disk.index)).map(|known| known.flushed);
+        Unsealed {
+            segment: id,
+            epoch: segment.epoch,
+            set: segment.set.len(),
+            voters: voters.collect(),
+            bare: bare.collect(),
+            continued: Vec::new(),
+        }
     }
 
-    /// The commit index in the first block of a segment, if any disk has one.
-    async fn first_commit(&self, id: SegmentId, found: &FoundDisks) -> u64 {
+    /// The first block of a segment, as each disk has it.
+    async fn first_blocks(&self, id: SegmentId, found: &FoundDisks) -> Vec<BlockHeader> {
         let places: Vec<Place> = self.unsealed(id, found).voters.iter().map(|voter| voter.place).collect();
-        let mut commit = 0;
+        let mut headers = Vec::new();
         for place in places {
             let len = self.largest_block().min((self.options.segment_bytes - DATA_START) as usize);
             let Ok(bytes) = self.ops.read(place.disk, place.file, u64::from(DATA_START), len).await else { continue };
             let block = crate::format::Block::verify_at(&bytes, place.log, place.epoch, id, DATA_START);
-            commit = commit.max(block.map_or(0, |block| block.header().commit));
+            headers.extend(block.ok().map(|block| block.header()));
         }
-        commit
+        headers
     }
 
     /// The newest checkpoint, the indexes behind it, and the recovered tail make the tables.
@@ -312,7 +337,9 @@ impl Log {
         };
         for id in tail {
             while self.catalog.borrow().get(id).is_some_and(|s| s.copies.iter().filter(|c| c.held).count() < QUORUM) {
-                if !self.rebuild_one(id).await? {
+                // A disk that fails on the way makes room for another one.
+                let can_go_on = |segment: &Segment| self.target(segment).is_some();
+                if !self.rebuild_one(id).await? && !self.catalog.borrow().get(id).is_some_and(can_go_on) {
                     let message = format!("segment {} is on one disk only, and no other disk can take a copy", id.0);
                     return Err(Error::new(ErrorKind::RestoreDisk, message));
                 }
@@ -324,7 +351,12 @@ impl Log {
     /// The first epoch of this opening: a new segment on a new set, durable before anything is served.
     async fn begin(&self, link: Link, end: Lsn) -> Result<()> {
         let id = SegmentId(self.catalog.borrow().iter().last().map_or(self.meta.borrow().trim.0, |(id, _)| id.0 + 1));
+        let mut again = false;
         loop {
+            if std::mem::replace(&mut again, true) {
+                // Another epoch, so that no slot of the attempt that failed passes for one of this.
+                self.promise_next().await?;
+            }
             let set: Vec<DiskIndex> = self.first_set()?;
             let ids = self.ids(&set);
             let epoch = self.meta.borrow().promised;
@@ -340,7 +372,7 @@ impl Log {
                     return Ok(());
                 }
                 Err(error) if set.iter().all(|disk| self.disks.borrow()[disk.0].is_live()) => return Err(error),
-                Err(_) => {}
+                Err(_) => set.iter().zip(slots).for_each(|(&disk, slot)| self.free_slot(disk, slot)),
             }
         }
     }

@@ -38,6 +38,11 @@ pub(crate) struct Unsealed {
     /// How many disks its set has.
     pub(crate) set: usize,
     pub(crate) voters: Vec<Voter>,
+    /// How far members with a vote have flushed on which no slot has the segment's header: nothing was written to the
+    /// segment there, or it does not verify.
+    pub(crate) bare: Vec<Lsn>,
+    /// What the first blocks of later segments follow: where one of them goes on, this segment was full.
+    pub(crate) continued: Vec<Link>,
 }
 
 /// What a segment holds once its end is found.
@@ -170,7 +175,7 @@ impl Log {
 
     /// No voter has the position. It is the end if enough of them are Absent; a Faulty one is never counted.
     async fn check_end(&self, unsealed: &mut Unsealed, standings: &[Standing], found: &mut Found) -> Result<()> {
-        if found.end >= self.options.segment_bytes {
+        if found.end >= self.options.segment_bytes || unsealed.continued.contains(&found.link) {
             return Ok(());
         }
         for voter in &unsealed.voters {
@@ -182,6 +187,8 @@ impl Log {
             *standing == Standing::NotHere && !committed && voter.flushed <= at
         };
         let absent = unsealed.voters.iter().zip(standings).filter(|pair| absent(*pair)).count();
+        let bare = unsealed.bare.iter().filter(|flushed| !committed && **flushed <= at).count();
+        let absent = absent + bare;
         let needed = unsealed.set + 1 - QUORUM;
         if absent >= needed {
             return Ok(());
