@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use meridian::Ack;
+
+use crate::commit_load::By;
+use crate::space::Place;
 
 /// Measures, breaks and verifies a Meridian region.
 ///
@@ -14,9 +18,19 @@ pub(crate) struct Cli {
     /// Where the run keeps its disks and leaves its report.
     #[arg(long, global = true, default_value = "meridian-report")]
     pub(crate) out: PathBuf,
+    /// Keep the disks' directories when the run is over, to inspect them.
+    #[arg(long, global = true)]
+    pub(crate) keep: bool,
     /// What to do instead of the main job.
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+}
+
+impl Cli {
+    /// The run's folder.
+    pub(crate) fn place(&self) -> Place {
+        Place { out: self.out.clone(), keep: self.keep }
+    }
 }
 
 /// What to do instead of the main job.
@@ -24,6 +38,64 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Measure the bare durable writes that the commit path is compared with.
     Limit(Load),
+    /// Measure the commit path of a region.
+    Log(LogArguments),
+    /// Measure other libraries in turns with Meridian (needs a build with the feature `peers`).
+    #[cfg(feature = "peers")]
+    Peers(Load),
+    /// Show the superblocks, segments, blocks and records of a closed region.
+    Inspect {
+        /// The region's disks, or some of them.
+        #[arg(required = true)]
+        disks: Vec<PathBuf>,
+        /// Show each block.
+        #[arg(long)]
+        blocks: bool,
+        /// Show each transaction and the first bytes of its records.
+        #[arg(long)]
+        records: bool,
+        /// One segment only.
+        #[arg(long)]
+        segment: Option<u32>,
+        /// Machine-readable.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check that the copies of a closed region verify, agree and follow one another.
+    Verify {
+        /// All disks of the region.
+        #[arg(required = true)]
+        disks: Vec<PathBuf>,
+        /// Machine-readable.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Commit flights until killed: the main job's victim.
+    #[command(hide = true)]
+    Child {
+        /// The first transaction's number.
+        #[arg(long)]
+        first: u64,
+        /// Transactions a second.
+        #[arg(long)]
+        rate: f64,
+        /// The disks' directories.
+        disks: Vec<PathBuf>,
+    },
+}
+
+/// What `log` measures, and beside what.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LogArguments {
+    /// The load.
+    #[command(flatten)]
+    pub(crate) load: Load,
+    /// Who the clients are, in a closed loop.
+    #[arg(long, value_enum, default_value_t = By::Pipeline)]
+    pub(crate) by: By,
+    /// Measure the limit in turns, and report ratios.
+    #[arg(long)]
+    pub(crate) limit: bool,
 }
 
 /// When a record counts as committed.
@@ -33,6 +105,24 @@ pub(crate) enum AckLevel {
     Quorum,
     /// Every copy is durable.
     All,
+}
+
+impl AckLevel {
+    /// How many of three copies that is.
+    pub(crate) fn copies(self) -> usize {
+        match self {
+            AckLevel::Quorum => 2,
+            AckLevel::All => 3,
+        }
+    }
+
+    /// The engine's word for it.
+    pub(crate) fn engine(self) -> Ack {
+        match self {
+            AckLevel::Quorum => Ack::Quorum,
+            AckLevel::All => Ack::All,
+        }
+    }
 }
 
 /// What is written, how, for how long.

@@ -1,6 +1,6 @@
 //! The `limit` subcommand: what durable writes alone can do here.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::Outcome;
@@ -10,7 +10,7 @@ use crate::limit::{Limit, LimitConfig, Slice};
 use crate::machine;
 use crate::progress::Progress;
 use crate::report::{CpuRow, LatencyGroup, Report, Series, bytes, latency, number};
-use crate::space;
+use crate::space::{Place, Run};
 
 /// Bytes of each directory's file: larger than any device cache that would flatter the figures is impractical; durable
 /// writes are what keeps it honest.
@@ -19,8 +19,8 @@ pub(crate) const FILE_SIZE: u64 = 64 << 20;
 const SLICE: Duration = Duration::from_millis(500);
 
 /// Runs the subcommand.
-pub(crate) fn run(out: &Path, load: &Load) -> Outcome {
-    let run = space::Run::start(out, &load.disks, FILE_SIZE)?;
+pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
+    let run = Run::start(place, &load.disks, FILE_SIZE)?;
     let config = config(load, run.disks());
     let mut limit = Limit::open(config).map_err(|error| format!("cannot prepare the files: {error}"))?;
     let mut progress = Progress::new(false);
@@ -55,7 +55,7 @@ pub(crate) fn run(out: &Path, load: &Load) -> Outcome {
         series: vec![Series { name: "limit".to_string(), meaning: String::new(), summary }],
     });
     report.cpu.push(CpuRow { what: "limit".to_string(), records: all.records, cpu: all.cpu });
-    write_hgrm(&out.join("limit.hgrm"), &all.latency).map_err(|error| error.to_string())?;
+    write_hgrm(&run.out().join("limit.hgrm"), &all.latency).map_err(|error| error.to_string())?;
     run.finish(&report)?;
     Ok(true)
 }
@@ -67,10 +67,7 @@ pub(crate) fn config(load: &Load, disks: &[PathBuf]) -> LimitConfig {
         record: load.payload as usize,
         outstanding: load.clients as usize,
         in_flight: load.in_flight as usize,
-        ack: match load.ack {
-            AckLevel::Quorum => 2,
-            AckLevel::All => 3,
-        },
+        ack: load.ack.copies(),
         file_size: FILE_SIZE,
         rate: load.rate,
         threads: load.threads,

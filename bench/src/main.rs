@@ -6,15 +6,29 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod audit;
+mod child;
 mod cli;
+mod commit_load;
+mod compare;
+mod delays;
+mod flight_load;
 mod flights;
 mod latency;
 mod limit;
 mod limit_job;
+mod load;
+mod log_job;
 mod machine;
+mod main_job;
+mod meter;
+mod offline;
+#[cfg(feature = "peers")]
+mod peers;
 mod progress;
 mod report;
 mod space;
+mod unplug;
 
 /// How a subcommand ends: whether everything that was verified holds, or what kept it from running.
 type Outcome = Result<bool, String>;
@@ -22,8 +36,21 @@ type Outcome = Result<bool, String>;
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let outcome = match &cli.command {
-        Some(cli::Command::Limit(load)) => limit_job::run(&cli.out, load),
-        None => Err("the main job needs the engine".to_string()),
+        Some(cli::Command::Limit(load)) => limit_job::run(&cli.place(), load),
+        Some(cli::Command::Log(arguments)) => log_job::run(&cli.place(), arguments),
+        #[cfg(feature = "peers")]
+        Some(cli::Command::Peers(load)) => peers::run(&cli.place(), load),
+        Some(cli::Command::Inspect { disks, blocks, records, segment, json }) => {
+            let depth = match (records, blocks) {
+                (true, _) => offline::Depth::Records,
+                (_, true) => offline::Depth::Blocks,
+                _ => offline::Depth::Segments,
+            };
+            offline::inspect(disks, depth, *segment, *json)
+        }
+        Some(cli::Command::Verify { disks, json }) => offline::verify_command(disks, *json),
+        Some(cli::Command::Child { first, rate, disks }) => child::run(disks, *first, *rate),
+        None => main_job::run(&cli.place()),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

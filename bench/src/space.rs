@@ -9,10 +9,20 @@ use crate::report::{Report, bytes};
 /// Directories that stand for disks when none are named.
 const DISKS: usize = 3;
 
+/// Where a run keeps its things, and whether it leaves them there.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// The output directory.
+    pub(crate) out: PathBuf,
+    /// Do not take the disks away.
+    pub(crate) keep: bool,
+}
+
 /// A run with its directories; what it made in them is removed when it ends, reports stay.
 pub(crate) struct Run {
     out: PathBuf,
     disks: Vec<PathBuf>,
+    keep: bool,
     /// Directories that this run made and takes away again.
     made: Vec<PathBuf>,
 }
@@ -22,22 +32,23 @@ impl Run {
     ///
     /// # Errors
     /// A message when fewer than three are named, or less than `room` bytes a disk can be written.
-    pub(crate) fn start(out: &Path, named: &[PathBuf], room: u64) -> Result<Run, String> {
-        Run::with_disks(out, named, DISKS, room)
+    pub(crate) fn start(place: &Place, named: &[PathBuf], room: u64) -> Result<Run, String> {
+        Run::with_disks(place, named, DISKS, room)
     }
 
     /// As [`Run::start`], with `count` disks when none are named.
     ///
     /// # Errors
     /// As [`Run::start`].
-    pub(crate) fn with_disks(out: &Path, named: &[PathBuf], count: usize, room: u64) -> Result<Run, String> {
+    pub(crate) fn with_disks(place: &Place, named: &[PathBuf], count: usize, room: u64) -> Result<Run, String> {
         if !named.is_empty() && named.len() < DISKS {
             return Err(format!("{} disks are named; a region needs at least {DISKS}", named.len()));
         }
         let make =
             |path: &Path| fs::create_dir_all(path).map_err(|error| format!("cannot make {}: {error}", path.display()));
+        let out = &place.out;
         make(out)?;
-        let mut run = Run { out: out.to_path_buf(), disks: Vec::new(), made: Vec::new() };
+        let mut run = Run { out: out.clone(), keep: place.keep, disks: Vec::new(), made: Vec::new() };
         for number in 1..=count.max(named.len()) {
             let disk = match named.get(number - 1) {
                 Some(disk) => disk.clone(),
@@ -98,6 +109,9 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
         for path in &self.made {
             // What cannot be removed now is removed at the next start.
             let _ = fs::remove_dir_all(path);

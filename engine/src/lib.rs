@@ -24,7 +24,7 @@ pub use io::DriverChoice;
 pub use log::scrub::ScrubReport;
 pub use options::{DiskConfig, Options, Placement};
 pub use read::{BlockView, Subscription};
-pub use region::{Account, Region, RetentionPin, Ticket};
+pub use region::{Account, MakeDriver, Region, RetentionPin, Ticket};
 pub use stats::Stats;
 pub use transaction::{Committed, Receipt, StateMachine, Transaction};
 pub use types::{AccountId, Ack, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, SegmentId};

@@ -1,6 +1,7 @@
 //! A region as its embedder holds it.
 
 use std::future::Future;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, mpsc};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::health::Health;
-use crate::io::driver;
+use crate::io::{Driver, driver};
 use crate::log::scrub::ScrubReport;
 use crate::log::{Core, Mode, Phase, placement};
 use crate::options::{Options, check_account_name};
@@ -20,6 +21,11 @@ use crate::sync::intake::{Intake, Reason, Refused};
 use crate::sync::ticket::{Abandoned, Resolver, ticket};
 use crate::transaction::{Receipt, StateMachine, Transaction};
 use crate::types::{AccountId, Ack, Lsn};
+
+/// What makes a driver for the thread that it is called on, which is the one that uses it.
+pub trait MakeDriver: FnOnce() -> io::Result<Box<dyn Driver>> + Send + 'static {}
+
+impl<F: FnOnce() -> io::Result<Box<dyn Driver>> + Send + 'static> MakeDriver for F {}
 
 /// How long the log thread sleeps when nothing happens.
 const NAP: Duration = Duration::from_millis(100);
@@ -40,7 +46,16 @@ impl Region {
     /// hold something else; [`Exists`](ErrorKind::Exists) where a region is; [`Locked`](ErrorKind::Locked);
     /// [`NoSpace`](ErrorKind::NoSpace).
     pub fn create(options: Options, machine: impl StateMachine + 'static) -> Result<Region> {
-        Region::start(Mode::Create, options, Box::new(machine))
+        Region::start(Mode::Create, options, Box::new(machine), None)
+    }
+
+    /// As [`Region::create`], on an I/O back end of the caller's making instead of [`Options::driver`]; `make` runs on the
+    /// log thread. For harnesses that let disks fail.
+    ///
+    /// # Errors
+    /// As [`Region::create`]; [`System`](ErrorKind::System) when `make` fails.
+    pub fn create_with(options: Options, machine: impl StateMachine + 'static, make: impl MakeDriver) -> Result<Region> {
+        Region::start(Mode::Create, options, Box::new(machine), Some(Box::new(make)))
     }
 
     /// Opens a region: recovers its log, hands the machine what it lacks, then serves.
@@ -51,16 +66,29 @@ impl Region {
     /// [`InvalidInput`](ErrorKind::InvalidInput) when options or labels contradict what is stored;
     /// [`Trimmed`](ErrorKind::Trimmed) when the machine resumes before the first retained position.
     pub fn open(options: Options, machine: impl StateMachine + 'static) -> Result<Region> {
-        Region::start(Mode::Open, options, Box::new(machine))
+        Region::start(Mode::Open, options, Box::new(machine), None)
     }
 
-    fn start(mode: Mode, options: Options, machine: Box<dyn StateMachine>) -> Result<Region> {
+    /// As [`Region::open`], on an I/O back end of the caller's making, as in [`Region::create_with`].
+    ///
+    /// # Errors
+    /// As [`Region::open`]; [`System`](ErrorKind::System) when `make` fails.
+    pub fn open_with(options: Options, machine: impl StateMachine + 'static, make: impl MakeDriver) -> Result<Region> {
+        Region::start(Mode::Open, options, Box::new(machine), Some(Box::new(make)))
+    }
+
+    fn start(
+        mode: Mode,
+        options: Options,
+        machine: Box<dyn StateMachine>,
+        make: Option<Box<dyn MakeDriver>>,
+    ) -> Result<Region> {
         options.validate()?;
         placement::check(options.placement, &options.disks)?;
         let (tell, told) = mpsc::sync_channel(1);
         let builder = std::thread::Builder::new().name("meridian-log".into());
         let thread = builder
-            .spawn(move || run(mode, options, machine, &tell))
+            .spawn(move || run(mode, options, machine, make, &tell))
             .map_err(|error| Error::new(ErrorKind::System, format!("the log thread could not be started: {error}")))?;
         let opened = told.recv().unwrap_or_else(|_| Err(stopped()));
         match opened {
@@ -369,8 +397,18 @@ impl Future for Ticket {
 }
 
 /// The log thread: opens, serves, ends. No panic leaves it.
-fn run(mode: Mode, options: Options, machine: Box<dyn StateMachine>, tell: &mpsc::SyncSender<Result<Arc<Shared>>>) {
-    let driver = match driver(options.driver) {
+fn run(
+    mode: Mode,
+    options: Options,
+    machine: Box<dyn StateMachine>,
+    make: Option<Box<dyn MakeDriver>>,
+    tell: &mpsc::SyncSender<Result<Arc<Shared>>>,
+) {
+    let made = match make {
+        Some(make) => make(),
+        None => driver(options.driver),
+    };
+    let driver = match made {
         Ok(driver) => driver,
         Err(error) => {
             drop(tell.send(Err(Error::new(ErrorKind::System, format!("no I/O back end could be started: {error}")))));

@@ -102,7 +102,7 @@ pub(super) fn percentiles(id: &str, title: &str, series: &[Series]) -> String {
         return String::new();
     }
     let points = || drawn.iter().flat_map(|one| one.summary.curve.iter().copied());
-    let most = points().map(|(quantile, _)| nines(quantile)).fold(2.0, f64::max).ceil();
+    let most = points().map(|(quantile, _)| nines(quantile)).fold(2.0, f64::max);
     let low = points().map(|(_, micros)| micros).filter(|micros| *micros > 0.0).fold(f64::MAX, f64::min);
     let high = points().map(|(_, micros)| micros).fold(1.0, f64::max);
     let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);

@@ -28,6 +28,7 @@ pub(super) fn page(report: &Report) -> String {
         );
     }
     ratios(&mut out, &report.ratios);
+    aims(&mut out, &report.aims);
     for (index, group) in report.latencies.iter().enumerate() {
         latencies(&mut out, index, group);
     }
@@ -107,14 +108,17 @@ fn ratios(out: &mut String, ratios: &[Ratio]) {
     if ratios.is_empty() {
         return;
     }
-    let most = ratios.iter().flat_map(|ratio| [ratio.ratio, ratio.target.unwrap_or(0.0)]).fold(1.0, f64::max) * 1.08;
+    // Longer bars are cut: the figure beside them says how long they would be.
+    let reach = |ratio: &Ratio| ratio.ratio.max(ratio.target.filter(|_| !ratio.absolute).unwrap_or(0.0)).min(1.75);
+    let most = ratios.iter().map(reach).fold(1.0, f64::max) * 1.08;
     out.push_str("<section><h2>Against the limit</h2><p class=note>The limit is nothing but durable writes to the same directories, of the same sizes at the same depth, measured in turns with Meridian in this run. Bars show Meridian ÷ limit; the thin line is the limit itself (1.0), the thick mark the aim.</p><div class=scroll><table class=ratios><thead><tr><th>figure</th><th class=num>Meridian</th><th class=num>limit</th><th class=num>ratio</th><th class=bars></th><th>aim</th></tr></thead><tbody>");
     for ratio in ratios {
         let percent = |value: f64| (value / most * 100.0).clamp(0.0, 100.0);
         let aim = ratio.target.map_or(String::new(), |target| {
             let sign = if ratio.more_is_better { "≥" } else { "≤" };
             let met = if ratio.met() == Some(true) { "<b class=good>met</b>" } else { "<b class=warn>missed</b>" };
-            format!("{sign} {target:.2} {met}")
+            let unit = if ratio.absolute { format!(" {}", escape(&ratio.unit)) } else { String::new() };
+            format!("{sign} {target:.2}{unit} {met}")
         });
         let mark = ratio
             .target
@@ -122,7 +126,7 @@ fn ratios(out: &mut String, ratios: &[Ratio]) {
         let class = if ratio.met() == Some(false) { "bar missed" } else { "bar" };
         let _ = write!(
             out,
-            "<tr><td>{}</td><td class=num>{} <small>{unit}</small></td><td class=num>{} <small>{unit}</small></td><td class=num><b>{:.2}</b></td><td class=bars><div class=track><i class=\"{class}\" style=\"width:{:.2}%\"></i><i class=one style=\"left:{:.2}%\"></i>{mark}</div></td><td>{aim}</td></tr>",
+            "<tr><td>{}</td><td class=num>{} <small>{unit}</small></td><td class=num>{} <small>{unit}</small></td><td class=num><b>{:.2}</b></td><td class=bars><div class=track><i class=\"{class}\" style=\"width:{:.2}%\"></i><i class=one style=\"left:{:.2}%\"></i>{mark}</div></td><td class=aim>{aim}</td></tr>",
             escape(&ratio.figure),
             number(ratio.ours),
             number(ratio.limit),
@@ -130,6 +134,25 @@ fn ratios(out: &mut String, ratios: &[Ratio]) {
             percent(ratio.ratio),
             percent(1.0),
             unit = escape(&ratio.unit),
+        );
+    }
+    out.push_str("</tbody></table></div></section>");
+}
+
+/// Figures that have an aim of their own.
+fn aims(out: &mut String, aims: &[Ratio]) {
+    if aims.is_empty() {
+        return;
+    }
+    out.push_str("<section><h2>Under faults</h2><div class=scroll><table><thead><tr><th>figure</th><th class=num>measured</th><th class=num>aim</th><th></th></tr></thead><tbody>");
+    for aim in aims {
+        let met = if aim.met() == Some(true) { "<b class=good>met</b>" } else { "<b class=warn>missed</b>" };
+        let (figure, unit) = (escape(&aim.figure), escape(&aim.unit));
+        let target = aim.target.map_or(String::new(), |target| format!("≤ {} <small>{unit}</small>", number(target)));
+        let _ = write!(
+            out,
+            "<tr><td>{figure}</td><td class=num>{} <small>{unit}</small></td><td class=num>{target}</td><td>{met}</td></tr>",
+            number(aim.ours)
         );
     }
     out.push_str("</tbody></table></div></section>");

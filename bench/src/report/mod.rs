@@ -36,6 +36,8 @@ pub(crate) struct Report {
     pub(crate) latencies: Vec<LatencyGroup>,
     /// Figures against the limit or a target.
     pub(crate) ratios: Vec<Ratio>,
+    /// Figures with an aim of their own.
+    pub(crate) aims: Vec<Ratio>,
     /// Anything else in rows and columns.
     pub(crate) tables: Vec<Table>,
     /// Where the processor's time went.
@@ -138,16 +140,33 @@ pub(crate) struct Ratio {
     pub(crate) limit: f64,
     /// Ours divided by the limit's.
     pub(crate) ratio: f64,
-    /// The ratio (or, without `limit`, the value) that we aim at.
+    /// What we aim at.
     pub(crate) target: Option<f64>,
+    /// Whether the aim is for our figure itself and not for the ratio.
+    pub(crate) absolute: bool,
     /// Whether more is better.
     pub(crate) more_is_better: bool,
 }
 
 impl Ratio {
+    /// A figure that is to stay at or below `aim`, whatever the limit.
+    pub(crate) fn value(figure: &str, unit: &str, ours: f64, aim: f64) -> Ratio {
+        Ratio {
+            figure: figure.to_string(),
+            unit: unit.to_string(),
+            ours,
+            limit: 0.0,
+            ratio: ours / aim,
+            target: Some(aim),
+            absolute: true,
+            more_is_better: false,
+        }
+    }
+
     /// Whether the aim was reached; `None` without one.
     pub(crate) fn met(&self) -> Option<bool> {
-        self.target.map(|target| if self.more_is_better { self.ratio >= target } else { self.ratio <= target })
+        let figure = if self.absolute { self.ours } else { self.ratio };
+        self.target.map(|target| if self.more_is_better { figure >= target } else { figure <= target })
     }
 }
 
@@ -189,6 +208,7 @@ impl Report {
             timeline: None,
             latencies: Vec::new(),
             ratios: Vec::new(),
+            aims: Vec::new(),
             tables: Vec::new(),
             cpu: Vec::new(),
             notes: Vec::new(),
@@ -222,7 +242,7 @@ pub(crate) fn number(value: f64) -> String {
         return "–".to_string();
     }
     let decimals = match value.abs() {
-        size if size >= 100.0 || size == 0.0 => 0,
+        size if size >= 100.0 || size.fract() == 0.0 => 0,
         size if size >= 10.0 => 1,
         _ => 2,
     };
@@ -271,6 +291,7 @@ mod tests {
     fn numbers_are_grouped_and_rounded_for_reading() {
         assert_eq!(number(1_234_567.8), "1,234,568");
         assert_eq!(number(12.345), "12.3");
+        assert_eq!(number(1.0), "1");
         assert_eq!(number(0.4321), "0.43");
         assert_eq!(number(-1_500.0), "−1,500");
         assert_eq!(latency(258.0), "258 µs");
@@ -287,6 +308,7 @@ mod tests {
             limit: 0.0,
             ratio,
             target: Some(1.0),
+            absolute: false,
             more_is_better,
         };
         assert_eq!(ratio(0.9, true).met(), Some(false));

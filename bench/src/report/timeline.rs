@@ -56,10 +56,15 @@ fn time_axis(out: &mut String, end: f64, x: &dyn Fn(f64) -> f64) {
 
 fn throughput(out: &mut String, timeline: &Timeline, x: &dyn Fn(f64) -> f64) {
     let (top, bottom) = UPPER;
-    let most = timeline.points.iter().map(|point| point.rate).fold(1.0, f64::max);
+    let mut rates: Vec<f64> = timeline.points.iter().map(|point| point.rate).collect();
+    rates.sort_by(f64::total_cmp);
+    let highest = rates.last().copied().unwrap_or(1.0).max(1.0);
+    // A short burst far above the rest would flatten it: its bars are cut, and say so.
+    let usual = rates[rates.len() / 2].max(1.0) * 2.0;
+    let most = if highest > 2.0 * usual { usual } else { highest };
     let step = step_above(most / 4.0);
     let high = (most / step).ceil() * step;
-    let y = |rate: f64| bottom - rate / high * (bottom - top);
+    let y = |rate: f64| bottom - rate.min(high) / high * (bottom - top);
     let _ = write!(out, r#"<text class="axis" x="{LEFT}" y="{}">records a second</text>"#, top - 8.0);
     let mut tick = 0.0;
     while tick <= high * 1.001 {
@@ -74,12 +79,24 @@ fn throughput(out: &mut String, timeline: &Timeline, x: &dyn Fn(f64) -> f64) {
     for point in &timeline.points {
         let (from, to) = (x(point.at), x(point.at + timeline.interval));
         let height = bottom - y(point.rate);
+        let class = if point.rate > high { "bar cut" } else { "bar" };
         let _ = write!(
             out,
-            r#"<rect class="bar" x="{from:.2}" y="{:.1}" width="{:.2}" height="{height:.1}"/>"#,
+            r#"<rect class="{class}" x="{from:.2}" y="{:.1}" width="{:.2}" height="{height:.1}"/>"#,
             bottom - height,
             (to - from - 0.4).max(0.6)
         );
+    }
+    say_cut(out, timeline, high, x);
+}
+
+/// Says how far the bars go that were cut, below the first of them.
+fn say_cut(out: &mut String, timeline: &Timeline, high: f64, x: &dyn Fn(f64) -> f64) {
+    let cut = || timeline.points.iter().filter(|point| point.rate > high);
+    if let (Some(first), Some(most)) = (cut().next(), cut().map(|point| point.rate).max_by(f64::total_cmp)) {
+        let place = x(first.at) + 5.0;
+        let text = format!("cut: up to {}", number(most));
+        let _ = write!(out, r#"<text class="cutlabel" x="{place:.1}" y="{}">{text}</text>"#, UPPER.0 + 14.0);
     }
 }
 
@@ -117,30 +134,29 @@ fn latencies(out: &mut String, timeline: &Timeline, x: &dyn Fn(f64) -> f64) {
     }
 }
 
-/// Lines across both panels, labelled above in as many rows as keep the labels apart.
+/// Lines across both panels, labelled above in as many rows as keep the labels apart. Text goes over the lines.
 fn events(out: &mut String, events: &[Event], x: &dyn Fn(f64) -> f64) {
     let mut rows_end = [f64::MIN; ROWS];
     let mut sorted: Vec<&Event> = events.iter().collect();
     sorted.sort_by(|a, b| a.at.total_cmp(&b.at));
+    let mut labels = String::new();
     for event in sorted {
         let place = x(event.at);
-        // About 6.2 units a letter at this size.
-        let width = event.what.chars().count() as f64 * 6.2 + 14.0;
-        let start = place.min(WIDTH - width);
+        // About 6.6 units a letter at this size.
+        let width = event.what.chars().count() as f64 * 6.6 + 24.0;
+        let start = (place - 4.0).min(WIDTH - width);
         let row = (0..ROWS).find(|row| rows_end[*row] <= start).unwrap_or(ROWS - 1);
         rows_end[row] = start + width;
-        let y = EVENTS + row as f64 * 16.0;
+        let y = EVENTS + row as f64 * 17.0;
         let class = if event.fault { "fault" } else { "healed" };
         let sign = if event.fault { "▼" } else { "●" };
-        let _ = write!(
-            out,
-            r#"<line class="event {class}" x1="{place:.1}" x2="{place:.1}" y1="{}" y2="{}"/>"#,
-            y + 4.0,
-            LOWER.1
-        );
+        let (top, bottom) = (y + 4.0, LOWER.1);
+        let _ =
+            write!(out, r#"<line class="event {class}" x1="{place:.1}" x2="{place:.1}" y1="{top}" y2="{bottom}"/>"#);
         let text = super::html::escape(&event.what);
-        let _ = write!(out, r#"<text class="mark {class}" x="{:.1}" y="{y}">{sign} {text}</text>"#, start - 4.0);
+        let _ = write!(labels, r#"<text class="mark {class}" x="{start:.1}" y="{y}">{sign} {text}</text>"#);
     }
+    out.push_str(&labels);
 }
 
 #[cfg(test)]
@@ -160,6 +176,9 @@ mod tests {
         let median =
             svg.split("class=\"curve c0\" d=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("drawn");
         assert_eq!(median.matches('M').count(), 2, "the line breaks: {median}");
-        assert!(svg.contains("▼ killed"));
+        assert!(svg.contains("▼ killed") && !svg.contains("cut:"));
+        let mut burst = timeline.clone();
+        burst.points[0].rate = 1_000.0;
+        assert!(draw(&burst).contains("cut: up to 1,000"));
     }
 }
