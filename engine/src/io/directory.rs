@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -17,6 +18,9 @@ use super::{Buffer, DiskIndex, DiskTraits, Slice};
 pub(super) const ALIGN: usize = 4096;
 /// The file whose lock is the disk's.
 const LOCK: &str = "LOCK";
+/// How long, and how often, an attachment waits for the last writes of a killed process.
+const PREDECESSOR_PAUSE: Duration = Duration::from_millis(1);
+const PREDECESSOR_PAUSES: u32 = 10_000;
 /// Appended to a file's name for the copy that will replace it.
 const TEMPORARY: &str = ".tmp";
 
@@ -54,7 +58,42 @@ impl Directory {
             errno => errno.into(),
         })?;
         let traits = DiskTraits { direct: probe_direct(&dir)? };
-        Ok(Directory { dir, _lock: lock, traits, replacing: Mutex::new(()) })
+        let directory = Directory { dir, _lock: lock, traits, replacing: Mutex::new(()) };
+        directory.outwait_predecessor()?;
+        Ok(directory)
+    }
+
+    /// As on a file system that refuses O_DIRECT.
+    #[cfg(test)]
+    pub(super) fn attach_buffered(path: &Path) -> io::Result<Directory> {
+        let directory = Directory::attach(path, true)?;
+        Ok(Directory { traits: DiskTraits { direct: false }, ..directory })
+    }
+
+    /// Waits for writes that a killed process left in flight. io_uring finishes them after the process is gone and its
+    /// lock with it; but each file with one under way is still open then, and keeps the shared lock that every open
+    /// data file has.
+    fn outwait_predecessor(&self) -> io::Result<()> {
+        let mut pauses = 0;
+        for (name, _) in self.list()? {
+            // The lock's file is locked by us. Whatever cannot be opened was not left open by an engine.
+            if name == LOCK {
+                continue;
+            }
+            let Ok(file) = self.openat(&name, OFlags::RDONLY) else { continue };
+            while let Err(errno) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                if errno != Errno::WOULDBLOCK {
+                    return Err(errno.into());
+                }
+                if pauses == PREDECESSOR_PAUSES {
+                    let what = "writes of the previous process are still under way";
+                    return Err(io::Error::new(ErrorKind::WouldBlock, what));
+                }
+                pauses += 1;
+                std::thread::sleep(PREDECESSOR_PAUSE);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn traits(&self) -> &DiskTraits {
@@ -106,9 +145,8 @@ impl Directory {
                 result => (result?, true),
             },
         };
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "not a plain file"));
-        }
+        // For who comes after us: see `outwait_predecessor`.
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)?;
         Ok(OpenFile {
             directory: Arc::clone(self),
             disk,
@@ -182,6 +220,14 @@ pub(super) struct OpenFile {
 }
 
 impl OpenFile {
+    /// Something to read from that may never answer.
+    #[cfg(test)]
+    pub(super) fn of_pipe(path: &Path, pipe: std::os::fd::OwnedFd) -> io::Result<OpenFile> {
+        let directory = Arc::new(Directory::attach(path, true)?);
+        let (file, cached) = (File::from(pipe), OnceLock::new());
+        Ok(OpenFile { directory, disk: DiskIndex(0), name: "pipe".to_owned(), file, writable: true, cached })
+    }
+
     pub(super) fn disk(&self) -> DiskIndex {
         self.disk
     }
@@ -310,9 +356,16 @@ fn plain(name: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Opens a plain file, and nothing else: not a link out of the directory, nor a pipe that would block.
 fn openat(dir: &File, name: &str, flags: OFlags) -> io::Result<File> {
-    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
-    Ok(File::from(rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, mode)?))
+    let (mode, flags) = (Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH, flags | OFlags::CLOEXEC);
+    let file = File::from(rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK, mode)?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "not a plain file"));
+    }
+    // Only the opening was not to block.
+    rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 /// Makes a directory and what is missing above it, each entry flushed.

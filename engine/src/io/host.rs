@@ -65,9 +65,9 @@ impl Host {
 
     /// Gives the operation to a lane. What is wrong with it at once is collected like any other result.
     pub(super) fn submit(&mut self, id: OpId, op: Op) {
-        self.in_flight += 1;
-        if let Err(error) = self.dispatch(id, op) {
-            self.inbox.finished.push(Finished { id, result: Err(error) });
+        match self.dispatch(id, op) {
+            Ok(()) => self.in_flight += 1,
+            Err(error) => self.fail(id, error),
         }
     }
 

@@ -1,8 +1,19 @@
 //! The real drivers: the conformance suite on each kind of directory, and what only real threads and files can show.
+#![allow(clippy::disallowed_methods, reason = "tests of real files, threads and times use them")]
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Instant;
 
+use rustix::fs::{FlockOperation, flock};
+
+use super::directory::Directory;
 use super::*;
+
+const DISK: DiskIndex = DiskIndex(0);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// The directories to test in: the usual one for temporary files, and memory where there is such a file system.
 fn places() -> Vec<PathBuf> {
@@ -11,29 +22,264 @@ fn places() -> Vec<PathBuf> {
     places
 }
 
-fn conforms(choice: DriverChoice) {
-    for place in places() {
-        let kept = std::cell::RefCell::new(Vec::new());
-        conformance::run(|| {
-            let root = tempfile::tempdir_in(&place).expect("a directory");
-            let path = root.path().to_owned();
-            kept.borrow_mut().push(root);
-            (driver(choice).expect("a driver"), path)
+/// The drivers that work here.
+fn choices() -> Vec<DriverChoice> {
+    let mut choices = vec![DriverChoice::Threads];
+    match driver(DriverChoice::Uring) {
+        Ok(_) => choices.push(DriverChoice::Uring),
+        Err(error) => eprintln!("io_uring is not tested, it is refused here: {error}"),
+    }
+    choices
+}
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a directory")
+}
+
+fn make(choice: DriverChoice) -> Box<dyn Driver> {
+    driver(choice).expect("it worked before")
+}
+
+fn attach_at(disk: DiskIndex, path: &Path) -> Op {
+    Op::Attach { disk, path: path.to_owned(), create: true }
+}
+
+/// Waits for the next completion, which must be this one.
+fn next(driver: &mut dyn Driver, id: u64) -> io::Result<Output> {
+    let (end, mut done) = (Instant::now() + 60 * SECOND, Vec::new());
+    while done.is_empty() {
+        assert!(Instant::now() < end, "nothing came back");
+        driver.poll(Some(SECOND), &mut done);
+    }
+    assert_eq!((done.len(), done[0].id), (1, OpId(id)));
+    done.remove(0).result
+}
+
+fn run(driver: &mut dyn Driver, op: Op) -> io::Result<Output> {
+    driver.submit(OpId(u64::MAX), op);
+    next(driver, u64::MAX)
+}
+
+fn open(driver: &mut dyn Driver, name: &str, create: Option<u64>) -> FileId {
+    match run(driver, Op::Open { disk: DISK, name: name.to_owned(), create }).expect("open") {
+        Output::File(file) => file,
+        _ => panic!("another output"),
+    }
+}
+
+#[test]
+fn the_drivers_conform() {
+    for choice in choices() {
+        for place in places() {
+            let kept = std::cell::RefCell::new(Vec::new());
+            conformance::run(|| {
+                let root = tempfile::tempdir_in(&place).expect("a directory");
+                let path = root.path().to_owned();
+                kept.borrow_mut().push(root);
+                (make(choice), path)
+            });
+        }
+    }
+}
+
+#[test]
+fn a_driver_says_what_it_is() {
+    assert_eq!(make(DriverChoice::Threads).name(), "threads");
+    let auto = make(DriverChoice::Auto).name();
+    match driver(DriverChoice::Uring) {
+        Ok(uring) => assert_eq!((uring.name().as_str(), auto.as_str()), ("io_uring", "io_uring")),
+        Err(error) => assert_eq!(auto, format!("threads (io_uring is not available: {error})")),
+    }
+}
+
+#[test]
+fn a_dropped_driver_gives_up_its_locks() {
+    let root = directory();
+    for choice in choices() {
+        let mut first = make(choice);
+        run(&mut *first, attach_at(DISK, root.path())).expect("attach");
+        let file = open(&mut *first, "slot", Some(1 << 20));
+        let mut second = make(choice);
+        let error = run(&mut *second, attach_at(DISK, root.path())).err().expect("locked");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        // Dropped with work under way.
+        for page in 0..64 {
+            let data = Buffer::zeroed(4096).expect("map").share();
+            first.submit(OpId(page), Op::Write { disk: DISK, file, offset: page * 4096, data });
+        }
+        first.poll(None, &mut Vec::new());
+        drop(first);
+        run(&mut *second, attach_at(DISK, root.path())).expect("the lock is free");
+        run(&mut *second, Op::Remove { disk: DISK, name: "slot".to_owned() }).expect("remove");
+    }
+}
+
+#[test]
+fn an_attachment_waits_for_the_writes_that_a_killed_process_left() {
+    let root = directory();
+    std::fs::write(root.path().join("slot"), [1; 10]).expect("write");
+    // As an io_uring write holds it after its process is gone.
+    let held = File::open(root.path().join("slot")).expect("open");
+    flock(&held, FlockOperation::NonBlockingLockShared).expect("lock");
+    let path = root.path().to_owned();
+    let attachment = std::thread::spawn(move || Directory::attach(&path, false).map(drop));
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!attachment.is_finished(), "the write has not finished");
+    drop(held);
+    attachment.join().expect("no panic").expect("attach");
+}
+
+#[test]
+fn a_disk_that_hangs_holds_up_nobody_else() {
+    for choice in choices() {
+        let (stuck, healthy) = (directory(), directory());
+        std::fs::write(stuck.path().join("slot"), [1; 10]).expect("write");
+        let held = File::open(stuck.path().join("slot")).expect("open");
+        flock(&held, FlockOperation::NonBlockingLockShared).expect("lock");
+        let mut driver = make(choice);
+        // Hangs for as long as the lock is held, up to ten seconds.
+        driver.submit(OpId(1), attach_at(DiskIndex(9), stuck.path()));
+        run(&mut *driver, attach_at(DISK, healthy.path())).expect("attach");
+        run(&mut *driver, Op::List { disk: DISK }).expect("list");
+        run(&mut *driver, Op::Compute(Box::new(|| Box::new(())))).expect("compute");
+        run(&mut *driver, Op::Detach { disk: DISK }).expect("detach");
+        let start = Instant::now();
+        drop(driver);
+        assert!(start.elapsed() < 4 * SECOND, "it waits for two seconds: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn a_panic_in_a_computation_is_an_error_and_the_thread_lives_on() {
+    for choice in choices() {
+        let mut driver = make(choice);
+        for _ in 0..8 {
+            assert!(run(&mut *driver, Op::Compute(Box::new(|| panic!("on purpose")))).is_err());
+        }
+        run(&mut *driver, Op::Compute(Box::new(|| Box::new(1)))).expect("compute");
+    }
+}
+
+#[test]
+fn every_ring_from_another_thread_ends_a_sleep() {
+    for choice in choices() {
+        let mut driver = make(choice);
+        let bell = driver.doorbell();
+        let (rung, heard) = (mpsc::channel(), mpsc::channel::<()>());
+        let ringer = std::thread::spawn(move || {
+            for turn in 0..2000_u32 {
+                // At ever other moments of the poll that is about to sleep.
+                for _ in 0..turn % 200 * 10 {
+                    std::hint::spin_loop();
+                }
+                rung.0.send(()).expect("heard");
+                bell.ring();
+                heard.1.recv().expect("heard");
+            }
         });
+        let mut done = Vec::new();
+        for _ in 0..2000 {
+            let start = Instant::now();
+            while rung.1.try_recv().is_err() {
+                driver.poll(Some(20 * SECOND), &mut done);
+                assert!(start.elapsed() < 10 * SECOND, "a ring was lost");
+            }
+            heard.0.send(()).expect("still ringing");
+        }
+        ringer.join().expect("no panic");
+        assert!(done.is_empty());
     }
 }
 
 #[test]
-fn the_threads_conform() {
-    conforms(DriverChoice::Threads);
+fn operations_reach_the_disk_while_the_bell_never_rests() {
+    let root = directory();
+    for choice in choices() {
+        let mut driver = make(choice);
+        run(&mut *driver, attach_at(DISK, root.path())).expect("attach");
+        let file = open(&mut *driver, "slot", Some(1 << 20));
+        let bell = driver.doorbell();
+        let (mut done, end) = (Vec::new(), Instant::now() + 60 * SECOND);
+        for page in 0..100 {
+            let data = Buffer::zeroed(4096).expect("map").share();
+            driver.submit(OpId(page), Op::Write { disk: DISK, file, offset: page * 4096, data });
+            while done.len() as u64 <= page {
+                assert!(Instant::now() < end, "{} came back", done.len());
+                bell.ring();
+                driver.poll(Some(SECOND), &mut done);
+            }
+        }
+        assert!(done.into_iter().all(|completion| completion.result.is_ok()));
+        run(&mut *driver, Op::Remove { disk: DISK, name: "slot".to_owned() }).expect("remove");
+    }
 }
 
-#[cfg(all(feature = "uring", target_os = "linux"))]
 #[test]
-fn io_uring_conforms() {
-    if let Err(error) = driver(DriverChoice::Uring) {
-        eprintln!("not tested, io_uring is refused here: {error}");
-        return;
+fn misplaced_slices_and_used_numbers_are_refused() {
+    let (root, other) = (directory(), directory());
+    for choice in choices() {
+        let mut driver = make(choice);
+        run(&mut *driver, attach_at(DISK, root.path())).expect("attach");
+        let error = run(&mut *driver, attach_at(DISK, other.path())).err().expect("the number is taken");
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        let file = open(&mut *driver, "slot", Some(8192));
+        let data = Buffer::zeroed(8192).expect("map").share().part(512..4608);
+        let error = run(&mut *driver, Op::Write { disk: DISK, file, offset: 0, data }).err().expect("misaligned");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        run(&mut *driver, Op::Remove { disk: DISK, name: "slot".to_owned() }).expect("remove");
     }
-    conforms(DriverChoice::Uring);
+}
+
+#[test]
+fn only_plain_files_are_opened() {
+    let (root, outside) = (directory(), directory());
+    std::fs::write(outside.path().join("secret"), b"1").expect("write");
+    std::os::unix::fs::symlink(outside.path().join("secret"), root.path().join("link")).expect("link");
+    std::fs::create_dir(root.path().join("folder")).expect("folder");
+    #[cfg(target_os = "linux")]
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        root.path().join("pipe"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .expect("pipe");
+    let directory = Arc::new(Directory::attach(root.path(), false).expect("attach"));
+    let names: Vec<_> = directory.list().expect("list").into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["LOCK"]);
+    for name in ["link", "folder", "pipe"] {
+        assert!(directory.open(DISK, name, None).is_err(), "{name}");
+        assert!(directory.read_file(name, 100).is_err(), "{name}");
+    }
+    let file = root.path().join("file");
+    std::fs::write(&file, b"1").expect("write");
+    let error = Directory::attach(&file, true).err().expect("not a directory");
+    assert_eq!(error.kind(), ErrorKind::NotADirectory);
+}
+
+#[test]
+fn a_file_whose_name_was_given_to_another_is_not_read_in_its_place() {
+    let root = directory();
+    let directory = Arc::new(Directory::attach(root.path(), false).expect("attach"));
+    let first = directory.open(DISK, "slot", Some(4096)).expect("create");
+    let second = directory.open(DISK, "other", Some(4096)).expect("create");
+    assert_eq!(second.read_cached(0, &mut [1; 10]).expect("read"), 10);
+    std::fs::rename(root.path().join("other"), root.path().join("slot")).expect("rename");
+    assert_eq!(first.read_cached(0, &mut [1; 10]).expect_err("another file").kind(), ErrorKind::NotFound);
+    // Once it is open, its name does not matter.
+    assert_eq!(second.read_cached(0, &mut [1; 10]).expect("read"), 10);
+}
+
+#[test]
+fn a_file_system_without_o_direct_is_used_with_the_cache() {
+    let root = directory();
+    let directory = Arc::new(Directory::attach_buffered(root.path()).expect("attach"));
+    assert!(!directory.traits().direct);
+    let file = directory.open(DISK, "slot", Some(8192)).expect("create");
+    let mut buffer = Buffer::zeroed(4096).expect("map");
+    buffer.fill(3);
+    file.write(4096, &buffer.share()).expect("write");
+    let read = file.read(0, 12288, Buffer::zeroed(12288).expect("map")).expect("read");
+    assert_eq!(*read, [[0; 4096], [3; 4096]].concat());
 }

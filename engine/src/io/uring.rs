@@ -49,9 +49,7 @@ pub(super) struct UringDriver {
 impl UringDriver {
     /// Sets up a ring and sends one empty operation through it.
     pub(super) fn new() -> io::Result<UringDriver> {
-        let mut builder = tokio_uring::builder();
-        builder.entries(ENTRIES);
-        let runtime = tokio_uring::Runtime::new(&builder)?;
+        let runtime = runtime()?;
         let ring = runtime.block_on(async {
             tokio_uring::no_op().await?;
             Ring::new()
@@ -80,6 +78,20 @@ impl UringDriver {
     }
 }
 
+/// A ring whose completions need not interrupt the thread while it runs, and that expects no other thread, which costs
+/// less; or a plain one where the kernel (before 6.0) does not know of these.
+fn runtime() -> io::Result<tokio_uring::Runtime> {
+    let mut ring = tokio_uring::uring_builder();
+    ring.setup_coop_taskrun().setup_single_issuer();
+    let mut builder = tokio_uring::builder();
+    match tokio_uring::Runtime::new(builder.entries(ENTRIES).uring_builder(&ring)) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            tokio_uring::Runtime::new(tokio_uring::builder().entries(ENTRIES))
+        }
+        result => result,
+    }
+}
+
 impl Driver for UringDriver {
     fn name(&self) -> String {
         "io_uring".to_owned()
@@ -102,7 +114,7 @@ impl Driver for UringDriver {
             Some(wait) => Deadline::after(wait).map_or(Wait::Forever, Wait::Until),
         };
         let (host, ring) = (&mut self.host, &mut self.ring);
-        let turn = Turn { host, ring, wait, yielded: false, looked: false, ready: false, done };
+        let turn = Turn { host, ring, wait, yielded: false, ready: false, done };
         self.runtime.as_ref().expect("there until the driver is dropped").block_on(turn);
     }
 
@@ -157,8 +169,6 @@ struct Turn<'a> {
     wait: Wait,
     /// The runtime may have slept since this turn began.
     yielded: bool,
-    /// The kernel was asked for what is finished, by an empty operation.
-    looked: bool,
     /// There is a reason to return.
     ready: bool,
     done: &'a mut Vec<Completion>,
@@ -182,12 +192,12 @@ impl Turn<'_> {
         self.ready |= looking || heard.rung || self.done.len() > before;
     }
 
-    /// Whether the kernel knows of everything that was started, and has been asked if this turn is to look; starts to
-    /// see to it if not.
+    /// Whether the kernel knows of everything that was started, and was asked for what is finished; starts to see to it
+    /// if not.
     fn flushed(&mut self, context: &mut Context<'_>) -> bool {
-        let must_look = matches!(self.wait, Wait::Look) && !self.looked;
-        if self.ring.nudging.is_none() && (self.ring.unflushed || must_look) {
-            self.looked = true;
+        // A turn that never sleeps must look, or a bell that never rests would hide the ring for good.
+        let blind = !self.yielded && !self.ring.flying.is_empty();
+        if self.ring.nudging.is_none() && (self.ring.unflushed || blind) {
             self.ring.nudge();
         }
         let Some(nudging) = &mut self.ring.nudging else { return true };
@@ -501,5 +511,40 @@ fn register<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
 fn watch<T: AsRawFd>(fd: &AsyncFd<T>, context: &mut Context<'_>) {
     while let Poll::Ready(Ok(mut guard)) = fd.poll_read_ready(context) {
         guard.clear_ready();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_that_never_ends_holds_up_neither_a_poll_nor_the_end() {
+        let Ok(mut driver) = UringDriver::new() else { return };
+        let root = tempfile::tempdir().expect("a directory");
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        let file = Arc::new(OpenFile::of_pipe(root.path(), OwnedFd::from(reader)).expect("open"));
+        let mut read = |id| {
+            let (file, body) = (Arc::clone(&file), Body::Read(Buffer::zeroed(ALIGN).expect("map")));
+            driver.ring.queued.push_back(Flight { id: OpId(id), file, offset: 0, moved: 0, body });
+        };
+        read(1);
+        read(2);
+        let mut done = Vec::new();
+        driver.poll(Some(Duration::from_millis(50)), &mut done);
+        assert!(done.is_empty(), "there is nothing to read yet");
+        io::Write::write_all(&mut writer, &[7; 100]).expect("write");
+        while done.is_empty() {
+            driver.poll(Some(Duration::from_secs(60)), &mut done);
+        }
+        match &done.remove(0).result {
+            Ok(Output::Read(buffer)) => assert_eq!(**buffer, [7; 100]),
+            _ => panic!("another output"),
+        }
+        let end = Deadline::after(Duration::from_secs(6)).expect("a time");
+        drop(driver);
+        assert!(!end.left().is_zero(), "it waits for two seconds");
+        // The leaked ring keeps what the kernel may still use.
+        assert!(Arc::strong_count(&file) > 1);
     }
 }
