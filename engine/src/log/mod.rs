@@ -355,7 +355,11 @@ impl Signal {
                 *seen = self.changes.get();
                 return Poll::Ready(());
             }
-            self.wakers.borrow_mut().push(context.waker().clone());
+            // A task that stopped waiting for another reason comes again: it is listed once, however long nothing changes.
+            let mut wakers = self.wakers.borrow_mut();
+            if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                wakers.push(context.waker().clone());
+            }
             Poll::Pending
         })
     }
