@@ -135,6 +135,8 @@ pub(crate) struct Disk {
     pub(crate) formatted: bool,
     /// The highest epoch promised.
     pub(crate) promised: u8,
+    /// Counts the rounds of superblock writes. Kept only where a rule asks for it.
+    pub(crate) generation: u8,
     /// The epoch table, seals included.
     pub(crate) table: Table,
     /// This disk holds every position of the table's last segment below this one.
@@ -150,6 +152,7 @@ impl Disk {
     pub(crate) const EMPTY: Disk = Disk {
         formatted: false,
         promised: 0,
+        generation: 0,
         table: Table::EMPTY,
         flushed: 0,
         committed: 0,

@@ -28,6 +28,19 @@ fn crashes_in_the_recovery_of_a_recovery() {
     }
 }
 
+/// As the engine does it: the write of a promise carries the best epoch table found, whatever its worth.
+#[test]
+fn promises_that_carry_the_epoch_table() {
+    for quorum in [2, 3] {
+        let mut scenario = Scenario { crashes: 3, ..scenario("carried tables", quorum) };
+        scenario.rules.carry = true;
+        holds(scenario, &SOMETIMES);
+    }
+    let mut scenario = Scenario { changes: 1, values: 1, ..scenario("carried tables, a set changed", 2) };
+    scenario.rules.carry = true;
+    holds(scenario, &SOMETIMES);
+}
+
 #[test]
 fn a_log_of_three_blocks() {
     for quorum in [2, 3] {
@@ -125,6 +138,13 @@ fn a_spare_that_takes_the_place_of_a_lost_disk() {
         Scenario { spare: true, changes: 1, fault, crashes: 1, values, ..scenario("a spare", 2) },
         &[WITHOUT_ONE, REFUSED],
     );
+}
+
+#[test]
+fn a_blank_disk_in_the_place_of_a_member_that_is_away() {
+    let small =
+        Scenario { spare: true, swaps: true, changes: 1, fails: 1, crashes: 1, values: 1, ..scenario("a swap", 2) };
+    holds(if large() { Scenario { crashes: 2, ..small } } else { small }, &[WITHOUT_ONE, REFUSED]);
 }
 
 /// With the sealed length durable, at three of three also the shortest copy is a right choice: what was acknowledged is

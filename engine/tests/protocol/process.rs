@@ -11,7 +11,7 @@ pub(crate) fn step(scenario: &Scenario, before: &State, action: Action) -> Optio
     match action {
         Action::Open(found) => open(scenario, &mut state, found)?,
         Action::GiveUp => state.process = Process::DOWN,
-        Action::Promise(disk) => promise(&mut state, disk),
+        Action::Promise(disk) => promise(scenario, &mut state, disk),
         Action::Decide => decide(scenario, &mut state),
         Action::WriteBack(disk, position) => {
             state.disks[disk].write(segment, position, state.process.cell(position));
@@ -102,36 +102,43 @@ fn open(scenario: &Scenario, state: &mut State, found: Mask) -> Option<()> {
         _ => members(found).map(|disk| state.disks[disk].promised).max().unwrap_or(0),
     };
     let next = highest + 1;
-    state.process = Process { phase: Phase::Promise, up: found, next, promised: next, ..Process::DOWN };
+    let table = rules.table(&state.disks, found);
+    let generation = members(found).map(|disk| state.disks[disk].generation).max().unwrap_or(0) + 1;
+    let generation = if rules.flaw == Flaw::BestByPromise { generation } else { 0 };
+    state.process =
+        Process { phase: Phase::Promise, up: found, next, promised: next, table, generation, ..Process::DOWN };
     (usize::from(next) < EPOCHS).then_some(())
 }
 
-fn promise(state: &mut State, disk: usize) {
-    state.disks[disk].promised = state.process.next;
-    state.disks[disk].formatted = true;
+fn promise(scenario: &Scenario, state: &mut State, disk: usize) {
+    let own = &mut state.disks[disk];
+    own.promised = state.process.next;
+    own.generation = state.process.generation;
+    own.formatted = true;
+    if scenario.rules.carry && own.table != state.process.table {
+        own.table = state.process.table;
+        own.flushed = 0;
+    }
 }
 
 /// Whether the promise of the epoch being established is on enough disks.
 pub(crate) fn is_promised(scenario: &Scenario, state: &State) -> bool {
     let (rules, process) = (&scenario.rules, &state.process);
-    let table = match process.phase {
-        Phase::Promise => rules.table(&state.disks, process.up),
-        _ => process.table,
-    };
     let granted = |disk: &usize| state.disks[*disk].promised >= process.next;
     let voters = rules.voters(&state.disks, process.up);
     let granted = members(voters).filter(granted).fold(0, |mask: Mask, disk| mask | 1 << disk);
     match rules.flaw {
         Flaw::NoPromise => true,
-        _ => rules.majority(&table, granted),
+        _ => rules.majority(&process.table, granted),
     }
 }
 
 fn decide(scenario: &Scenario, state: &mut State) {
     let rules = &scenario.rules;
     let up = state.process.up;
-    let next_set = rules.recovery_set(&state.disks, up);
-    let plan = match rules.recover(&state.disks, up) {
+    let table = state.process.table;
+    let next_set = rules.recovery_set(&state.disks, up, &table);
+    let plan = match rules.decide(&state.disks, up, table) {
         Ok(plan) if count(next_set) >= 2 => plan,
         _ => {
             // It counts as a crash, so that the epochs of a run are bounded.
@@ -191,7 +198,11 @@ pub(crate) fn may_seal(scenario: &Scenario, state: &State, disk: usize) -> bool 
         }
         _ => false,
     };
-    ready && (own.formatted || in_next) && own.table.last() < process.next
+    // A disk that becomes a member has the entry only when a majority of the old members has it.
+    let joins = (process.next_members & !process.table.top().members) >> disk & 1 == 1;
+    let entered = entered(state, process.next);
+    let in_turn = !joins || rules.flaw == Flaw::MembersSwapped || rules.majority(&process.table, entered);
+    ready && in_turn && (own.formatted || in_next || joins) && own.table.last() < process.next
 }
 
 /// Disks that answer and have an epoch's entry.
@@ -217,13 +228,18 @@ pub(crate) fn is_sealed(scenario: &Scenario, state: &State) -> bool {
 
 fn seal(state: &mut State, disk: usize) {
     let process = &mut state.process;
-    process.phase = match process.phase {
+    let before = process.phase;
+    process.phase = match before {
         Phase::WriteBack | Phase::Seal => Phase::Seal,
         Phase::ChangePromise | Phase::ChangeSeal => Phase::ChangeSeal,
         phase => phase,
     };
+    if process.generation > 0 && process.phase != before {
+        process.generation += 1;
+    }
     let own = &mut state.disks[disk];
     own.formatted = true;
+    own.generation = process.generation;
     own.flushed = 0;
     own.table = if process.phase == Phase::Running { process.table } else { process.next_table() };
     own.promised = own.promised.max(own.table.last());

@@ -30,6 +30,10 @@ pub(crate) enum Flaw {
     OneAbsentEnds,
     /// A block after a gap is kept.
     GapKept,
+    /// A member of the set says "absent" only if its superblock has the epoch's entry.
+    VoteNeedsEntry,
+    /// The best superblock is the one with the highest promise, and of those the one written last.
+    BestByPromise,
     /// One superblock is enough to recover from, and to promise on.
     OneSuperblock,
     /// The epoch is used without a durable promise.
@@ -38,7 +42,7 @@ pub(crate) enum Flaw {
     ChangeWithoutPromise,
     /// The seal counts when it is on one superblock.
     SealOnOne,
-    /// One change takes one disk out of the region's members and another in.
+    /// A new member in another's place has its superblock before a majority of the old members knows of it.
     MembersSwapped,
     /// A disk becomes a member of the region before it has a superblock.
     BlankMember,
@@ -53,6 +57,8 @@ pub(crate) struct Rules {
     pub(crate) quorum: u32,
     /// Whether a last block that does not verify may be a rotten one, so that recovery refuses where it cannot tell.
     pub(crate) strict: bool,
+    /// Whether the write of a promise carries the best epoch table that was found, too.
+    pub(crate) carry: bool,
     /// The rule that is broken.
     pub(crate) flaw: Flaw,
 }
@@ -98,10 +104,13 @@ impl Rules {
         members(found).filter(votes).fold(0, |mask, disk| mask | 1 << disk)
     }
 
-    /// The highest epoch table on the found disks.
+    /// The best epoch table on the found disks: the one with the highest epoch.
     pub(crate) fn table(&self, disks: &[Disk], found: Mask) -> Table {
-        let tables = members(found).map(|disk| disks[disk].table);
-        tables.max_by_key(|table| table.last()).unwrap_or_default()
+        let best = members(found).map(|disk| &disks[disk]).max_by_key(|disk| match self.flaw {
+            Flaw::BestByPromise => (disk.promised, disk.generation),
+            _ => (disk.table.last(), 0),
+        });
+        best.map(|disk| disk.table).unwrap_or_default()
     }
 
     /// Whether the found disks hold enough votes to recover.
@@ -115,16 +124,20 @@ impl Rules {
         if !self.may_recover(disks, found) {
             return Err(Refusal::Superblocks);
         }
+        self.decide(disks, found, self.table(disks, found))
+    }
+
+    /// Decides where the log ends by a table that was found before.
+    pub(crate) fn decide(&self, disks: &[Disk], found: Mask, table: Table) -> Result<Plan, Refusal> {
         match self.flaw {
             Flaw::LongestLog => Ok(self.longest(disks, found)),
             Flaw::ShortestWithoutSeal => Ok(self.shortest_unsealed(disks, found)),
-            _ => self.walk(disks, found),
+            _ => self.walk(disks, found, table),
         }
     }
 
     /// The sealed segments by the table, then the last one position by position.
-    fn walk(&self, disks: &[Disk], found: Mask) -> Result<Plan, Refusal> {
-        let table = self.table(disks, found);
+    fn walk(&self, disks: &[Disk], found: Mask, table: Table) -> Result<Plan, Refusal> {
         let mut log = [0; BLOCKS];
         for epoch in table.epochs() {
             let base = table.get(epoch).expect("listed").base;
@@ -163,12 +176,16 @@ impl Rules {
         }
         let committed = members(found).map(|disk| disks[disk].commit_seen()).max().unwrap_or(0);
         let asked = if self.flaw == Flaw::StaleVotes { found } else { found & set };
+        // The first write of an epoch waits for its entry on all members. So one without it has nothing to tell of,
+        // unless somebody has such a write: then it was put back.
+        let begun = (0..BLOCKS as u8).any(|position| present(disks, found, epoch, position).is_some());
         let mut absent = 0;
         let mut bad = 0;
         for disk in members(asked) {
             let own = &disks[disk];
             let flushed = if own.table.last() == epoch { own.flushed } else { 0 };
-            let has_vote = own.formatted || self.flaw == Flaw::BlankVotes;
+            let entered = own.table.last() >= epoch || (!begun && self.flaw != Flaw::VoteNeedsEntry);
+            let has_vote = (own.formatted && entered) || matches!(self.flaw, Flaw::BlankVotes | Flaw::StaleVotes);
             let may_be_absent = (position >= committed && position >= flushed) || self.flaw == Flaw::FaultyIsAbsent;
             if has_vote && may_be_absent {
                 absent += 1;
@@ -223,8 +240,7 @@ impl Rules {
 
     /// The replica set of the epoch that a recovery starts: the members of the last set that it found, and other members
     /// of the region in the place of those it did not find.
-    pub(crate) fn recovery_set(&self, disks: &[Disk], found: Mask) -> Mask {
-        let table = self.table(disks, found);
+    pub(crate) fn recovery_set(&self, disks: &[Disk], found: Mask, table: &Table) -> Mask {
         let Some(Entry { set, members: region, .. }) = table.get(table.last()) else { return 0 };
         let voters = self.voters(disks, found) & region;
         let others = members(voters & !set).take(3 - count(voters & set) as usize);

@@ -95,6 +95,8 @@ pub(crate) struct Scenario {
     pub(crate) rules: Rules,
     /// Whether there is a fourth disk, blank and no member yet.
     pub(crate) spare: bool,
+    /// Whether the fourth disk may take the place of a member that is away, in one step.
+    pub(crate) swaps: bool,
     /// Blocks that clients send in all.
     pub(crate) values: u8,
     /// Blocks in flight at a time.
@@ -128,11 +130,12 @@ pub(crate) struct Scenario {
 impl Scenario {
     /// Three disks, a writer that dies once, and any disk missing at the start of a process.
     pub(crate) fn new(name: &'static str, quorum: u32) -> Scenario {
-        let rules = Rules { quorum, strict: false, flaw: Flaw::None };
+        let rules = Rules { quorum, strict: false, carry: false, flaw: Flaw::None };
         Scenario {
             name,
             rules,
             spare: false,
+            swaps: false,
             values: 2,
             in_flight: 2,
             in_order: false,
@@ -278,7 +281,7 @@ impl Scenario {
     }
 
     /// The sets that a running writer may move to: what is left of its set, one disk less because it is slow, one more
-    /// or another because it is back or spare. The region's members change by one disk at most.
+    /// or another because it is back or spare. The region's members grow or shrink by one, or one that is blank takes another's place.
     fn changes(&self, state: &State, actions: &mut Vec<Action>) {
         let process = &state.process;
         let (live, now) = (process.live(), process.table.top().members);
@@ -292,12 +295,16 @@ impl Scenario {
         members(live).for_each(|slow| push(live & !(1 << slow), now));
         for other in members(process.up & !live) {
             let with = 1 << other;
-            let ready = state.disks[other].formatted || self.rules.flaw == Flaw::BlankMember;
+            let formatted = state.disks[other].formatted;
             if now & with == 0 {
-                let swapped = self.rules.flaw == Flaw::MembersSwapped;
-                let regions = if swapped { 0..DISKS } else { 0..1 };
-                let region = |gone: usize| if swapped { now & !(1 << gone) | with } else { now | with };
-                regions.filter(|_| ready).for_each(|gone| push(live & region(gone), region(gone)));
+                if formatted || self.rules.flaw == Flaw::BlankMember {
+                    push(live, now | with);
+                }
+                for gone in members(now & !process.up).filter(|_| self.swaps && !formatted) {
+                    let region = now & !(1 << gone) | with;
+                    push(live & region, region);
+                    push(live & region | with, region);
+                }
             } else {
                 push(live | with, now);
                 members(live).for_each(|slow| push(live & !(1 << slow) | with, now));

@@ -58,7 +58,9 @@ pub(crate) struct Process {
     pub(crate) log: [u8; BLOCKS],
     /// Per disk: the positions of `segment` whose write was reported to be durable.
     pub(crate) reported: [u8; DISKS],
-    /// The table of `segment`.
+    /// The round of superblock writes. Kept only where a rule asks for it.
+    pub(crate) generation: u8,
+    /// The table of `segment`; while a recovery has not decided, the best one that it found.
     pub(crate) table: Table,
 }
 
@@ -81,6 +83,7 @@ impl Process {
         len: 0,
         log: [0; BLOCKS],
         reported: [0; DISKS],
+        generation: 0,
         table: Table::EMPTY,
     };
 

@@ -138,13 +138,26 @@ fn an_acknowledgement_past_the_seal() {
 }
 
 #[test]
-fn a_member_exchanged_in_one_step() {
-    caught(Flaw::MembersSwapped, ACKNOWLEDGED, with_spare());
+fn a_new_member_that_knows_before_the_old_ones() {
+    caught(Flaw::MembersSwapped, ACKNOWLEDGED, Scenario { swaps: true, fails: 1, ..with_spare() });
 }
 
 #[test]
 fn a_member_without_a_superblock() {
     caught(Flaw::BlankMember, AVAILABLE, Scenario { fault: Fault::Lost, ..with_spare() });
+}
+
+#[test]
+fn a_member_without_the_entry_that_has_no_vote() {
+    let scenario = Scenario { fault: Fault::Lost, crashes: 1, ..changing() };
+    caught(Flaw::VoteNeedsEntry, AVAILABLE, scenario);
+}
+
+#[test]
+fn the_superblock_with_the_highest_promise_taken_for_the_best() {
+    let mut scenario = Scenario { crashes: 3, values: 1, ..two_of_three() };
+    scenario.rules.carry = true;
+    caught(Flaw::BestByPromise, ACKNOWLEDGED, scenario);
 }
 
 /// Not a flaw but a limit, which the documentation states: a last block that rots on one disk while another is away
