@@ -24,7 +24,6 @@ use crate::transaction::StateMachine;
 
 pub(crate) mod admit;
 pub(crate) mod attach;
-pub(crate) mod buffers;
 pub(crate) mod catalog;
 pub(crate) mod commit;
 pub(crate) mod control;
@@ -90,8 +89,6 @@ pub(crate) struct Log {
     pub(crate) corrupt: Cell<(u64, u64)>,
     pub(crate) tokens: Cell<u16>,
     pub(crate) recovery_bytes: Cell<u64>,
-    /// Monotonic and wall time of the batch of requests being admitted: asked once for all of them.
-    pub(crate) batch_clock: Cell<(u64, u64)>,
 }
 
 /// Where the core is.
@@ -179,7 +176,6 @@ impl Core {
 
     /// Takes requests until the open block is full, the queue empty, or the log cannot take more.
     fn take_requests(&mut self) {
-        self.log.batch_clock.set((self.log.ops.now(), self.log.ops.environment().wall()));
         while let Some(request) = self.held.take().or_else(|| self.log.shared.intake.pop()) {
             match request {
                 Request::Control(control) => self.log.control(control, &self.tasks.spawner()),
@@ -225,7 +221,6 @@ impl Log {
             corrupt: Cell::new((0, 0)),
             tokens: Cell::new(1),
             recovery_bytes: Cell::new(0),
-            batch_clock: Cell::new((0, 0)),
         }
     }
 
@@ -360,11 +355,7 @@ impl Signal {
                 *seen = self.changes.get();
                 return Poll::Ready(());
             }
-            // A task that stopped waiting for another reason comes again: it is listed once, however long nothing changes.
-            let mut wakers = self.wakers.borrow_mut();
-            if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-                wakers.push(context.waker().clone());
-            }
+            self.wakers.borrow_mut().push(context.waker().clone());
             Poll::Pending
         })
     }
