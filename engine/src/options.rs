@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::format::{ALIGN, BLOCK_HEADER, DATA_START};
 use crate::io::DriverChoice;
+use crate::log::buffers::BlockBuffers;
 
 /// One disk of a region: a directory, and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,7 +173,8 @@ impl Options {
     #[must_use]
     pub fn memory_bound(&self) -> u64 {
         let largest = padded_transaction(self.transaction_bytes).max(self.block_bytes);
-        let blocks = (self.commit_depth + 2) * largest + self.lag_bytes + self.hot_bytes;
+        let unused = BlockBuffers::bound(self.block_bytes);
+        let blocks = (self.commit_depth + 2) * largest + self.lag_bytes + self.hot_bytes + largest + unused;
         // A transaction waiting: its ticket, its slot in the queue, its place in the block.
         let queue = self.queue_bytes + self.queue_transactions * 512;
         // The live table and the checkpointer's; the index of a segment in the making holds 40 bytes a frame of 96.

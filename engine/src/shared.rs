@@ -80,11 +80,11 @@ pub(crate) struct Hot {
 
 impl Hot {
     pub(crate) fn push(&mut self, block: HotBlock) {
-        self.bytes += block.data.len();
+        self.bytes += block.data.held();
         self.blocks.push_back(block);
         while self.bytes > self.most {
             let Some(old) = self.blocks.pop_front() else { break };
-            self.bytes -= old.data.len();
+            self.bytes -= old.data.held();
         }
     }
 

@@ -87,6 +87,12 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// The bytes of memory that this slice keeps: its whole buffer's.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// The part `range` of this slice.
     ///
     /// # Panics

@@ -6,7 +6,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
     AccountRecord, BLOCK_HEADER, ClientCommit, FrameHeader, FrameKind, encode_account, encode_frame, frame_len,
 };
-use crate::io::Buffer;
 use crate::log::Log;
 use crate::log::pipeline::{Done, OpenBlock, Pending, Pipeline};
 use crate::log::tables::Retry;
@@ -190,7 +189,7 @@ impl Log {
             let most = self.options.transaction_bytes;
             return Err(Error::invalid(format!("the transaction has {len} bytes with its headers, {most} accepted")));
         }
-        let now = self.ops.now();
+        let (now, wall) = self.batch_clock.get();
         self.with(|pipeline| {
             if let Some(error) = self.halted_error() {
                 return Err(error);
@@ -212,7 +211,7 @@ impl Log {
                 partition,
                 epoch: admission.epoch,
                 first_sequence,
-                time: self.ops.environment().wall(),
+                time: wall,
                 client: admission.client,
                 client_sequence: admission.client_sequence,
             };
@@ -235,13 +234,20 @@ impl Log {
 
     /// Whether the open block takes `len` more bytes; opens one if there is none.
     fn make_room(&self, pipeline: &mut Pipeline, len: usize, now: u64) -> Result<bool> {
-        if let Some(open) = &pipeline.open {
-            return Ok(open.frames < MAX_FRAMES && open.len + len <= open.buffer.len());
+        let no_memory = |error| Error::new(ErrorKind::System, format!("no memory for a block: {error}"));
+        if let Some(open) = &mut pipeline.open {
+            if open.frames >= MAX_FRAMES {
+                return Ok(false);
+            }
+            while open.len + len > open.buffer.len() {
+                let Some(larger) = pipeline.buffers.larger(open.buffer.len()) else { return Ok(false) };
+                let mut buffer = larger.take().map_err(no_memory)?;
+                buffer[..open.len].copy_from_slice(&open.buffer[..open.len]);
+                open.buffer = buffer;
+            }
+            return Ok(true);
         }
-        let alone = padded_transaction(len);
-        let buffer = if alone <= pipeline.pool.capacity() { pipeline.pool.take() } else { Buffer::zeroed(alone) };
-        let buffer =
-            buffer.map_err(|error| Error::new(ErrorKind::System, format!("no memory for a block: {error}")))?;
+        let buffer = pipeline.buffers.take(padded_transaction(len)).map_err(no_memory)?;
         let pending = Vec::with_capacity(64);
         pipeline.open = Some(OpenBlock { buffer, len: BLOCK_HEADER, frames: 0, records: 0, opened: now, pending });
         Ok(true)

@@ -54,7 +54,7 @@ impl Log {
             return false;
         }
         let uncommitted = pipeline.uncommitted();
-        let worth = open.len >= WORTH_SENDING.min(open.buffer.len() / 2);
+        let worth = open.len >= WORTH_SENDING.min(self.options.block_bytes / 2);
         uncommitted == 0 || (uncommitted < self.options.commit_depth && worth)
     }
 

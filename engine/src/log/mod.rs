@@ -24,6 +24,7 @@ use crate::transaction::StateMachine;
 
 pub(crate) mod admit;
 pub(crate) mod attach;
+pub(crate) mod buffers;
 pub(crate) mod catalog;
 pub(crate) mod commit;
 pub(crate) mod control;
@@ -89,6 +90,8 @@ pub(crate) struct Log {
     pub(crate) corrupt: Cell<(u64, u64)>,
     pub(crate) tokens: Cell<u16>,
     pub(crate) recovery_bytes: Cell<u64>,
+    /// Monotonic and wall time of the batch of requests being admitted: asked once for all of them.
+    pub(crate) batch_clock: Cell<(u64, u64)>,
 }
 
 /// Where the core is.
@@ -176,6 +179,7 @@ impl Core {
 
     /// Takes requests until the open block is full, the queue empty, or the log cannot take more.
     fn take_requests(&mut self) {
+        self.log.batch_clock.set((self.log.ops.now(), self.log.ops.environment().wall()));
         while let Some(request) = self.held.take().or_else(|| self.log.shared.intake.pop()) {
             match request {
                 Request::Control(control) => self.log.control(control, &self.tasks.spawner()),
@@ -221,6 +225,7 @@ impl Log {
             corrupt: Cell::new((0, 0)),
             tokens: Cell::new(1),
             recovery_bytes: Cell::new(0),
+            batch_clock: Cell::new((0, 0)),
         }
     }
 
@@ -355,7 +360,11 @@ impl Signal {
                 *seen = self.changes.get();
                 return Poll::Ready(());
             }
-            self.wakers.borrow_mut().push(context.waker().clone());
+            // A task that stopped waiting for another reason comes again: it is listed once, however long nothing changes.
+            let mut wakers = self.wakers.borrow_mut();
+            if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                wakers.push(context.waker().clone());
+            }
             Poll::Pending
         })
     }

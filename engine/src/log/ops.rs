@@ -16,7 +16,9 @@ use std::time::Duration;
 use futures::channel::oneshot;
 use rustc_hash::FxHashMap;
 
-use crate::io::{Buffer, Completion, DiskIndex, DiskTraits, Driver, Environment, FileId, Op, OpId, Output, Slice};
+use crate::io::{
+    Buffer, BufferPool, Completion, DiskIndex, DiskTraits, Driver, Environment, FileId, Op, OpId, Output, Slice,
+};
 
 /// Names a block's write: this bit, the member's token (15 bits), the block's sequence (48 bits).
 const BLOCK: u64 = 1 << 63;
@@ -35,6 +37,8 @@ pub(crate) struct Ops {
     environment: Arc<dyn Environment>,
     /// Nanoseconds that a task waits for an operation before it takes the disk for stalled.
     patience: u64,
+    /// For reads of up to a mebibyte, so that rebuild and scrub map no memory.
+    reads: BufferPool,
 }
 
 struct Inner {
@@ -76,7 +80,8 @@ impl Ops {
             in_flight: Vec::new(),
         };
         let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
-        Ops { inner: Rc::new(RefCell::new(inner)), environment, patience }
+        let reads = BufferPool::new(8, 1 << 20);
+        Ops { inner: Rc::new(RefCell::new(inner)), environment, patience, reads }
     }
 
     pub(crate) fn environment(&self) -> &Arc<dyn Environment> {
@@ -212,7 +217,7 @@ impl Ops {
 
     /// Reads `len` bytes, fewer at the end of the file.
     pub(crate) async fn read(&self, disk: DiskIndex, file: FileId, offset: u64, len: usize) -> io::Result<Buffer> {
-        let buffer = Buffer::zeroed(len)?;
+        let buffer = if len <= self.reads.capacity() { self.reads.take()? } else { Buffer::zeroed(len)? };
         match self.submit(Op::Read { disk, file, offset, buffer, len }).await? {
             Output::Read(buffer) => Ok(buffer),
             _ => Err(mismatch()),

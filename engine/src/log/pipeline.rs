@@ -7,7 +7,8 @@ use std::task::Waker;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BLOCK_HEADER, BlockHeader, DATA_START, Seal, finish_block, padded};
-use crate::io::{Buffer, BufferPool, DiskIndex, FileId, Slice};
+use crate::io::{Buffer, DiskIndex, FileId, Slice};
+use crate::log::buffers::BlockBuffers;
 use crate::log::disk::Slot;
 use crate::log::placement::{COPIES, QUORUM};
 use crate::sync::ticket::Resolver;
@@ -123,7 +124,7 @@ pub(crate) struct Pipeline {
     pub(crate) paused: bool,
     /// No disk has room for the next segment.
     pub(crate) no_space: bool,
-    pub(crate) pool: BufferPool,
+    pub(crate) buffers: BlockBuffers,
     pub(crate) wakers: Vec<Waker>,
     /// Items and bytes to give back to the intake.
     pub(crate) released: (u64, u64),
@@ -193,6 +194,7 @@ impl Pipeline {
     pub(crate) fn launch(&mut self, now: u64) -> Option<&Flying> {
         let OpenBlock { mut buffer, len, frames, records, pending, .. } = self.open.take()?;
         let block = padded(len);
+        self.buffers.used(block);
         buffer.set_len(block);
         let header = BlockHeader {
             log: self.log,
@@ -287,12 +289,12 @@ impl Pipeline {
         }
     }
 
-    /// Bytes sent to a member and not yet durable there, and when the oldest of them was sent.
+    /// Memory of blocks sent to a member and not yet durable there, in bytes, and when the oldest of them was sent.
     pub(crate) fn lag(&self, at: usize) -> (usize, Option<u64>) {
         let durable = self.members[at].durable;
         let late = self.flying.iter().filter(|flying| flying.sequence > durable);
         let oldest = self.flying.iter().find(|flying| flying.done & (1 << at) == 0).map(|flying| flying.started);
-        (late.map(|flying| flying.data.len()).sum(), oldest)
+        (late.map(|flying| flying.data.held()).sum(), oldest)
     }
 
     /// Whether every live member has every block that was sent.

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlockHeader, Checkpoint, DATA_START, EpochEntry, Seal, SegmentIndex};
 use crate::health::DiskState;
-use crate::io::{BufferPool, DiskIndex};
+use crate::io::DiskIndex;
 use crate::log::Log;
 use crate::log::attach::{Found as FoundDisks, Known};
+use crate::log::buffers::BlockBuffers;
 use crate::log::catalog::Segment;
 use crate::log::disk::Slot;
 use crate::log::index::IndexBuilder;
@@ -411,9 +412,6 @@ impl Log {
         let commit = link.sequence - 1;
         let members = set.iter().map(|&disk| self.member(disk, commit, end)).collect();
         let files = slots.iter().map(|slot| slot.file).collect();
-        let kept = (self.options.hot_bytes + self.options.lag_bytes) / self.options.block_bytes
-            + self.options.commit_depth
-            + 1;
         let pipeline = Pipeline {
             log: self.meta.borrow().log(),
             epoch,
@@ -431,7 +429,7 @@ impl Log {
             all: Default::default(),
             paused: false,
             no_space: false,
-            pool: BufferPool::new(kept, self.options.block_bytes),
+            buffers: BlockBuffers::new(self.options.block_bytes),
             wakers: Vec::new(),
             released: (0, 0),
         };

@@ -38,7 +38,7 @@ impl Log {
     pub(crate) async fn keep_scrubbing(self: Rc<Log>) {
         let rate = self.options.scrub_bytes_per_second;
         let mut seen = 0;
-        let mut rested = self.ops.now();
+        let mut rested = self.ops.now() + REST.as_nanos() as u64;
         loop {
             let mut report = ScrubReport::default();
             let suspects = std::mem::take(&mut *lock(&self.shared.suspects));

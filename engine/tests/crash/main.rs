@@ -1,0 +1,13 @@
+//! The real thing: processes killed under load, and real file systems that fill, turn read-only and lose power.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "it is all test code, on the real clock and real files"
+)]
+
+mod child;
+mod kill;
+mod ledger;
+mod load;
+mod order;
