@@ -54,7 +54,11 @@ impl Region {
     ///
     /// # Errors
     /// As [`Region::create`]; [`System`](ErrorKind::System) when `make` fails.
-    pub fn create_with(options: Options, machine: impl StateMachine + 'static, make: impl MakeDriver) -> Result<Region> {
+    pub fn create_with(
+        options: Options,
+        machine: impl StateMachine + 'static,
+        make: impl MakeDriver,
+    ) -> Result<Region> {
         Region::start(Mode::Create, options, Box::new(machine), Some(Box::new(make)))
     }
 

@@ -124,7 +124,7 @@ impl Job<'_> {
         self.claim(
             "No commit failed while a disk was lost",
             failed == 0,
-            format!("{failed} of {} failed", end - first),
+            format!("{failed} of {} failed", number((end - first) as f64)),
         );
         self.region = Some(region);
         Ok(())

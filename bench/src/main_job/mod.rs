@@ -170,7 +170,7 @@ impl<'a> Job<'a> {
         self.claim(
             "Every commit at full speed succeeded",
             failed == 0,
-            format!("{} of {}", end - first - failed, end - first),
+            format!("{} of {}", number((end - first - failed) as f64), number((end - first) as f64)),
         );
         self.region = Some(region);
         Ok(())

@@ -13,6 +13,8 @@ use meridian::{AccountId, LogId, PartitionId, SegmentId};
 use rustix::fs::{FlockOperation, flock};
 
 mod show;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub(crate) use show::{Depth, inspect};

@@ -1,5 +1,7 @@
 //! The `inspect` subcommand: a closed region's superblocks, segments, blocks and records, as text or JSON.
 
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use meridian::format::{FrameKind, Seal, Superblock};
@@ -31,12 +33,18 @@ pub(crate) fn inspect(paths: &[PathBuf], depth: Depth, only: Option<u32>, as_jso
         let disk = OfflineDisk::open(path)?;
         all.push(describe(&disk, depth, only.map(SegmentId))?);
     }
+    let mut shown = String::new();
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&all).map_err(|error| error.to_string())?);
+        shown = serde_json::to_string_pretty(&all).map_err(|error| error.to_string())?;
+        shown.push('\n');
     } else {
-        all.iter().for_each(|disk| print_value(disk, 0));
+        all.iter().for_each(|disk| outline(&mut shown, disk, 0));
     }
-    Ok(true)
+    match io::stdout().lock().write_all(shown.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
+        other => other.map(|()| true).map_err(|error| error.to_string()),
+    }
 }
 
 fn describe(disk: &OfflineDisk, depth: Depth, only: Option<SegmentId>) -> Result<Value, String> {
@@ -137,11 +145,11 @@ fn preview(record: &[u8]) -> String {
     format!("{} bytes: {shown}{more}", record.len())
 }
 
-/// Prints a value as an outline: scalars on one line, lists of scalars joined, everything else indented.
-fn print_value(value: &Value, depth: usize) {
+/// A value as an outline: scalars on one line, everything else indented below.
+fn outline(out: &mut String, value: &Value, depth: usize) {
     let indent = "  ".repeat(depth);
     let Value::Object(fields) = value else {
-        println!("{indent}{}", scalar(value));
+        let _ = writeln!(out, "{indent}{}", scalar(value));
         return;
     };
     let line: Vec<String> = fields
@@ -149,16 +157,20 @@ fn print_value(value: &Value, depth: usize) {
         .filter(|(_, field)| !field.is_array() && !field.is_object() && !field.is_null())
         .map(|(name, field)| format!("{name} {}", scalar(field)))
         .collect();
-    println!("{indent}{}", line.join(", "));
+    let _ = writeln!(out, "{indent}{}", line.join(", "));
     for (name, field) in fields {
         match field {
+            Value::Array(items) if items.iter().all(Value::is_string) && !items.is_empty() && depth < 4 => {
+                let items: Vec<String> = items.iter().map(scalar).collect();
+                let _ = writeln!(out, "{indent}  {name}: {}", items.join(", "));
+            }
             Value::Array(items) if !items.is_empty() => {
-                println!("{indent}  {name}:");
-                items.iter().for_each(|item| print_value(item, depth + 2));
+                let _ = writeln!(out, "{indent}  {name}:");
+                items.iter().for_each(|item| outline(out, item, depth + 2));
             }
             Value::Object(_) => {
-                println!("{indent}  {name}:");
-                print_value(field, depth + 2);
+                let _ = writeln!(out, "{indent}  {name}:");
+                outline(out, field, depth + 2);
             }
             _ => {}
         }

@@ -142,8 +142,8 @@ fn events(out: &mut String, events: &[Event], x: &dyn Fn(f64) -> f64) {
     let mut labels = String::new();
     for event in sorted {
         let place = x(event.at);
-        // About 6.6 units a letter at this size.
-        let width = event.what.chars().count() as f64 * 6.6 + 24.0;
+        // About 7.3 units a letter at this size, in a wide font.
+        let width = event.what.chars().count() as f64 * 7.3 + 24.0;
         let start = (place - 4.0).min(WIDTH - width);
         let row = (0..ROWS).find(|row| rows_end[*row] <= start).unwrap_or(ROWS - 1);
         rows_end[row] = start + width;
