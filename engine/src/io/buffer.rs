@@ -28,6 +28,11 @@ impl Buffer {
     /// When `capacity` is 0.
     pub fn zeroed(capacity: usize) -> io::Result<Buffer> {
         assert!(capacity > 0, "a buffer holds something");
+        #[cfg(feature = "sim")]
+        if let Some(mut map) = kept::take(capacity)? {
+            map[..capacity].fill(0);
+            return Ok(Buffer { map: Some(map), len: capacity, home: None });
+        }
         let map = MmapMut::map_anon(capacity)?;
         Ok(Buffer { map: Some(map), len: capacity, home: None })
     }
@@ -72,9 +77,51 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let (Some(home), Some(map)) = (self.home.take(), self.map.take()) {
+        let Some(map) = self.map.take() else { return };
+        if let Some(home) = self.home.take() {
             // A full pool means that this one was made beyond it: it goes back to the system.
             drop(home.push(map));
+            return;
+        }
+        #[cfg(feature = "sim")]
+        kept::keep(map);
+    }
+}
+
+/// Small mappings that a thread keeps for its next buffers. A simulation makes many short-lived ones, and most of its time
+/// would go to mapping them.
+#[cfg(feature = "sim")]
+mod kept {
+    use std::cell::RefCell;
+    use std::io;
+
+    use memmap2::MmapMut;
+
+    /// The bytes of each, and how many are kept.
+    const SIZE: usize = 64 << 10;
+    const MOST: usize = 64;
+
+    thread_local! {
+        static MAPS: RefCell<Vec<MmapMut>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn take(capacity: usize) -> io::Result<Option<MmapMut>> {
+        if capacity > SIZE {
+            return Ok(None);
+        }
+        let kept = MAPS.with_borrow_mut(Vec::pop);
+        kept.map_or_else(|| MmapMut::map_anon(SIZE), Ok).map(Some)
+    }
+
+    pub(super) fn keep(map: MmapMut) {
+        if map.len() == SIZE {
+            // A thread that ends keeps nothing any more.
+            let _ended = MAPS.try_with(|maps| {
+                let mut maps = maps.borrow_mut();
+                if maps.len() < MOST {
+                    maps.push(map);
+                }
+            });
         }
     }
 }

@@ -74,7 +74,9 @@ impl Inode {
             let within = at % PAGE;
             let take = rest.len().min(PAGE - within);
             let slot = &mut self.pages[at / PAGE];
+            let untouched = slot.is_none() && is_zero(&rest[..take]);
             match slot.as_mut().and_then(Arc::get_mut) {
+                _ if untouched => {}
                 Some(page) => page[within..within + take].copy_from_slice(&rest[..take]),
                 None => {
                     let mut page = slot.as_deref().copied().unwrap_or([0; PAGE]);
@@ -149,6 +151,11 @@ impl Inode {
     pub(super) fn hear(&mut self) {
         self.deaf.clear();
     }
+}
+
+/// Zeros need no page.
+fn is_zero(bytes: &[u8]) -> bool {
+    *bytes == [0; PAGE][..bytes.len()]
 }
 
 /// What is left of `range` outside `hole`.
