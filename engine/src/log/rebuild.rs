@@ -13,7 +13,7 @@ use crate::log::Log;
 use crate::log::catalog::{Copy, Segment};
 use crate::log::disk::Slot;
 use crate::log::ops::page;
-use crate::log::placement::{COPIES, choose};
+use crate::log::placement::{COPIES, QUORUM, choose};
 use crate::log::walk::{Broken, Link, Place, Run, start};
 use crate::types::SegmentId;
 
@@ -88,8 +88,14 @@ impl Log {
         if kept.len() >= COPIES {
             return None;
         }
-        let eligible: Vec<usize> =
-            (0..disks.len()).filter(|at| disks[*at].takes_segments() && !kept.contains(at)).collect();
+        // A second copy is worth a disk that does not count yet: what is copied to it is verified.
+        let spare = |at: &usize| {
+            let disk = &disks[*at];
+            kept.len() < QUORUM && disk.state == DiskState::Rebuilding && !disk.draining && !disk.full
+        };
+        let others = |at: &usize| !kept.contains(at);
+        let healthy = (0..disks.len()).filter(|at| disks[*at].takes_segments()).filter(others);
+        let eligible: Vec<usize> = healthy.chain((0..disks.len()).filter(spare).filter(others)).collect();
         let set = choose(self.options.placement, &self.options.disks, &kept, &eligible);
         set.get(kept.len()).map(|&at| (DiskIndex(at), None))
     }

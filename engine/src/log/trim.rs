@@ -3,6 +3,8 @@
 use crate::error::Result;
 use crate::format::DATA_START;
 use crate::log::Log;
+use crate::log::catalog::Segment;
+use crate::log::placement::QUORUM;
 use crate::log::seal::index_name;
 use crate::shared::lock;
 use crate::types::{Lsn, SegmentId};
@@ -26,8 +28,9 @@ impl Log {
     fn first_to_keep(&self, to: Lsn, checkpoint: SegmentId) -> SegmentId {
         let pin = lock(&self.shared.pins).lowest().unwrap_or(Lsn::MAX);
         let catalog = self.catalog.borrow();
-        // The last sealed segment holds the link that the unsealed ones start from.
-        let sealed = catalog.iter().take_while(|(_, segment)| segment.seal.is_some()).last();
+        // The last sealed segment holds the link that the unsealed ones start from, once its seal is on its copies.
+        let settled = |segment: &Segment| segment.seal.is_some() && segment.complete().count() >= QUORUM;
+        let sealed = catalog.iter().take_while(|(_, segment)| settled(segment)).last();
         let last_sealed = sealed.map_or(SegmentId(0), |(id, _)| id);
         let first = to.segment().min(pin.segment()).min(checkpoint).min(last_sealed);
         assert!(first <= checkpoint, "reclaimed <= checkpoint");
