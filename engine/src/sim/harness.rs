@@ -198,20 +198,21 @@ impl Run {
         debug_assert!(made || self.failed() || self.accounts.is_empty(), "a region that was used can be opened");
     }
 
-    /// Makes the region; where that is cut short, opens what there is, or starts over from nothing.
+    /// Makes the region; where that is cut short, looks at what there is and starts over from nothing.
     fn make(&mut self) -> bool {
         for _ in 0..4 {
             if self.rng.u8(..6) == 0 {
                 self.mischief.at_work(&mut self.rng);
             }
             self.tentative = true;
-            let mut end = self.life(Mode::Create, false);
-            if end == End::NotOpened && !self.failed() && self.rng.bool() {
-                end = self.life(Mode::Open, false);
+            let made = self.life(Mode::Create, false) == End::Opened;
+            if !made && !self.failed() && self.rng.bool() {
+                // It may have got far enough to be opened, if not with all its disks.
+                self.life(Mode::Open, false);
             }
             self.tentative = false;
-            if end == End::Opened || self.failed() {
-                return end == End::Opened;
+            if made || self.failed() {
+                return made;
             }
             self.start_over();
         }
@@ -224,6 +225,10 @@ impl Run {
             self.world.blank(&disk.path);
         }
         self.mischief.forget();
+        self.oracle = Arc::default();
+        self.unsettled.clear();
+        self.accounts.clear();
+        self.clients.fill(0);
     }
 
     /// Where a state machine that keeps its own state would resume: from the start, or behind something it was handed.
