@@ -160,13 +160,19 @@ impl Log {
     fn agree(&self, superblocks: BTreeMap<DiskIndex, Superblock>) -> Result<Found> {
         let log = most_common(superblocks.values().map(|superblock| superblock.log));
         let ours = superblocks.iter().filter(|(_, superblock)| Some(superblock.log) == log);
-        let best = ours.map(|(_, superblock)| superblock).max_by_key(|s| (s.promised, s.generation)).cloned();
+        // The newest table is the one that knows the latest epoch: a promise that reached one disk before a crash carries
+        // an older table under a higher number (found by the protocol model).
+        let age = |s: &&Superblock| (s.epochs.last().map(|entry| entry.epoch), s.generation);
+        let best = ours.map(|(_, superblock)| superblock).max_by_key(age).cloned();
         let Some(best) = best else { return Err(self.none_found()) };
         if best.segment_size != self.options.segment_bytes {
             let message = format!("segment_bytes: the region was created with {}", best.segment_size);
             return Err(Error::invalid(message));
         }
         let mut found = Found { promised: best.promised, committed: 0, disks: BTreeMap::new() };
+        let generations = superblocks.values().filter(|s| s.log == best.log).map(|s| s.generation);
+        // Above all that any disk has, or a disk's older slot would pass for its newer one.
+        let generation = generations.max().unwrap_or(best.generation);
         for (disk, superblock) in superblocks {
             found.promised =
                 found.promised.max(if superblock.log == best.log { superblock.promised } else { Epoch(0) });
@@ -179,7 +185,7 @@ impl Log {
         }
         let mut meta = self.meta.borrow_mut();
         meta.log = Some(best.log);
-        meta.generation = best.generation;
+        meta.generation = generation;
         meta.members = best.members;
         meta.epochs = best.epochs;
         meta.seals = best.seals;

@@ -85,7 +85,6 @@ impl Log {
             disk.superblock = Some(file);
             disk.turn = 0;
             disk.flushed = crate::types::Lsn::ZERO;
-            disk.set(DiskState::Rebuilding, "a replacement that is being filled");
             (old, member(id, &disk.config))
         };
         let old = old.or_else(|| self.member_without_disk(&fresh));
@@ -94,9 +93,11 @@ impl Log {
             meta.members.retain(|member| Some(member.disk) != old);
             meta.members.push(fresh);
         }
-        // Every disk that counts has to know of the new member: a majority of the old ones and one of the new ones then meet.
-        let must = self.attached();
-        self.persist(&must).await
+        // First the disks that stay, a majority by themselves: the fresh disk and the one that it replaces must never
+        // both be in a majority (found by the protocol model).
+        self.persist(&self.attached()).await?;
+        self.disks.borrow_mut()[disk.0].set(DiskState::Rebuilding, "a replacement that is being filled");
+        self.persist(&[disk]).await
     }
 
     /// The member with these labels that no disk is: its directory was found empty or foreign.
