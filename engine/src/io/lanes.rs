@@ -205,3 +205,74 @@ impl Drop for Counted {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn lane(inbox: &Arc<Inbox>, all: &Arc<AtomicUsize>, most: usize) -> Lane {
+        Lane::new("test".to_owned(), most, Arc::clone(inbox), Arc::clone(all))
+    }
+
+    /// Work that ends when the sender is dropped.
+    fn hang() -> (mpsc::Sender<()>, Work) {
+        let (release, wait) = mpsc::channel::<()>();
+        (release, Work::Compute(Box::new(move || Box::new(wait.recv().is_err()))))
+    }
+
+    fn finished(inbox: &Inbox) -> Finished {
+        for _ in 0..10_000 {
+            if let Some(finished) = inbox.finished.pop() {
+                return finished;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("nothing came back");
+    }
+
+    #[test]
+    fn a_lane_has_as_many_threads_as_it_has_work_and_no_more_than_it_may() {
+        let (inbox, all) = (Arc::new(Inbox::default()), Arc::new(AtomicUsize::new(0)));
+        let mut lane = lane(&inbox, &all, 2);
+        let mut held = Vec::new();
+        for (id, threads) in [(1, 1), (2, 2), (3, 2)] {
+            let (release, work) = hang();
+            lane.push(OpId(id), work);
+            held.push(release);
+            assert_eq!(all.load(Ordering::Relaxed), threads);
+        }
+        // The third waits for a thread, not for all before it.
+        drop(held.remove(1));
+        assert_eq!(finished(&inbox).id, OpId(2));
+        held.clear();
+        assert_eq!(finished(&inbox).id.0 + finished(&inbox).id.0, 4);
+        drop(lane);
+        for _ in 0..10_000 {
+            if all.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("its threads live on");
+    }
+
+    #[test]
+    fn threads_stuck_in_lanes_that_were_let_go_count_until_there_are_too_many() {
+        let (inbox, all) = (Arc::new(Inbox::default()), Arc::new(AtomicUsize::new(0)));
+        let mut held = Vec::new();
+        for id in 0..MOST_THREADS as u64 {
+            let (release, work) = hang();
+            lane(&inbox, &all, 1).push(OpId(id), work);
+            held.push(release);
+        }
+        lane(&inbox, &all, 1).push(OpId(999), Work::Compute(Box::new(|| Box::new(()))));
+        let refused = finished(&inbox);
+        assert_eq!(refused.id, OpId(999));
+        assert_eq!(refused.result.err().expect("no thread").kind(), io::ErrorKind::ResourceBusy);
+        drop(held.pop());
+        assert_eq!(finished(&inbox).id, OpId(MOST_THREADS as u64 - 1));
+    }
+}

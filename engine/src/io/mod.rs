@@ -43,7 +43,8 @@ pub struct OpId(pub u64);
 /// One I/O request. File names are plain names inside the disk's directory, never paths.
 pub enum Op {
     /// Take the directory as disk `disk`: create it if `create`, lock it exclusively, probe what it can do.
-    /// Fails with `WouldBlock` when another process holds the lock. Output: [`Output::Attached`].
+    /// Fails with `WouldBlock` when the lock is held, by this process or another, or when writes that a killed process left
+    /// in flight are not over after ten seconds. Output: [`Output::Attached`].
     Attach {
         /// The number that later operations use.
         disk: DiskIndex,
@@ -52,7 +53,8 @@ pub enum Op {
         /// Create a missing directory.
         create: bool,
     },
-    /// Close every file of the disk and give up its lock. Operations in flight still complete. Output: [`Output::Done`].
+    /// Close every file of the disk and give up its lock. Operations in flight still complete, and the lock is held until
+    /// they have; this one does not wait for them, so that a disk that hangs can be let go. Output: [`Output::Done`].
     Detach {
         /// The disk to let go.
         disk: DiskIndex,
@@ -98,7 +100,7 @@ pub enum Op {
         /// The bytes, shared with the writes of the same block to other disks.
         data: Slice,
     },
-    /// Cut a file to `len` bytes, durably. Output: [`Output::Done`].
+    /// Cut a file to `len` bytes, durably; a shorter file stays as it is. Output: [`Output::Done`].
     Truncate {
         /// The disk.
         disk: DiskIndex,
