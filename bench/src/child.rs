@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use meridian::{Region, Transaction};
 
 use crate::Outcome;
-use crate::delays::Delays;
 use crate::flight_load::{FlightLoad, account};
 use crate::flights::Flights;
 use crate::load::{Answer, Pace, Plan, drive};
@@ -73,7 +72,7 @@ pub(crate) fn run(disks: &[PathBuf], first: u64, rate: f64) -> Outcome {
     let flights = Flights::load()?;
     let mut plan = Telling { load: None, unsaid: Vec::new(), out: io::stdout() };
     let start = Instant::now();
-    let region = Region::open(flight_options(disks), Delays::default()).map_err(|error| error.to_string())?;
+    let region = Region::open(flight_options(disks), ()).map_err(|error| error.to_string())?;
     plan.say(Message::Serving(start.elapsed()));
     let account = account(&region)?;
     plan.load = Some(FlightLoad::new(&flights, account));

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use meridian::{Error, ErrorKind, Receipt, Region, Ticket, Transaction};
 
 /// When the next transaction is sent.
@@ -116,8 +117,8 @@ fn collect(outstanding: &mut VecDeque<Sent>, wait: Duration, plan: &mut dyn Plan
             plan.answered(Answer { number: sent.number, at, latency, outcome });
         }
         next = match outstanding.front_mut() {
-            Some(sent) if sent.ticket.is_done() => sent.ticket.wait_timeout(Duration::ZERO),
-            _ => None,
+            Some(sent) => (&mut sent.ticket).now_or_never(),
+            None => None,
         };
     }
 }

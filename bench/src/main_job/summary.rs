@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use crate::report::{CpuRow, LatencyGroup, Report, Series, Table, latency, number};
 
 /// Blocks in flight, on both sides.
-const IN_FLIGHT: usize = 2;
+const IN_FLIGHT: usize = 4;
 /// How often each side has its turn for one figure.
 const ROUNDS: usize = 5;
 
