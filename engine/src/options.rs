@@ -155,7 +155,7 @@ impl Options {
         range("max_partitions", self.max_partitions, 1, 1 << 28)?;
         range("max_clients", self.max_clients, 0, 1 << 20)?;
         range("client_window", self.client_window, 1, 1 << 16)?;
-        if segment % ALIGN != 0 || self.block_bytes % ALIGN != 0 {
+        if !segment.is_multiple_of(ALIGN) || !self.block_bytes.is_multiple_of(ALIGN) {
             return Err(Error::invalid("segment_bytes and block_bytes: multiples of 4096 accepted"));
         }
         if largest > segment - DATA_START as usize {

@@ -111,9 +111,7 @@ impl Log {
 
     /// The newer of the two slots that verifies.
     pub(crate) async fn read_superblock(&self, disk: DiskIndex) -> Option<Superblock> {
-        if self.disks.borrow()[disk.0].traits.is_none() {
-            return None;
-        }
+        self.disks.borrow()[disk.0].traits.as_ref()?;
         let file = match self.ops.open(disk, SUPERBLOCK.into(), None).await {
             Ok(file) => file,
             Err(error) => {

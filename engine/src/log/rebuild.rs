@@ -215,8 +215,8 @@ impl Log {
     }
 
     pub(crate) async fn throttle(&self, bytes: u64, per_second: u64) {
-        if per_second > 0 {
-            self.ops.sleep(Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / per_second)).await;
+        if let Some(pause) = bytes.saturating_mul(1_000_000_000).checked_div(per_second) {
+            self.ops.sleep(Duration::from_nanos(pause)).await;
         }
     }
 

@@ -37,7 +37,7 @@ impl Log {
             }
             let change = std::pin::pin!(self.changed.wait(&mut seen));
             let pause = std::pin::pin!(self.ops.sleep(look));
-            drop(select(change, pause).await);
+            let _first = select(change, pause).await;
         }
     }
 

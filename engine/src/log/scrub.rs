@@ -51,7 +51,7 @@ impl Log {
             }
             let change = std::pin::pin!(self.changed.wait(&mut seen));
             let pause = std::pin::pin!(self.ops.sleep(Duration::from_millis(500)));
-            drop(select(change, pause).await);
+            let _first = select(change, pause).await;
         }
     }
 

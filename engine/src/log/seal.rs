@@ -66,7 +66,7 @@ impl Log {
             let change = std::pin::pin!(self.changed.wait(&mut seen));
             // A copy that lags behind a seal reaches it without any other change.
             let pause = std::pin::pin!(self.ops.sleep(LATE_COPY));
-            drop(select(change, pause).await);
+            let _first = select(change, pause).await;
         }
     }
 

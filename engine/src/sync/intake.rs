@@ -202,11 +202,13 @@ impl<T> Intake<T> {
     }
 
     /// Items that wait to be popped.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
 
     /// Items and bytes admitted and not yet released.
+    #[cfg(test)]
     pub(crate) fn in_use(&self) -> (u64, u64) {
         let used = self.used.load(Ordering::Relaxed);
         (items_in(used), bytes_in(used))
