@@ -7,7 +7,9 @@
 )]
 
 mod child;
+mod images;
 mod kill;
 mod ledger;
 mod load;
+mod mounts;
 mod order;
