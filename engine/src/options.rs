@@ -90,7 +90,8 @@ pub struct Options {
     pub max_clients: usize,
     /// How many of its latest sequences are remembered for each client (acceptance L6). Default 256.
     pub client_window: usize,
-    /// Segments kept on one disk, at most; `None` leaves it to the space there is.
+    /// Segments kept on one disk, at most, beside the one that is kept free for the next opening; `None` leaves it to the
+    /// space there is.
     pub max_segments: Option<u32>,
     /// Bytes a second that the background scrub reads on each disk; 0 switches it off. Default 8 MiB.
     pub scrub_bytes_per_second: u64,

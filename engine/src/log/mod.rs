@@ -231,9 +231,10 @@ impl Log {
 
     fn start_tasks(self: &Rc<Log>, spawner: &LocalSpawner) {
         let log = || Rc::clone(self);
-        let all: [(_, futures::future::LocalBoxFuture<'static, ()>); 5] = [
+        let all: [(_, futures::future::LocalBoxFuture<'static, ()>); 6] = [
             ("reconfigure", Box::pin(log().keep_set())),
             ("prepare", Box::pin(log().keep_prepared())),
+            ("space", Box::pin(log().keep_looking_for_space())),
             ("seal", Box::pin(log().keep_sealing())),
             ("rebuild", Box::pin(log().keep_whole())),
             ("scrub", Box::pin(log().keep_scrubbing())),

@@ -124,6 +124,9 @@ pub(crate) struct Pipeline {
     pub(crate) paused: bool,
     /// No disk has room for the next segment.
     pub(crate) no_space: bool,
+    /// Without a next segment, the active one takes blocks: another opening would find a free slot. An active one that
+    /// took the last free slot stays empty, so that the next opening can have it.
+    pub(crate) may_fill: bool,
     pub(crate) buffers: BlockBuffers,
     pub(crate) wakers: Vec<Waker>,
     /// Items and bytes to give back to the intake.
@@ -153,7 +156,8 @@ impl Pipeline {
     /// Whether the open block could take a frame of `len` bytes and still find a place in the log.
     pub(crate) fn has_room(&self, len: usize, segment_bytes: u32) -> bool {
         let used = self.open.as_ref().map_or(BLOCK_HEADER, |open| open.len);
-        self.next.is_some() || self.active.offset as usize + padded(used + len) <= segment_bytes as usize
+        let fits = self.active.offset as usize + padded(used + len) <= segment_bytes as usize;
+        self.next.is_some() || (self.may_fill && fits)
     }
 
     /// Whether the active segment can take the open block.

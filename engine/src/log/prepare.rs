@@ -10,12 +10,26 @@ use crate::format::SegmentHeader;
 use crate::health::DiskState;
 use crate::io::{Buffer, DiskIndex};
 use crate::log::Log;
-use crate::log::disk::Slot;
+use crate::log::disk::{Disk, Slot};
 use crate::log::ops::page;
 use crate::types::{DiskId, Epoch, SegmentId};
 
 /// How much of a new slot is written at once.
 const FILL: usize = 1 << 20;
+/// How often a full disk is asked for its space.
+const LOOK: Duration = Duration::from_millis(500);
+/// A full disk takes segments again once it has room for so many.
+const ROOM: u64 = 4;
+
+/// What a slot is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// More of the log, or another copy: one free slot stays on the disk, so that a region whose disks are full can be
+    /// opened, and its set be changed (invariant 19).
+    Growth,
+    /// The first segment of an epoch.
+    Epoch,
+}
 
 impl Log {
     pub(crate) async fn keep_prepared(self: Rc<Log>) {
@@ -38,13 +52,13 @@ impl Log {
             let disks: Vec<DiskIndex> = pipeline.members.iter().map(|member| member.disk).collect();
             (pipeline.epoch, SegmentId(pipeline.active.id.0 + 1), disks, self.set_ids(pipeline))
         });
-        let prepared = self.prepare(epoch, id, &disks, &set).await;
+        let prepared = self.prepare(epoch, id, &disks, &set, Need::Growth).await;
         let stale = self.with(|pipeline| pipeline.epoch != epoch || pipeline.paused || pipeline.next.is_some());
         match prepared {
             Ok(slots) if stale => disks.iter().zip(slots).for_each(|(&disk, slot)| self.free_slot(disk, slot)),
             Ok(slots) => self.with(|pipeline| {
                 pipeline.next = Some((id, slots));
-                pipeline.no_space = false;
+                (pipeline.no_space, pipeline.may_fill) = (false, true);
             }),
             Err(()) if stale => {}
             Err(()) => self.leave_full_disks(&disks),
@@ -70,6 +84,39 @@ impl Log {
         self.changed.raise();
     }
 
+    /// A disk that was full takes segments again when something else has given it space.
+    pub(crate) async fn keep_looking_for_space(self: Rc<Log>) {
+        let mut seen = 0;
+        loop {
+            let full: Vec<DiskIndex> =
+                self.disks.borrow().iter().filter(|disk| disk.full && disk.is_live()).map(|disk| disk.index).collect();
+            if full.is_empty() {
+                self.changed.wait(&mut seen).await;
+                continue;
+            }
+            self.ops.sleep(LOOK).await;
+            for disk in full {
+                self.note_space(disk).await;
+                let has_room = self.has_space(disk);
+                if has_room {
+                    self.disks.borrow_mut()[disk.0].full = false;
+                    self.changed.raise();
+                }
+            }
+        }
+    }
+
+    fn has_space(&self, disk: DiskIndex) -> bool {
+        let disk = &self.disks.borrow()[disk.0];
+        let wanted = ROOM * u64::from(self.options.segment_bytes);
+        disk.free.len() >= ROOM as usize || (disk.space.0 >= wanted && !self.has_all_slots(disk))
+    }
+
+    /// Whether the disk has all the slots that it may have; the one that stays free is not counted.
+    fn has_all_slots(&self, disk: &Disk) -> bool {
+        self.options.max_segments.is_some_and(|most| disk.slots > most)
+    }
+
     /// A slot on each disk with the segment's header in it. If one disk cannot, none keeps its slot, and the disks that
     /// could not are marked as full or lost.
     pub(crate) async fn prepare(
@@ -78,11 +125,12 @@ impl Log {
         id: SegmentId,
         disks: &[DiskIndex],
         set: &[DiskId],
+        need: Need,
     ) -> Result<Vec<Slot>, ()> {
         let log = self.meta.borrow().log();
         let header = SegmentHeader { log, segment: id, epoch, size: self.options.segment_bytes, set: set.to_vec() };
         let bytes = header.encode();
-        let made = join_all(disks.iter().map(|&disk| self.prepare_on(disk, &bytes))).await;
+        let made = join_all(disks.iter().map(|&disk| self.prepare_on(disk, &bytes, need))).await;
         if made.iter().all(Result::is_ok) {
             return Ok(made.into_iter().flatten().collect());
         }
@@ -96,8 +144,8 @@ impl Log {
         Err(())
     }
 
-    async fn prepare_on(&self, disk: DiskIndex, header: &[u8]) -> io::Result<Slot> {
-        let slot = self.take_slot(disk).await?;
+    async fn prepare_on(&self, disk: DiskIndex, header: &[u8], need: Need) -> io::Result<Slot> {
+        let slot = self.take_slot(disk, need).await?;
         let written = match page(header) {
             Ok(page) => self.ops.write(disk, slot.file, 0, page).await,
             Err(error) => Err(error),
@@ -121,14 +169,23 @@ impl Log {
     }
 
     /// A free slot of a disk, or a new one.
-    pub(crate) async fn take_slot(&self, disk: DiskIndex) -> io::Result<Slot> {
-        if let Some(slot) = self.disks.borrow_mut()[disk.0].free.pop() {
-            return Ok(slot);
+    pub(crate) async fn take_slot(&self, disk: DiskIndex, need: Need) -> io::Result<Slot> {
+        while need == Need::Growth && self.disks.borrow()[disk.0].free.len() < 2 {
+            let slot = self.new_slot(disk).await?;
+            self.free_slot(disk, slot);
         }
+        let free = self.disks.borrow_mut()[disk.0].free.pop();
+        match free {
+            Some(slot) => Ok(slot),
+            None => self.new_slot(disk).await,
+        }
+    }
+
+    async fn new_slot(&self, disk: DiskIndex) -> io::Result<Slot> {
         let number = {
             let mut disks = self.disks.borrow_mut();
             let disk = &mut disks[disk.0];
-            if self.options.max_segments.is_some_and(|most| disk.slots >= most) {
+            if self.has_all_slots(disk) {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             disk.slots += 1;

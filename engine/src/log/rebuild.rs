@@ -14,6 +14,7 @@ use crate::log::catalog::{Copy, Segment};
 use crate::log::disk::Slot;
 use crate::log::ops::page;
 use crate::log::placement::{COPIES, QUORUM, choose};
+use crate::log::prepare::Need;
 use crate::log::walk::{Broken, Link, Place, Run, start};
 use crate::types::SegmentId;
 
@@ -128,7 +129,7 @@ impl Log {
 
     /// A slot whose old header is gone, so that a half-made copy is nobody's.
     async fn fresh_slot(&self, disk: DiskIndex) -> std::io::Result<Slot> {
-        let slot = self.take_slot(disk).await?;
+        let slot = self.take_slot(disk, Need::Growth).await?;
         let cleared = self.clear_header(disk, slot).await;
         if cleared.is_err() {
             self.free_slot(disk, slot);

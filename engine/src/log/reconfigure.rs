@@ -17,6 +17,7 @@ use crate::log::admit::degraded;
 use crate::log::disk::Slot;
 use crate::log::pipeline::{Active, Flying, Member, OpenBlock, Pipeline};
 use crate::log::placement::{COPIES, QUORUM, choose};
+use crate::log::prepare::Need;
 use crate::types::{DiskId, Epoch, Lsn, SegmentId};
 
 impl Log {
@@ -143,7 +144,7 @@ impl Log {
         let seal = self.with(|pipeline| cut(pipeline, &self.set_ids(pipeline)));
         let id = SegmentId(seal.segment.0 + 1);
         let ids = self.ids(set);
-        let Ok(slots) = self.prepare(epoch, id, set, &ids).await else { return Ok(false) };
+        let Ok(slots) = self.prepare(epoch, id, set, &ids, Need::Epoch).await else { return Ok(false) };
         {
             let mut meta = self.meta.borrow_mut();
             meta.seals.retain(|known| known.segment < seal.segment);

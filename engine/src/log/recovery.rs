@@ -14,6 +14,7 @@ use crate::log::disk::Slot;
 use crate::log::index::IndexBuilder;
 use crate::log::pipeline::{Active, Pipeline};
 use crate::log::placement::{COPIES, QUORUM, choose};
+use crate::log::prepare::Need;
 use crate::log::seal::{Checkpointer, checkpoint_name, index_name};
 use crate::log::tables::Tables;
 use crate::log::tail::{Unsealed, Voter, seal};
@@ -51,6 +52,8 @@ impl Log {
         self.attach_all(true).await?;
         self.meta.borrow_mut().trim = SegmentId(1);
         self.begin(GENESIS, Lsn::new(SegmentId(1), 0)).await?;
+        // Disks without room for two segments are no use, empty or not: the first commits need not wait to find out.
+        self.with(|pipeline| pipeline.may_fill = true);
         let tables = Tables::default();
         *self.checkpointer.borrow_mut() = Some(Checkpointer::new(tables, SegmentId(1), SegmentId(1), 0));
         Ok(())
@@ -361,7 +364,7 @@ impl Log {
             let set: Vec<DiskIndex> = self.first_set()?;
             let ids = self.ids(&set);
             let epoch = self.meta.borrow().promised;
-            let Ok(slots) = self.prepare(epoch, id, &set, &ids).await else { continue };
+            let Ok(slots) = self.prepare(epoch, id, &set, &ids, Need::Epoch).await else { continue };
             {
                 let mut meta = self.meta.borrow_mut();
                 meta.epochs.retain(|entry| entry.first_segment < id);
@@ -429,6 +432,7 @@ impl Log {
             all: Default::default(),
             paused: false,
             no_space: false,
+            may_fill: set.iter().all(|disk| !self.disks.borrow()[disk.0].free.is_empty()),
             buffers: BlockBuffers::new(self.options.block_bytes),
             wakers: Vec::new(),
             released: (0, 0),

@@ -44,6 +44,11 @@ impl Log {
         match &result {
             Ok(()) => self.disks.borrow_mut()[at].full = false,
             Err(error) => {
+                // Its directory is let go, so that it can be repaired or unmounted.
+                self.catalog.borrow_mut().forget_disk(disk);
+                self.publish_all();
+                self.disks.borrow_mut()[at].forget();
+                drop(self.ops.detach(disk).await);
                 let mut disks = self.disks.borrow_mut();
                 if matches!(disks[at].state, DiskState::Healthy | DiskState::Rebuilding) || disks[at].state == state {
                     disks[at].set(state, error.to_string());

@@ -15,6 +15,7 @@ use crate::log::index::IndexBuilder;
 use crate::log::ops::page;
 use crate::log::pipeline::Pipeline;
 use crate::log::placement::QUORUM;
+use crate::log::prepare::is_full;
 use crate::log::tables::Tables;
 use crate::shared::{ReadCatalog, ReadSegment};
 use crate::types::{DiskId, LogId, SegmentId};
@@ -215,8 +216,8 @@ impl Log {
         let bytes = Arc::new(bytes);
         let live: Vec<DiskIndex> =
             self.disks.borrow().iter().filter(|disk| disk.is_live()).map(|disk| disk.index).collect();
-        let writes = live.iter().map(|&disk| self.ops.write_file(disk, checkpoint_name(next), Arc::clone(&bytes)));
-        let written: Vec<bool> = join_all(writes).await.iter().map(Result::is_ok).collect();
+        let writes = live.iter().map(|&disk| self.write_checkpoint_on(disk, next, &bytes));
+        let written = join_all(writes).await;
         if written.iter().filter(|ok| **ok).count() < QUORUM {
             return None;
         }
@@ -230,6 +231,29 @@ impl Log {
             drop(self.ops.remove(disk, checkpoint_name(old)).await);
         }
         Some(next)
+    }
+
+    /// A disk without space for the checkpoint, without which nothing can be trimmed, gives up the indexes that it covers:
+    /// they are made again from their segments when they are needed.
+    async fn write_checkpoint_on(&self, disk: DiskIndex, next: SegmentId, bytes: &Arc<Vec<u8>>) -> bool {
+        let write = || self.ops.write_file(disk, checkpoint_name(next), Arc::clone(bytes));
+        match write().await {
+            Ok(()) => return true,
+            Err(error) if !is_full(&error) => return false,
+            Err(_) => {}
+        }
+        let covered: Vec<SegmentId> = {
+            let catalog = self.catalog.borrow();
+            let indexed = catalog.iter().filter(|(id, segment)| *id < next && segment.copy_on(disk).is_some());
+            indexed.map(|(id, _)| id).collect()
+        };
+        for id in covered {
+            // One that is not there frees nothing.
+            if self.ops.remove(disk, index_name(id)).await.is_ok() && write().await.is_ok() {
+                return true;
+            }
+        }
+        false
     }
 
     /// The superblocks need not name what the copies' own pages say.

@@ -15,7 +15,9 @@ impl Log {
     pub(crate) async fn trim(&self, to: Lsn) -> Result<Lsn> {
         let checkpoint = self.write_checkpoint().await;
         let old = self.meta.borrow().trim;
-        let first = self.first_to_keep(to, checkpoint.unwrap_or(old)).max(old);
+        // Without a new checkpoint, the last one still allows what it covers.
+        let written = self.checkpointer.borrow().as_ref().map_or(old, |checkpointer| checkpointer.written);
+        let first = self.first_to_keep(to, checkpoint.unwrap_or(written)).max(old);
         if first > old {
             self.meta.borrow_mut().trim = first;
             self.write_catalog(|catalog| catalog.first = first);
