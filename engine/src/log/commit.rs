@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 use crate::format::{BLOCK_HEADER, Block};
@@ -14,16 +15,51 @@ use crate::shared::{HotBlock, lock};
 use crate::transaction::Committed;
 use crate::types::{ClientId, Lsn, SegmentId};
 
+/// After a large answer its clients are given so long to come back before a much smaller block goes out.
+const GATHER: Duration = Duration::from_micros(50);
+/// A block of so many transactions is a sign of load: the next is worth a look before a write completes.
+const BUSY: u32 = 32;
 /// With a commit on its way, a further block waits until it holds this much: larger blocks cost less each.
 const WORTH_SENDING: usize = 64 << 10;
 
+/// What the log thread sleeps for.
+pub(crate) enum Rest {
+    /// A request, or anything else: the doorbell is on.
+    Request,
+    /// A completion: requests gather meanwhile, and wake nobody.
+    Completion,
+    /// A completion, but not for longer than this.
+    Briefly(Duration),
+}
+
 impl Log {
+    /// What there is to wait for. While a block is on its way a lone request could not be sent anyway: it waits in the
+    /// queue without waking the log thread, which is what makes a busy log cheap.
+    pub(crate) fn rest(&self) -> Rest {
+        self.with(|pipeline| match pipeline.uncommitted() {
+            _ if pipeline.paused => Rest::Request,
+            0 if pipeline.gathering => Rest::Briefly(GATHER),
+            0 => Rest::Request,
+            flying if flying < self.options.commit_depth && pipeline.last_frames >= BUSY => Rest::Briefly(GATHER),
+            _ => Rest::Completion,
+        })
+    }
+
+    /// Whether the open block holds half of what is outstanding, and that is much: it goes now, and the other half makes
+    /// a block of its own beside it. Two in flight keep the disks busy while clients come back.
+    pub(crate) fn is_ripe(&self) -> bool {
+        self.with(|pipeline| {
+            let open = pipeline.open.as_ref();
+            open.is_some_and(|open| open.len >= WORTH_SENDING && u64::from(open.frames) * 2 >= self.outstanding.get())
+        })
+    }
+
     /// Sends the open block if it is time to.
     pub(crate) fn pump(&self) {
         let now = self.ops.now();
         let mut rolled = false;
         self.with(|pipeline| {
-            if !self.may_send(pipeline) {
+            if !self.may_send(pipeline, now) {
                 return;
             }
             if !pipeline.fits_active(self.options.segment_bytes) {
@@ -34,7 +70,8 @@ impl Log {
                 match pipeline.roll(&set) {
                     Some((segment, slots)) => self.open_segment(pipeline, segment, &slots),
                     None => {
-                        self.stats.borrow_mut().segment_waits += 1;
+                        self.stats.borrow_mut().segment_waits += u64::from(!pipeline.starved);
+                        pipeline.starved = true;
                         return;
                     }
                 }
@@ -48,14 +85,21 @@ impl Log {
     }
 
     /// One block on its way at once; a second and further ones when they are worth it, up to the commit depth.
-    fn may_send(&self, pipeline: &Pipeline) -> bool {
-        let Some(open) = &pipeline.open else { return false };
-        if pipeline.paused || open.frames == 0 {
+    fn may_send(&self, pipeline: &mut Pipeline, now: u64) -> bool {
+        pipeline.gathering = false;
+        let Some(open) = pipeline.open.as_ref().filter(|open| open.frames > 0) else { return false };
+        if pipeline.paused {
             return false;
         }
         let uncommitted = pipeline.uncommitted();
-        let worth = open.len >= WORTH_SENDING.min(self.options.block_bytes / 2);
-        uncommitted == 0 || (uncommitted < self.options.commit_depth && worth)
+        if uncommitted > 0 {
+            let worth = open.len >= WORTH_SENDING.min(self.options.block_bytes / 2);
+            let share = u64::from(open.frames) * 3 >= self.outstanding.get();
+            return uncommitted < self.options.commit_depth && worth && share;
+        }
+        let (answered, at) = pipeline.answered;
+        pipeline.gathering = open.frames < answered / 2 && now < at + GATHER.as_nanos() as u64;
+        !pipeline.gathering
     }
 
     pub(crate) fn send(&self, pipeline: &mut Pipeline, now: u64) {
@@ -143,6 +187,7 @@ impl Log {
     /// Answers a committed block's transactions, but for those that wait for all copies.
     fn answer_block(&self, at: usize, now: u64) {
         self.with(|pipeline| {
+            pipeline.answered = (pipeline.flying[at].frames, now);
             let sequence = pipeline.flying[at].sequence;
             for mut pending in std::mem::take(&mut pipeline.flying[at].pending) {
                 if pending.receipt.repeated {

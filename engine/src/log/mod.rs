@@ -47,6 +47,7 @@ pub(crate) mod trim;
 pub(crate) mod walk;
 
 use catalog::Catalog;
+use commit::Rest;
 use disk::Disk;
 use meta::Meta;
 use ops::{BlockDone, Ops};
@@ -92,6 +93,8 @@ pub(crate) struct Log {
     pub(crate) recovery_bytes: Cell<u64>,
     /// Monotonic and wall time of the batch of requests being admitted: asked once for all of them.
     pub(crate) batch_clock: Cell<(u64, u64)>,
+    /// Transactions accepted and not yet answered, when that batch began.
+    pub(crate) outstanding: Cell<u64>,
 }
 
 /// Where the core is.
@@ -167,8 +170,12 @@ impl Core {
         self.take_requests();
         self.log.pump();
         self.log.wake();
-        let idle = self.held.is_some() || self.log.shared.intake.prepare_sleep();
-        self.log.ops.poll(idle.then_some(wait), &mut self.done);
+        let wait = match self.log.rest() {
+            Rest::Briefly(time) => Some(time.min(wait)),
+            Rest::Request if self.held.is_none() => self.log.shared.intake.prepare_sleep().then_some(wait),
+            Rest::Request | Rest::Completion => Some(wait),
+        };
+        self.log.ops.poll(wait, &mut self.done);
         self.log.shared.intake.awake();
         for BlockDone { token, sequence, result } in std::mem::take(&mut self.done) {
             self.log.on_block(token, sequence, result);
@@ -180,11 +187,17 @@ impl Core {
     /// Takes requests until the open block is full, the queue empty, or the log cannot take more.
     fn take_requests(&mut self) {
         self.log.batch_clock.set((self.log.ops.now(), self.log.ops.environment().wall()));
+        self.log.outstanding.set(self.log.shared.intake.in_use().0);
         while let Some(request) = self.held.take().or_else(|| self.log.shared.intake.pop()) {
             match request {
                 Request::Control(control) => self.log.control(control, &self.tasks.spawner()),
                 request => {
-                    let Some(waiting) = self.log.admit(request) else { continue };
+                    let Some(waiting) = self.log.admit(request) else {
+                        if self.log.is_ripe() {
+                            self.log.pump();
+                        }
+                        continue;
+                    };
                     self.log.pump();
                     // Sent: there may be room now. Not sent: it waits for a completion.
                     self.held = self.log.admit(waiting);
@@ -226,6 +239,7 @@ impl Log {
             tokens: Cell::new(1),
             recovery_bytes: Cell::new(0),
             batch_clock: Cell::new((0, 0)),
+            outstanding: Cell::new(0),
         }
     }
 

@@ -122,6 +122,14 @@ pub(crate) struct Pipeline {
     pub(crate) all: VecDeque<(u64, Pending)>,
     /// A set change is under way: nothing is sent.
     pub(crate) paused: bool,
+    /// The open block waits for the clients of the last answer.
+    pub(crate) gathering: bool,
+    /// How many transactions the last answered block had, and when it was answered.
+    pub(crate) answered: (u32, u64),
+    /// How many the last sent block had.
+    pub(crate) last_frames: u32,
+    /// A block waits for the next segment.
+    pub(crate) starved: bool,
     /// No disk has room for the next segment.
     pub(crate) no_space: bool,
     /// Without a next segment, the active one takes blocks: another opening would find a free slot. An active one that
@@ -228,6 +236,8 @@ impl Pipeline {
 
     fn append(&mut self, flying: Flying) {
         assert!(self.commit < self.next_sequence, "commit <= appended");
+        self.last_frames = flying.frames;
+        self.starved = false;
         self.active.offset += flying.data.len() as u32;
         self.active.transactions += u64::from(flying.frames);
         self.active.records += flying.records;

@@ -208,7 +208,6 @@ impl<T> Intake<T> {
     }
 
     /// Items and bytes admitted and not yet released.
-    #[cfg(test)]
     pub(crate) fn in_use(&self) -> (u64, u64) {
         let used = self.used.load(Ordering::Relaxed);
         (items_in(used), bytes_in(used))
