@@ -53,6 +53,7 @@ pub(super) fn delays(flights: &Flights, totals: &BTreeMap<PartitionId, Totals>) 
             .to_string(),
         columns: ["carrier", "flights applied", "mean delay, min", "cancelled"].map(String::from).to_vec(),
         rows: rows.into_iter().map(|(_, row)| row).collect(),
+        first: false,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::limit::Slice;
 use crate::limit_job;
 use crate::machine;
 use crate::progress::Progress;
-use crate::report::{CpuRow, LatencyGroup, Report, Series, Table, latency, number};
+use crate::report::{Beside, CpuRow, LatencyGroup, Ratio, Report, Series, Table, latency, number};
 use crate::space::{Place, Run};
 
 mod drive;
@@ -32,6 +32,12 @@ const SLICE: Duration = Duration::from_secs(1);
 const ROOM: u64 = 4 << 30;
 /// Batches of a peer that are on their way at once; both are measured.
 const DEPTHS: [usize; 2] = [1, 2];
+
+/// Three copies under blocking threads are to be faster than one copy of the other library.
+const THREADS_AIM: f64 = 1.0;
+/// Async clients, set against the other's best batches of three copies: the rate, and the process CPU a record.
+const ASYNC_AIM: f64 = 1.25;
+const CPU_AIM: f64 = 0.4;
 
 /// What is measured in turns.
 struct Subject {
@@ -75,12 +81,15 @@ pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
             .map(String::from)
             .to_vec(),
         rows: Vec::new(),
+        first: true,
     });
-    report.latencies.push(LatencyGroup {
-        title: "Latency".to_string(),
-        note: "From the call, or the issue of the batch, until the records were durable.".to_string(),
-        series: Vec::new(),
-    });
+    report.beside = Beside {
+        name: "other".to_string(),
+        title: "Beside each library at its best".to_string(),
+        note: "Measured in turns in this run. The other library's best batched figure has three copies; its blocking threads write \
+            a single one, Meridian's write three."
+            .to_string(),
+    };
     if !cfg!(feature = "peers-rocksdb") {
         report.notes.push("RocksDB was left out: this build lacks the feature peers-rocksdb.".to_string());
     }
@@ -99,6 +108,12 @@ pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
                 subject.measured.add(&slice);
             }
         }
+        report.latencies.push(LatencyGroup {
+            title: format!("Latency beside {}", subjects.last().map_or("", |subject| &subject.name)),
+            note: "From the call, or the issue of the batch, until the records were durable.".to_string(),
+            series: Vec::new(),
+        });
+        compare(&mut report, &subjects);
         for subject in subjects {
             progress.done(&format!(
                 "{}, {}: {} records/s",
@@ -185,6 +200,37 @@ fn fresh(disks: &[PathBuf], name: &str) -> Result<Vec<PathBuf>, String> {
     disks.iter().map(make).collect()
 }
 
+/// The issue's aims for one group: Meridian's three kinds of clients, the library's batches, the library's threads.
+fn compare(report: &mut Report, subjects: &[Subject]) {
+    let [_, by_async, by_threads, batches @ .., single] = subjects else { return };
+    let Some(best) = batches.iter().max_by(|a, b| a.measured.rate().total_cmp(&b.measured.rate())) else { return };
+    // The aims are for raft-engine, the other library that is a log and no more.
+    let aim = |value: f64| (!single.indexes).then_some(value);
+    let rate = |what: &str, ours: &Subject, other: &Subject, target: f64| Ratio {
+        figure: format!("{what}, {}", other.name),
+        unit: "records/s".to_string(),
+        ours: ours.measured.rate(),
+        limit: other.measured.rate(),
+        ratio: ours.measured.rate() / other.measured.rate(),
+        target: aim(target),
+        absolute: false,
+        more_is_better: true,
+    };
+    let cpu = |subject: &Subject| subject.measured.cpu_per_record();
+    report.ratios.push(rate("blocking threads (three copies : one)", by_threads, single, THREADS_AIM));
+    report.ratios.push(rate("async clients : best batches", by_async, best, ASYNC_AIM));
+    report.ratios.push(Ratio {
+        figure: format!("async clients : best batches, process CPU a record, {}", best.name),
+        unit: "µs".to_string(),
+        ours: cpu(by_async),
+        limit: cpu(best),
+        ratio: cpu(by_async) / cpu(best),
+        target: aim(CPU_AIM),
+        absolute: false,
+        more_is_better: false,
+    });
+}
+
 /// A subject's row, its processor time and its curve.
 fn tell(report: &mut Report, subject: &Subject, payload: u32) {
     let slice = &subject.measured;
@@ -203,5 +249,7 @@ fn tell(report: &mut Report, subject: &Subject, payload: u32) {
     report.tables[0].rows.push(row);
     let name = format!("{}, {} × {}", subject.name, subject.copies, subject.clients);
     report.cpu.push(CpuRow { what: name.clone(), records: slice.records, cpu: slice.cpu });
-    report.latencies[0].series.push(Series { name, meaning: String::new(), summary });
+    if let Some(group) = report.latencies.last_mut() {
+        group.series.push(Series { name, meaning: String::new(), summary });
+    }
 }

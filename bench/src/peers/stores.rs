@@ -172,7 +172,7 @@ impl Store for Rocks {
         }
         let mut options = rocksdb::WriteOptions::default();
         options.set_sync(true);
-        self.database.write_opt(&batch, &options).map_err(text)
+        self.database.write_opt(batch, &options).map_err(text)
     }
 
     fn tidy(&self) -> Result<(), String> {

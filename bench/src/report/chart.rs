@@ -4,11 +4,10 @@ use std::fmt::Write;
 
 use super::{Series, latency};
 
-/// Left, right, top and bottom margins and the size of the drawing, in SVG units.
+/// The size of the drawing and its left, top and bottom margins, in SVG units.
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 400.0;
 const LEFT: f64 = 76.0;
-const RIGHT: f64 = 190.0;
 const TOP: f64 = 18.0;
 const BOTTOM: f64 = 48.0;
 /// Line patterns, so that curves are told apart without colour too.
@@ -105,7 +104,10 @@ pub(super) fn percentiles(id: &str, title: &str, series: &[Series]) -> String {
     let most = points().map(|(quantile, _)| nines(quantile)).fold(2.0, f64::max);
     let low = points().map(|(_, micros)| micros).filter(|micros| *micros > 0.0).fold(f64::MAX, f64::min);
     let high = points().map(|(_, micros)| micros).fold(1.0, f64::max);
-    let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
+    // Room for the longest name and a latency, at about 7.4 units a letter.
+    let longest = drawn.iter().map(|one| one.name.chars().count()).max().unwrap_or(0);
+    let margin = (longest as f64 * 7.4 + 100.0).clamp(170.0, 380.0);
+    let (right, bottom) = (WIDTH - margin, HEIGHT - BOTTOM);
     let axis = LatencyAxis::new(low, high, TOP, bottom);
     let x = |quantile: f64| LEFT + nines(quantile).min(most) / most * (right - LEFT);
 
@@ -116,7 +118,7 @@ pub(super) fn percentiles(id: &str, title: &str, series: &[Series]) -> String {
         super::html::escape(title)
     );
     axis.draw(&mut out, LEFT, right);
-    percentile_axis(&mut out, most, bottom, &x);
+    percentile_axis(&mut out, most, (right, bottom), &x);
     let mut labels = Vec::new();
     for (place, one) in drawn.iter().enumerate() {
         let (mut path, mut last) = (String::new(), (LEFT, bottom));
@@ -144,7 +146,7 @@ fn nines(quantile: f64) -> f64 {
     -(1.0 - quantile.min(0.999_999_999)).log10()
 }
 
-fn percentile_axis(out: &mut String, most: f64, bottom: f64, x: &dyn Fn(f64) -> f64) {
+fn percentile_axis(out: &mut String, most: f64, (right, bottom): (f64, f64), x: &dyn Fn(f64) -> f64) {
     let ticks = [(0.0, "0"), (0.5, "50"), (0.9, "90"), (0.99, "99"), (0.999, "99.9"), (0.9999, "99.99")];
     let further = [(0.99999, "99.999"), (0.999_999, "99.9999"), (0.999_999_9, "99.99999")];
     for (quantile, label) in ticks.into_iter().chain(further) {
@@ -155,7 +157,7 @@ fn percentile_axis(out: &mut String, most: f64, bottom: f64, x: &dyn Fn(f64) -> 
         let _ = write!(out, r#"<line class="grid faint" x1="{x:.1}" x2="{x:.1}" y1="{TOP}" y2="{bottom}"/>"#);
         let _ = write!(out, r#"<text class="tick mid" x="{x:.1}" y="{}">{label}</text>"#, bottom + 18.0);
     }
-    let middle = f64::midpoint(LEFT, WIDTH - RIGHT);
+    let middle = f64::midpoint(LEFT, right);
     let _ = write!(out, r#"<text class="axis mid" x="{middle}" y="{}">percentile</text>"#, bottom + 38.0);
 }
 

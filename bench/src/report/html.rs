@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Check, CpuRow, LatencyGroup, Ratio, Report, Table, bytes, chart, latency, number, timeline};
+use super::{Beside, Check, CpuRow, LatencyGroup, Ratio, Report, Table, bytes, chart, latency, number, timeline};
 
 /// Fonts, colours (a palette that colour-blind readers tell apart) and layout.
 const STYLE: &str = include_str!("style.css");
@@ -27,14 +27,13 @@ pub(super) fn page(report: &Report) -> String {
             timeline::draw(timeline)
         );
     }
-    ratios(&mut out, &report.ratios);
+    report.tables.iter().filter(|table| table.first).for_each(|table| generic(&mut out, table));
+    ratios(&mut out, &report.beside, &report.ratios);
     aims(&mut out, &report.aims);
     for (index, group) in report.latencies.iter().enumerate() {
         latencies(&mut out, index, group);
     }
-    for table in &report.tables {
-        generic(&mut out, table);
-    }
+    report.tables.iter().filter(|table| !table.first).for_each(|table| generic(&mut out, table));
     processor(&mut out, &report.cpu);
     machine(&mut out, report);
     if !report.notes.is_empty() {
@@ -73,6 +72,9 @@ fn header(out: &mut String, report: &Report) {
         escape(&report.title),
         escape(&report.summary)
     );
+    if report.headlines.is_empty() {
+        return;
+    }
     out.push_str("<section class=headlines>");
     for headline in &report.headlines {
         let _ = write!(
@@ -104,14 +106,18 @@ fn checks(out: &mut String, checks: &[Check]) {
 }
 
 /// Each figure as a bar on a common scale, with its aim as a line.
-fn ratios(out: &mut String, ratios: &[Ratio]) {
+fn ratios(out: &mut String, beside: &Beside, ratios: &[Ratio]) {
     if ratios.is_empty() {
         return;
     }
     // Longer bars are cut: the figure beside them says how long they would be.
     let reach = |ratio: &Ratio| ratio.ratio.max(ratio.target.filter(|_| !ratio.absolute).unwrap_or(0.0)).min(1.75);
     let most = ratios.iter().map(reach).fold(1.0, f64::max) * 1.08;
-    out.push_str("<section><h2>Against the limit</h2><p class=note>The limit is nothing but durable writes to the same directories, of the same sizes at the same depth, measured in turns with Meridian in this run. Bars show Meridian ÷ limit; the thin line is the limit itself (1.0), the thick mark the aim.</p><div class=scroll><table class=ratios><thead><tr><th>figure</th><th class=num>Meridian</th><th class=num>limit</th><th class=num>ratio</th><th class=bars></th><th>aim</th></tr></thead><tbody>");
+    let (title, note, other) = (escape(&beside.title), escape(&beside.note), escape(&beside.name));
+    let _ = write!(
+        out,
+        "<section><h2>{title}</h2><p class=note>{note} Bars show Meridian ÷ {other}; the thin line is 1.0, the thick mark the aim.</p><div class=scroll><table class=ratios><thead><tr><th>figure</th><th class=num>Meridian</th><th class=num>{other}</th><th class=num>ratio</th><th class=bars></th><th>aim</th></tr></thead><tbody>"
+    );
     for ratio in ratios {
         let percent = |value: f64| (value / most * 100.0).clamp(0.0, 100.0);
         let aim = ratio.target.map_or(String::new(), |target| {

@@ -34,7 +34,9 @@ pub(crate) struct Report {
     pub(crate) timeline: Option<Timeline>,
     /// Groups of latency distributions, each a chart and a table.
     pub(crate) latencies: Vec<LatencyGroup>,
-    /// Figures against the limit or a target.
+    /// What `ratios` compare with.
+    pub(crate) beside: Beside,
+    /// Figures against the limit, or against another library.
     pub(crate) ratios: Vec<Ratio>,
     /// Figures with an aim of their own.
     pub(crate) aims: Vec<Ratio>,
@@ -127,6 +129,29 @@ pub(crate) struct Series {
     pub(crate) summary: Summary,
 }
 
+/// What a table of ratios compares with.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Beside {
+    /// Its name, as a column head.
+    pub(crate) name: String,
+    /// The section's title.
+    pub(crate) title: String,
+    /// What it is.
+    pub(crate) note: String,
+}
+
+impl Beside {
+    fn limit() -> Beside {
+        Beside {
+            name: "limit".to_string(),
+            title: "Against the limit".to_string(),
+            note: "The limit is nothing but durable writes to the same directories, of the same sizes at the same depth, measured in \
+                turns with Meridian in this run."
+                .to_string(),
+        }
+    }
+}
+
 /// One of our figures beside what it is measured against.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Ratio {
@@ -136,9 +161,9 @@ pub(crate) struct Ratio {
     pub(crate) unit: String,
     /// Ours.
     pub(crate) ours: f64,
-    /// The limit's, taken in turns in the same run.
+    /// The limit's or the other library's, taken in turns in the same run.
     pub(crate) limit: f64,
-    /// Ours divided by the limit's.
+    /// Ours divided by the other.
     pub(crate) ratio: f64,
     /// What we aim at.
     pub(crate) target: Option<f64>,
@@ -181,6 +206,8 @@ pub(crate) struct Table {
     pub(crate) columns: Vec<String>,
     /// Cells, ready to print.
     pub(crate) rows: Vec<Vec<String>>,
+    /// Whether it comes before the latencies.
+    pub(crate) first: bool,
 }
 
 /// Processor time of one part of the run.
@@ -207,6 +234,7 @@ impl Report {
             checks: Vec::new(),
             timeline: None,
             latencies: Vec::new(),
+            beside: Beside::limit(),
             ratios: Vec::new(),
             aims: Vec::new(),
             tables: Vec::new(),
