@@ -348,7 +348,7 @@ fn aligned(offset: u64, len: usize) -> io::Result<()> {
 }
 
 /// Refuses a name that would leave the directory, or is the lock's.
-fn plain(name: &str) -> io::Result<()> {
+pub(crate) fn plain(name: &str) -> io::Result<()> {
     let odd = name.is_empty() || name.contains(['/', '\0']) || name == "." || name == "..";
     if odd || name == LOCK || name.len() + TEMPORARY.len() > 255 {
         return Err(io::Error::new(ErrorKind::InvalidInput, format!("{name:?} is not a plain file name")));

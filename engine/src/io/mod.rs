@@ -26,6 +26,8 @@ mod threads;
 mod uring;
 
 pub use buffer::{Buffer, BufferPool, Slice};
+#[cfg(feature = "sim")]
+pub(crate) use directory::plain;
 pub use probe::{DriverChoice, driver};
 
 /// A disk of a region, by its place in the region's list of disks.

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::fault::{Arm, ArmedFault, Condition, FaultKind, OpKind};
 use super::medium::Inode;
 use super::state::{OpenFile, Pending, State, Work};
-use crate::io::{Buffer, DiskIndex, DiskTraits, FileId, Op, Output};
+use crate::io::{Buffer, DiskIndex, DiskTraits, FileId, Op, Output, plain};
 
 /// O_DIRECT's alignment.
 const ALIGN: u64 = 4096;
@@ -36,6 +36,9 @@ impl State {
             Work::Op(op) => op,
         };
         let medium = medium.ok_or(io::ErrorKind::NotFound)?;
+        if matches!(op, Op::Open { .. } | Op::WriteFile { .. } | Op::ReadFile { .. } | Op::Remove { .. }) {
+            plain(&file)?;
+        }
         self.gate(medium, kind, &file)?;
         match op {
             Op::Attach { disk, path, create } => self.attach(process, medium, disk, &path, create),

@@ -366,3 +366,10 @@ fn unaligned_or_unknown_operations_are_refused() {
     assert_eq!(kind(run(&mut driver, fill_at(FileId(99), 0, 1, 1))), Some(io::ErrorKind::NotFound));
     assert_eq!(kind(run(&mut driver, Op::List { disk: DiskIndex(7) })), Some(io::ErrorKind::NotFound));
 }
+
+#[test]
+fn the_simulated_disks_conform() {
+    for seed in 0..20 {
+        crate::io::conformance::run(|| (Box::new(world(seed).driver()), PathBuf::from("root")));
+    }
+}
