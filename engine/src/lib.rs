@@ -72,7 +72,7 @@ pub use health::{DiskHealth, DiskState, Health};
 pub use io::DriverChoice;
 pub use log::scrub::ScrubReport;
 pub use options::{DiskConfig, Options, Placement};
-pub use read::{BlockView, Subscription};
+pub use read::{BlockView, PartitionReader, Subscription, TransactionView};
 pub use region::{Account, MakeDriver, Region, RetentionPin, Ticket};
 pub use stats::Stats;
 pub use transaction::{Committed, Receipt, StateMachine, Transaction};

@@ -113,7 +113,10 @@ impl Region {
     pub fn submit(&self, transaction: Transaction) -> Result<Ticket> {
         let (commit, ticket) = self.prepare(transaction)?;
         let bytes = commit.bytes as u64;
-        self.shared.intake.push_blocking(Request::Commit(commit), bytes).map_err(|refused| self.refused(&refused))?;
+        self.shared
+            .intake
+            .push_blocking(Request::Commit(commit), bytes)
+            .map_err(|refused| self.shared.refused(&refused))?;
         Ok(ticket)
     }
 
@@ -124,7 +127,7 @@ impl Region {
     pub fn try_submit(&self, transaction: Transaction) -> Result<Ticket> {
         let (commit, ticket) = self.prepare(transaction)?;
         let bytes = commit.bytes as u64;
-        self.shared.intake.try_push(Request::Commit(commit), bytes).map_err(|refused| self.refused(&refused))?;
+        self.shared.intake.try_push(Request::Commit(commit), bytes).map_err(|refused| self.shared.refused(&refused))?;
         Ok(ticket)
     }
 
@@ -135,7 +138,11 @@ impl Region {
     pub async fn submit_async(&self, transaction: Transaction) -> Result<Ticket> {
         let (commit, ticket) = self.prepare(transaction)?;
         let bytes = commit.bytes as u64;
-        self.shared.intake.push(Request::Commit(commit), bytes).await.map_err(|refused| self.refused(&refused))?;
+        self.shared
+            .intake
+            .push(Request::Commit(commit), bytes)
+            .await
+            .map_err(|refused| self.shared.refused(&refused))?;
         Ok(ticket)
     }
 
@@ -160,16 +167,6 @@ impl Region {
         let (done, answer) = ticket();
         let commit = Commit { transaction, done, at: self.shared.environment.now(), bytes: len };
         Ok((commit, Ticket { answer }))
-    }
-
-    fn refused<T>(&self, refused: &Refused<T>) -> Error {
-        match refused.reason {
-            Reason::Full => Error::new(ErrorKind::Busy, "the queue is full: wait and send again"),
-            Reason::TooLarge => Error::invalid("the transaction is larger than queue_bytes"),
-            Reason::Closed => lock(&self.shared.halted)
-                .clone()
-                .map_or_else(closed, |error| Error::new(ErrorKind::Halted, format!("the region halted: {error}"))),
-        }
     }
 
     /// Makes an account with a default ack level; its id is what transactions name.
@@ -200,7 +197,7 @@ impl Region {
     fn put_account(&self, name: &str, change: AccountChange) -> Result<AccountId> {
         check_account_name(name)?;
         let at = self.shared.environment.now();
-        self.ask(|done| Request::PutAccount(PutAccount { name: name.to_owned(), change, done, at }))
+        self.shared.ask(|done| Request::PutAccount(PutAccount { name: name.to_owned(), change, done, at }))
     }
 
     /// Every account, by id.
@@ -305,13 +302,7 @@ impl Region {
     }
 
     fn control<T>(&self, make: impl FnOnce(Resolver<Result<T>>) -> Control) -> Result<T> {
-        self.ask(|done| Request::Control(make(done)))
-    }
-
-    fn ask<T>(&self, make: impl FnOnce(Resolver<Result<T>>) -> Request) -> Result<T> {
-        let (done, answer) = ticket();
-        self.shared.intake.push_blocking(make(done), 0).map_err(|refused| self.refused(&refused))?;
-        answer.wait().unwrap_or_else(|Abandoned| Err(stopped()))
+        self.shared.ask(|done| Request::Control(make(done)))
     }
 
     /// Lets everything accepted finish, then gives up the disks. Handles that still wait get their answers first.
@@ -328,6 +319,25 @@ impl Region {
         let result = self.control(|done| Control::Close { done });
         drop(thread.join());
         result
+    }
+}
+
+impl Shared {
+    fn refused<T>(&self, refused: &Refused<T>) -> Error {
+        match refused.reason {
+            Reason::Full => Error::new(ErrorKind::Busy, "the queue is full: wait and send again"),
+            Reason::TooLarge => Error::invalid("the transaction is larger than queue_bytes"),
+            Reason::Closed => lock(&self.halted)
+                .clone()
+                .map_or_else(closed, |error| Error::new(ErrorKind::Halted, format!("the region halted: {error}"))),
+        }
+    }
+
+    /// Asks the log thread and waits for its answer.
+    pub(crate) fn ask<T>(&self, make: impl FnOnce(Resolver<Result<T>>) -> Request) -> Result<T> {
+        let (done, answer) = ticket();
+        self.intake.push_blocking(make(done), 0).map_err(|refused| self.refused(&refused))?;
+        answer.wait().unwrap_or_else(|Abandoned| Err(stopped()))
     }
 }
 

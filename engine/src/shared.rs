@@ -8,12 +8,13 @@ use crate::health::Health;
 use crate::io::{DiskIndex, Environment, FileId, ReadAt, Slice};
 use crate::log::index::IndexBuilder;
 use crate::options::Options;
+use crate::read::{IndexCache, ReadAhead};
 use crate::stats::Stats;
 use crate::sync::intake::Intake;
 use crate::sync::ticket::Resolver;
 use crate::sync::watermark::Watermark;
 use crate::transaction::{Receipt, Transaction};
-use crate::types::{AccountId, Ack, Epoch, LogId, Lsn, SegmentId};
+use crate::types::{AccountId, Ack, Epoch, LogId, Lsn, PartitionId, SegmentId};
 
 /// What a client asks of the log thread.
 pub(crate) enum Request {
@@ -49,6 +50,7 @@ pub(crate) enum Control {
     Return { disk: usize, replace: bool, done: Resolver<Result<()>> },
     Scrub { done: Resolver<Result<crate::ScrubReport>> },
     Accounts { done: Resolver<Result<Vec<crate::Account>>> },
+    NextSequence { account: AccountId, partition: PartitionId, done: Resolver<Result<u64>> },
     Health { done: Resolver<Result<Health>> },
     Stats { done: Resolver<Result<Stats>> },
     Close { done: Resolver<Result<()>> },
@@ -102,8 +104,6 @@ pub(crate) struct ReadSegment {
     pub(crate) end: Option<u32>,
     /// Copies that hold all of it, or all of its committed part.
     pub(crate) copies: Vec<(DiskIndex, FileId)>,
-    /// Whether its index can be read from disk.
-    pub(crate) indexed: bool,
 }
 
 /// What readers know of the retained log.
@@ -146,6 +146,8 @@ pub(crate) struct Shared {
     /// The end of the committed log, as an [`Lsn`].
     pub(crate) committed: Watermark,
     pub(crate) hot: Mutex<Hot>,
+    pub(crate) ahead: ReadAhead,
+    pub(crate) indexes: Mutex<IndexCache>,
     pub(crate) catalog: RwLock<ReadCatalog>,
     pub(crate) pins: Mutex<Pins>,
     /// The log's identity; set before the region is handed out.
@@ -165,6 +167,8 @@ impl Shared {
     ) -> Shared {
         let hot = Hot { blocks: VecDeque::new(), bytes: 0, most: options.hot_bytes };
         Shared {
+            ahead: ReadAhead::new(),
+            indexes: Mutex::new(IndexCache::new(options.index_cache_bytes)),
             options,
             intake,
             environment,

@@ -2,9 +2,13 @@
 
 use std::fmt;
 
-/// A position in a region's log: the segment in the upper 32 bits, the byte offset in it in the lower 32.
+/// The bits of an [`Lsn`] that number a frame in its block.
+pub(crate) const ORDINAL: u32 = 0xfff;
+
+/// A position in a region's log: the segment in the upper 32 bits; below, the byte offset of a block in it, a multiple of 4096,
+/// whose low 12 bits are the number of the frame in that block.
 ///
-/// Positions are local to a region, ordered, and never reused. They name the first byte of a transaction frame.
+/// Positions are local to a region, ordered, and never reused. They name a transaction, or the place where the next one will be.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Lsn(pub u64);
 
@@ -14,7 +18,7 @@ impl Lsn {
     /// After everything that a log can hold.
     pub const MAX: Lsn = Lsn(u64::MAX);
 
-    /// The position `offset` bytes into `segment`.
+    /// The position with the lower half `offset` in `segment`.
     #[must_use]
     pub const fn new(segment: SegmentId, offset: u32) -> Lsn {
         Lsn(((segment.0 as u64) << 32) | offset as u64)
@@ -26,7 +30,7 @@ impl Lsn {
         SegmentId((self.0 >> 32) as u32)
     }
 
-    /// The byte offset in the segment.
+    /// The lower half: the block's byte offset in the segment, and in its low 12 bits the frame's number in the block.
     #[must_use]
     pub const fn offset(self) -> u32 {
         self.0 as u32

@@ -141,7 +141,7 @@ impl<'a> Frame<'a> {
     }
 
     /// The view of a frame inside a block that was verified before: no second pass over the payload.
-    pub(super) fn trusted(bytes: &'a [u8]) -> Option<Frame<'a>> {
+    pub(crate) fn trusted(bytes: &'a [u8]) -> Option<Frame<'a>> {
         let bytes = &bytes[..peek_frame_len(bytes)?];
         Some(Frame { bytes, header: header_of(bytes).ok()? })
     }

@@ -20,7 +20,7 @@ pub struct SegmentIndex {
     pub postings: Vec<Posting>,
     /// The last commit of each client in the segment.
     pub clients: Vec<ClientCommit>,
-    /// The byte offsets, in the segment, of its system frames.
+    /// Its system frames, each as the lower half of its [`Lsn`]: the block's offset and the frame's number in it.
     pub system: Vec<u32>,
 }
 
@@ -44,7 +44,7 @@ pub struct IndexPartition {
 /// One frame of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Posting {
-    /// The byte offset of the frame in the segment.
+    /// The lower half of the frame's [`Lsn`]: the block's byte offset in the segment, the frame's number in it in the low 12 bits.
     pub offset: u32,
     /// The sequence of its first record.
     pub sequence: u64,

@@ -20,7 +20,7 @@ const PATIENCE: u64 = 60_000_000_000;
 /// # Panics
 /// When the driver does not conform.
 pub fn run(make: impl Fn() -> (Box<dyn Driver>, PathBuf)) {
-    let checks: [fn(&mut Rig); 22] = [
+    let checks: [fn(&mut Rig); 23] = [
         a_missing_directory_is_created_only_on_demand,
         a_directory_is_locked_until_it_is_detached,
         what_is_not_open_is_not_found,
@@ -41,6 +41,7 @@ pub fn run(make: impl Fn() -> (Box<dyn Driver>, PathBuf)) {
         small_files_are_replaced_read_and_removed,
         computations_return_their_value,
         other_threads_read_open_files,
+        other_threads_read_whole_files,
         a_detached_disk_is_gone_and_keeps_its_data,
         space_and_time_and_chance_are_there,
     ];
@@ -528,6 +529,32 @@ fn other_threads_read_open_files(rig: &mut Rig) {
     assert_eq!(byte, [8]);
     rig.done(Op::Detach { disk: DISK });
     let error = reader.read_at(DISK, file, 0, &mut byte).expect_err("detached");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+fn other_threads_read_whole_files(rig: &mut Rig) {
+    rig.attach(DISK);
+    rig.done(write_file("small", &[5; 10_000]));
+    let reader = rig.driver.reader();
+    let thread = std::thread::spawn(move || {
+        assert_eq!(reader.read_file(DISK, "small", 10_000).expect("read"), [5; 10_000]);
+        let refused = [
+            (DISK, "small", 9_999, ErrorKind::InvalidData),
+            (DISK, "other", 10_000, ErrorKind::NotFound),
+            (DiskIndex(1), "small", 10_000, ErrorKind::NotFound),
+        ];
+        for (disk, name, limit, kind) in refused {
+            let error = reader.read_file(disk, name, limit).expect_err("it should fail");
+            assert_eq!(error.kind(), kind, "{name}: {error}");
+        }
+        reader
+    });
+    let reader = thread.join().expect("no panic");
+    // What is replaced later is seen; what is detached is gone.
+    rig.done(write_file("small", &[6; 10]));
+    assert_eq!(reader.read_file(DISK, "small", 10).expect("read"), [6; 10]);
+    rig.done(Op::Detach { disk: DISK });
+    let error = reader.read_file(DISK, "small", 10).expect_err("detached");
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use rustc_hash::FxHashMap;
 
@@ -122,10 +122,11 @@ impl Host {
         let directory = self.disks.remove(&disk).ok_or_else(not_open)?;
         self.lanes.remove(&disk);
         let gone: Vec<FileId> = self.files.iter().filter(|(_, open)| open.disk() == disk).map(|(id, _)| *id).collect();
-        let mut shared = self.readers.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.readers.write();
+        shared.disks.remove(&disk);
         let mut files = Vec::with_capacity(gone.len());
         for file in gone {
-            shared.remove(&file);
+            shared.files.remove(&file);
             files.extend(self.files.remove(&file));
         }
         drop(shared);
@@ -151,6 +152,7 @@ impl Host {
                 if self.disks.contains_key(&disk) {
                     return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the disk's number is in use"));
                 }
+                self.readers.write().disks.insert(disk, Arc::clone(&directory));
                 self.disks.insert(disk, directory);
                 Ok(Output::Attached(traits))
             }
@@ -163,7 +165,7 @@ impl Host {
                 self.next_file =
                     self.next_file.checked_add(1).ok_or_else(|| io::Error::other("out of file numbers"))?;
                 let (id, file) = (FileId(self.next_file), Arc::from(file));
-                self.readers.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&file));
+                self.readers.write().files.insert(id, Arc::clone(&file));
                 self.files.insert(id, file);
                 Ok(Output::File(id))
             }
@@ -172,21 +174,38 @@ impl Host {
 
     /// Lets go of everything that is not under way.
     pub(super) fn close(&mut self) {
-        self.readers.0.write().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.readers.write() = Attached::default();
         self.files.clear();
         self.disks.clear();
         self.lanes.clear();
     }
 }
 
-/// The open files, for other threads.
+/// The attached disks and open files, for other threads.
 #[derive(Default)]
-pub(super) struct Readers(RwLock<FxHashMap<FileId, Arc<OpenFile>>>);
+pub(super) struct Readers(RwLock<Attached>);
+
+#[derive(Default)]
+struct Attached {
+    disks: BTreeMap<DiskIndex, Arc<Directory>>,
+    files: FxHashMap<FileId, Arc<OpenFile>>,
+}
+
+impl Readers {
+    fn write(&self) -> RwLockWriteGuard<'_, Attached> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl ReadAt for Readers {
     fn read_at(&self, disk: DiskIndex, file: FileId, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let open = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&file).cloned();
+        let open = self.0.read().unwrap_or_else(PoisonError::into_inner).files.get(&file).cloned();
         open.filter(|open| open.disk() == disk).ok_or_else(not_open)?.read_cached(offset, buf)
+    }
+
+    fn read_file(&self, disk: DiskIndex, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let directory = self.0.read().unwrap_or_else(PoisonError::into_inner).disks.get(&disk).cloned();
+        directory.ok_or_else(not_open)?.read_file(name, limit)
     }
 }
 

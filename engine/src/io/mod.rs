@@ -217,13 +217,19 @@ pub trait Doorbell: Send + Sync {
     fn ring(&self);
 }
 
-/// Reads of open files from any thread, through the page cache where there is one.
+/// Reads from any thread, through the page cache where there is one.
 pub trait ReadAt: Send + Sync {
     /// Read at `offset` into `buf`; returns the bytes read, fewer only at the end of the file.
     ///
     /// # Errors
     /// What the operating system says; `NotFound` when the file is no longer open.
     fn read_at(&self, disk: DiskIndex, file: FileId, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Read a whole file of an attached disk by its name, as [`Op::ReadFile`] does.
+    ///
+    /// # Errors
+    /// What the operating system says; `NotFound` when the disk is not attached, `InvalidData` for a file longer than `limit`.
+    fn read_file(&self, disk: DiskIndex, name: &str, limit: u64) -> io::Result<Vec<u8>>;
 }
 
 /// Time and randomness, real or simulated.

@@ -288,7 +288,6 @@ impl Log {
                 set: header.set.clone(),
                 seal: None,
                 copies: Vec::new(),
-                indexed: false,
             });
             if let Some(seal) = known {
                 entry.seal = Some(seal.clone());

@@ -25,8 +25,6 @@ pub(crate) struct Segment {
     /// Known once the segment's end is decided.
     pub(crate) seal: Option<Seal>,
     pub(crate) copies: Vec<Copy>,
-    /// Its index is on disk.
-    pub(crate) indexed: bool,
 }
 
 impl Segment {

@@ -13,8 +13,8 @@ use crate::io::DiskIndex;
 use crate::log::disk::Disk;
 use crate::log::placement::COPIES;
 use crate::log::{Log, spawn};
-use crate::shared::Control;
-use crate::types::{Ack, Lsn};
+use crate::shared::{Control, lock};
+use crate::types::{AccountId, Ack, Lsn, PartitionId};
 
 /// How long an orderly close waits for commits that need a third copy.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -46,12 +46,36 @@ impl Log {
                 };
                 done.resolve(returned);
             }),
+            Control::NextSequence { account, partition, done } => spawn(spawner, async move {
+                done.resolve(log.committed_sequence(account, partition).await);
+            }),
             Control::Scrub { done } => spawn(spawner, async move { done.resolve(Ok(log.scrub_now().await)) }),
             Control::Close { done } => {
                 *self.closing.borrow_mut() = Some(done);
                 self.shared.intake.close();
                 spawn(spawner, async move { log.close().await });
             }
+        }
+    }
+
+    /// The sequence after a partition's last committed record: from the indexes in the making, the newest first, and
+    /// else from the tables of what is sealed.
+    async fn committed_sequence(&self, account: AccountId, partition: PartitionId) -> Result<u64> {
+        let mut seen = self.changed.seen();
+        loop {
+            let builders: Vec<_> = self.read_catalog().builders.values().rev().cloned().collect();
+            let newest = builders.iter().find_map(|builder| lock(builder).partition(account, partition));
+            if let Some(newest) = newest {
+                return Ok(newest.next_sequence);
+            }
+            // They are away while they are moved over a segment.
+            if let Some(sealed) = self.checkpointer.borrow().as_ref() {
+                return Ok(sealed.tables.next_sequence(account, partition));
+            }
+            if let Some(error) = self.halted_error() {
+                return Err(error);
+            }
+            self.changed.wait(&mut seen).await;
         }
     }
 

@@ -3,21 +3,49 @@
 use rustc_hash::FxHashMap;
 
 use crate::format::{
-    AccountRecord, ClientCommit, Frame, FrameKind, IndexPartition, Posting, SegmentIndex, decode_account,
+    AccountRecord, ClientCommit, Frame, FrameHeader, FrameKind, IndexPartition, Posting, SegmentIndex, decode_account,
 };
-use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
+use crate::types::{AccountId, ClientId, LogId, Lsn, ORDINAL, PartitionId, SegmentId};
+
+/// Postings that one chunk of a partition holds, at most.
+const CHUNK: u32 = 1024;
 
 /// Grows with each committed block of one segment, never with an uncommitted one.
+///
+/// A partition's postings lie in chunks of one array, each chunk twice as large as the one before: adding a posting allocates
+/// nothing of its own, finding one looks at a chunk for every 1024 postings.
 #[derive(Clone)]
 pub(crate) struct IndexBuilder {
     segment: SegmentId,
     entries: FxHashMap<(AccountId, PartitionId), u32>,
-    partitions: Vec<IndexPartition>,
-    postings: Vec<(u32, Posting)>,
+    partitions: Vec<Entry>,
+    postings: Vec<Posting>,
+    /// The full chunks of all partitions.
+    full: Vec<Chunk>,
     clients: Vec<ClientCommit>,
     system: Vec<u32>,
     accounts: Vec<AccountRecord>,
 }
+
+/// A partition, and the chunk that its next posting goes to.
+#[derive(Clone)]
+struct Entry {
+    partition: IndexPartition,
+    last: Chunk,
+}
+
+/// Some postings of one partition, in a row.
+#[derive(Clone, Copy)]
+struct Chunk {
+    start: u32,
+    used: u32,
+    room: u32,
+    /// The partition's chunk before, by place among the full ones; [`FIRST`] when there is none.
+    before: u32,
+}
+
+/// No chunk comes before.
+const FIRST: u32 = u32::MAX;
 
 impl IndexBuilder {
     pub(crate) fn new(segment: SegmentId) -> IndexBuilder {
@@ -26,14 +54,11 @@ impl IndexBuilder {
             entries: FxHashMap::default(),
             partitions: Vec::new(),
             postings: Vec::new(),
+            full: Vec::new(),
             clients: Vec::new(),
             system: Vec::new(),
             accounts: Vec::new(),
         }
-    }
-
-    pub(crate) fn segment(&self) -> SegmentId {
-        self.segment
     }
 
     /// Takes in one committed frame.
@@ -41,24 +66,7 @@ impl IndexBuilder {
         assert_eq!(lsn.segment(), self.segment, "an index is of one segment");
         let header = frame.header();
         let count = frame.count() as u64;
-        let next_sequence = header.first_sequence + count;
-        let fresh = self.partitions.len() as u32;
-        let entry = *self.entries.entry((header.account, header.partition)).or_insert(fresh);
-        if entry == fresh {
-            self.partitions.push(IndexPartition {
-                account: header.account,
-                partition: header.partition,
-                first_sequence: header.first_sequence,
-                next_sequence,
-                first_posting: 0,
-                postings: 0,
-            });
-        }
-        let partition = &mut self.partitions[entry as usize];
-        assert!(partition.postings == 0 || partition.next_sequence == header.first_sequence, "sequences are dense");
-        partition.next_sequence = next_sequence;
-        partition.postings += 1;
-        self.postings.push((entry, Posting { offset: lsn.offset(), sequence: header.first_sequence }));
+        self.post(&header, count, lsn.offset());
         if header.client != ClientId::NONE {
             self.clients.push(ClientCommit {
                 client: header.client,
@@ -74,45 +82,95 @@ impl IndexBuilder {
         }
     }
 
+    /// Adds the posting of a frame with `count` records to its partition.
+    fn post(&mut self, header: &FrameHeader, count: u64, offset: u32) {
+        let (account, partition, sequence) = (header.account, header.partition, header.first_sequence);
+        let posting = Posting { offset, sequence };
+        let fresh = self.partitions.len() as u32;
+        let entry = *self.entries.entry((account, partition)).or_insert(fresh);
+        if entry == fresh {
+            let last = Chunk { start: self.postings.len() as u32, used: 1, room: 1, before: FIRST };
+            let (first_sequence, next_sequence) = (sequence, sequence + count);
+            let partition =
+                IndexPartition { account, partition, first_sequence, next_sequence, first_posting: 0, postings: 1 };
+            self.partitions.push(Entry { partition, last });
+            self.postings.push(posting);
+            return;
+        }
+        let Entry { partition, last } = &mut self.partitions[entry as usize];
+        assert_eq!(partition.next_sequence, sequence, "sequences are dense");
+        partition.next_sequence += count;
+        partition.postings += 1;
+        if last.used == last.room {
+            let room = (last.room * 2).min(CHUNK);
+            let before = self.full.len() as u32;
+            self.full.push(*last);
+            *last = Chunk { start: self.postings.len() as u32, used: 0, room, before };
+            self.postings.resize(self.postings.len() + room as usize, posting);
+        }
+        self.postings[(last.start + last.used) as usize] = posting;
+        last.used += 1;
+    }
+
+    /// A partition's chunks, the last one first.
+    fn chunks(&self, last: Chunk) -> impl Iterator<Item = &[Posting]> {
+        let before = |chunk: &Chunk| self.full.get(chunk.before as usize).copied();
+        std::iter::successors(Some(last), before)
+            .map(|chunk| &self.postings[chunk.start as usize..(chunk.start + chunk.used) as usize])
+    }
+
     /// The accounts that its system frames carry, in order.
     pub(crate) fn accounts(&self) -> &[AccountRecord] {
         &self.accounts
     }
 
-    /// Up to `most` postings of a partition, from the transaction that holds sequence `from` on.
+    /// What it holds of a partition, without the places of its postings.
+    pub(crate) fn partition(&self, account: AccountId, partition: PartitionId) -> Option<IndexPartition> {
+        let entry = self.entries.get(&(account, partition))?;
+        Some(self.partitions[*entry as usize].partition)
+    }
+
+    /// Up to `most` postings of a partition, from the transaction that holds sequence `from` on; none when `from` is behind the
+    /// last one.
     pub(crate) fn postings(&self, account: AccountId, partition: PartitionId, from: u64, most: usize) -> Vec<Posting> {
         let Some(&entry) = self.entries.get(&(account, partition)) else { return Vec::new() };
-        let mut found: Vec<Posting> = Vec::new();
-        for (_, posting) in self.postings.iter().filter(|(of, _)| *of == entry) {
-            if posting.sequence <= from {
-                found.clear();
-            } else if found.len() >= most {
+        let Entry { partition, last } = &self.partitions[entry as usize];
+        if from >= partition.next_sequence {
+            return Vec::new();
+        }
+        let mut chunks: Vec<&[Posting]> = Vec::new();
+        for chunk in self.chunks(*last) {
+            chunks.push(chunk);
+            if chunk[0].sequence <= from {
                 break;
             }
-            found.push(*posting);
         }
-        found
+        let first = chunks.pop().unwrap_or(&[]);
+        let skipped = first.partition_point(|posting| posting.sequence <= from).saturating_sub(1);
+        first[skipped..].iter().chain(chunks.into_iter().rev().flatten()).take(most).copied().collect()
+    }
+
+    /// Whether a block with frames begins at `offset`. Looks at every posting.
+    pub(crate) fn starts_block(&self, offset: u32) -> bool {
+        let entries = self.partitions.iter();
+        let mut chunks = entries.flat_map(|entry| self.chunks(entry.last));
+        chunks.any(|chunk| chunk.iter().any(|posting| posting.offset & !ORDINAL == offset))
     }
 
     /// The finished index: partitions sorted, each one's postings in a row.
     pub(crate) fn finish(&self, log: LogId, window: usize) -> SegmentIndex {
-        let mut order: Vec<u32> = (0..self.partitions.len() as u32).collect();
-        order
-            .sort_unstable_by_key(|&at| (self.partitions[at as usize].account, self.partitions[at as usize].partition));
-        let mut next = vec![0u32; self.partitions.len()];
-        let mut start = 0;
+        let mut order: Vec<&Entry> = self.partitions.iter().collect();
+        order.sort_unstable_by_key(|entry| (entry.partition.account, entry.partition.partition));
+        let count = self.partitions.iter().map(|entry| entry.partition.postings as usize).sum();
+        let mut postings: Vec<Posting> = Vec::with_capacity(count);
         let mut partitions = Vec::with_capacity(order.len());
-        for &at in &order {
-            let partition = IndexPartition { first_posting: start, ..self.partitions[at as usize] };
-            next[at as usize] = start;
-            start += partition.postings;
-            partitions.push(partition);
-        }
-        let mut postings = vec![Posting { offset: 0, sequence: 0 }; self.postings.len()];
-        for (entry, posting) in &self.postings {
-            let place = &mut next[*entry as usize];
-            postings[*place as usize] = *posting;
-            *place += 1;
+        let mut chunks: Vec<&[Posting]> = Vec::new();
+        for entry in order {
+            partitions.push(IndexPartition { first_posting: postings.len() as u32, ..entry.partition });
+            chunks.extend(self.chunks(entry.last));
+            while let Some(chunk) = chunks.pop() {
+                postings.extend_from_slice(chunk);
+            }
         }
         let clients = latest(&self.clients, window);
         SegmentIndex { log, segment: self.segment, partitions, postings, clients, system: self.system.clone() }
@@ -131,4 +189,73 @@ fn latest(commits: &[ClientCommit], window: usize) -> Vec<ClientCommit> {
         kept < window
     });
     sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(partition: u128, first_sequence: u64) -> FrameHeader {
+        FrameHeader {
+            kind: FrameKind::Data,
+            account: AccountId(1),
+            partition: PartitionId(partition),
+            epoch: 1,
+            first_sequence,
+            time: 0,
+            client: ClientId::NONE,
+            client_sequence: 0,
+        }
+    }
+
+    /// Frames of two records, the partitions in turn as `7 i mod p`, and each partition's postings as a list of its own.
+    fn filled(frames: u32, partitions: u32) -> (IndexBuilder, Vec<Vec<Posting>>) {
+        let mut builder = IndexBuilder::new(SegmentId(3));
+        let mut lists = vec![Vec::new(); partitions as usize];
+        for frame in 0..frames {
+            let list = &mut lists[(frame * 7 % partitions) as usize];
+            let (partition, sequence) = (u128::from(frame * 7 % partitions), list.len() as u64 * 2);
+            let posting = Posting { offset: 8192 + (frame / 5) * 4096 + frame % 5, sequence };
+            list.push(posting);
+            builder.post(&header(partition, sequence), 2, posting.offset);
+        }
+        (builder, lists)
+    }
+
+    #[test]
+    fn postings_are_found_from_any_sequence_as_a_list_would_have_them() {
+        for (frames, partitions) in [(1, 1), (5000, 1), (5000, 3), (700, 500)] {
+            let (builder, lists) = filled(frames, partitions);
+            for (number, list) in lists.iter().enumerate() {
+                let end = list.len() as u64 * 2;
+                for from in (0..end + 3).step_by(1 + end as usize / 97) {
+                    for most in [1, 10, 2000] {
+                        let expected: Vec<Posting> = list.iter().skip(from as usize / 2).take(most).copied().collect();
+                        let found = builder.postings(AccountId(1), PartitionId(number as u128), from, most);
+                        assert_eq!(found, expected, "{frames} frames, partition {number}, from {from}, {most}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_finished_index_holds_every_posting_and_is_accepted_by_its_decoder() {
+        let (builder, lists) = filled(5000, 3);
+        let index = builder.finish(LogId(1), 8);
+        assert_eq!(index.partitions.len(), 3);
+        for (partition, list) in index.partitions.iter().zip(&lists) {
+            let first = partition.first_posting as usize;
+            assert_eq!(&index.postings[first..first + partition.postings as usize], list);
+            assert_eq!((partition.first_sequence, partition.next_sequence), (0, list.len() as u64 * 2));
+        }
+        assert_eq!(SegmentIndex::decode(&index.encode()), Ok(index));
+    }
+
+    #[test]
+    fn blocks_start_where_postings_say() {
+        let (builder, _) = filled(50, 3);
+        assert!(builder.starts_block(8192) && builder.starts_block(8192 + 9 * 4096));
+        assert!(!builder.starts_block(4096) && !builder.starts_block(8192 + 10 * 4096));
+    }
 }

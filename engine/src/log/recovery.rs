@@ -285,19 +285,11 @@ impl Log {
                 // Accounts change seldom: the segment is read for them.
                 self.scan_into_builder(id).await?;
                 let accounts = lock(&self.builder(id)).accounts().to_vec();
-                self.mark_indexed(id);
                 return Ok(Some((index, accounts)));
             }
-            self.mark_indexed(id);
             return Ok(Some((index, Vec::new())));
         }
         Ok(None)
-    }
-
-    fn mark_indexed(&self, id: SegmentId) {
-        if let Some(segment) = self.catalog.borrow_mut().get_mut(id) {
-            segment.indexed = true;
-        }
     }
 
     /// Makes a sealed segment's index again by reading it, unless that was done when its end was found.

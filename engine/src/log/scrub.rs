@@ -41,10 +41,7 @@ impl Log {
         let mut rested = self.ops.now() + REST.as_nanos() as u64;
         loop {
             let mut report = ScrubReport::default();
-            let suspects = std::mem::take(&mut *lock(&self.shared.suspects));
-            for (segment, disk) in suspects {
-                self.scrub_copy(segment, disk, 0, &mut report).await;
-            }
+            self.scrub_suspects(&mut report).await;
             if rate > 0 && self.ops.now() >= rested {
                 self.scrub_all(rate, &mut report).await;
                 rested = self.ops.now() + REST.as_nanos() as u64;
@@ -52,6 +49,14 @@ impl Log {
             let change = std::pin::pin!(self.changed.wait(&mut seen));
             let pause = std::pin::pin!(self.ops.sleep(Duration::from_millis(500)));
             let _first = select(change, pause).await;
+        }
+    }
+
+    /// The copies that readers found wrong, at full speed.
+    async fn scrub_suspects(&self, report: &mut ScrubReport) {
+        let suspects = std::mem::take(&mut *lock(&self.shared.suspects));
+        for (segment, disk) in suspects {
+            self.scrub_copy(segment, disk, 0, report).await;
         }
     }
 
@@ -67,6 +72,8 @@ impl Log {
                 if self.closing.borrow().is_some() || self.halted.borrow().is_some() {
                     return;
                 }
+                // A slow round does not hold up what readers stumbled over.
+                self.scrub_suspects(report).await;
                 self.scrub_copy(id, disk, rate, report).await;
             }
         }

@@ -175,12 +175,8 @@ impl Log {
         let bytes = Arc::new(bytes);
         let disks: Vec<DiskIndex> = self.holders(segment);
         let writes = disks.iter().map(|&disk| self.ops.write_file(disk, index_name(segment), Arc::clone(&bytes)));
-        let written = join_all(writes).await.iter().filter(|result| result.is_ok()).count();
-        if let Some(segment) = self.catalog.borrow_mut().get_mut(segment) {
-            segment.indexed = written > 0;
-        }
+        drop(join_all(writes).await);
         self.drop_builder(segment);
-        self.publish(segment);
         if due {
             self.write_checkpoint().await;
         }
@@ -198,7 +194,17 @@ impl Log {
     /// Writes the tables before the first unsealed segment to every live disk. Returns the segment that they reach,
     /// once a quorum of disks has them.
     pub(crate) async fn write_checkpoint(&self) -> Option<SegmentId> {
-        let checkpointer = self.checkpointer.borrow_mut().take()?;
+        let mut seen = self.changed.seen();
+        let checkpointer = loop {
+            if let Some(checkpointer) = self.checkpointer.borrow_mut().take() {
+                break checkpointer;
+            }
+            // They are away while they are moved over a segment, which ends with a signal.
+            if self.halted.borrow().is_some() {
+                return None;
+            }
+            self.changed.wait(&mut seen).await;
+        };
         let log = self.meta.borrow().log();
         let made = self.ops.compute(move || {
             let bytes = checkpointer.tables.to_checkpoint(log, checkpointer.next).encode();
@@ -270,13 +276,8 @@ impl Log {
     pub(crate) fn open_segment(&self, pipeline: &Pipeline, id: SegmentId, slots: &[Slot]) {
         let copies = pipeline.members.iter().zip(slots);
         let copies = copies.map(|(member, slot)| Copy { disk: member.disk, slot: *slot, held: false, complete: false });
-        let segment = Segment {
-            epoch: pipeline.epoch,
-            set: self.set_ids(pipeline),
-            seal: None,
-            copies: copies.collect(),
-            indexed: false,
-        };
+        let segment =
+            Segment { epoch: pipeline.epoch, set: self.set_ids(pipeline), seal: None, copies: copies.collect() };
         self.catalog.borrow_mut().insert(id, segment);
         self.write_catalog(|catalog| {
             catalog.builders.insert(id, Arc::new(Mutex::new(IndexBuilder::new(id))));
@@ -346,7 +347,6 @@ impl Log {
             epoch: segment.epoch,
             end: segment.seal.as_ref().map(|seal| seal.length),
             copies: copies.into_iter().map(|(_, disk, file)| (disk, file)).collect(),
-            indexed: segment.indexed,
         }
     }
 

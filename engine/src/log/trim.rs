@@ -55,7 +55,7 @@ impl Log {
             });
             for copy in segment.copies {
                 self.free_slot(copy.disk, copy.slot);
-                if segment.indexed {
+                if segment.seal.is_some() {
                     // An index left behind only takes space until the next opening.
                     drop(self.ops.remove(copy.disk, index_name(id)).await);
                 }

@@ -91,6 +91,10 @@ impl ReadAt for Process {
     fn read_at(&self, disk: DiskIndex, file: FileId, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.world.lock().read_at(self.process, disk, file, offset, buf)
     }
+
+    fn read_file(&self, disk: DiskIndex, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+        self.world.lock().read_file_now(self.process, disk, name, limit)
+    }
 }
 
 impl Environment for Process {

@@ -182,7 +182,7 @@ impl State {
         Ok(done)
     }
 
-    fn read_file(&mut self, at: usize, file: &str, limit: u64) -> Outcome {
+    pub(super) fn read_file(&mut self, at: usize, file: &str, limit: u64) -> Outcome {
         let inode = self.media[at].named(file).ok_or(io::ErrorKind::NotFound)?;
         if inode.len() > limit {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is longer than the limit"));

@@ -323,17 +323,39 @@ impl State {
     ) -> io::Result<usize> {
         let open = self.processes.get(&process).and_then(|process| process.files.get(&file.0));
         let open = open.filter(|open| open.disk == disk).ok_or(io::ErrorKind::NotFound)?.clone();
-        let condition = self.media[open.medium].condition;
+        self.refuse_read(open.medium, &open.name)?;
+        self.read_medium(open.medium, open.inode, &open.name, offset, buf)
+    }
+
+    pub(super) fn read_file_now(
+        &mut self,
+        process: u64,
+        disk: DiskIndex,
+        name: &str,
+        limit: u64,
+    ) -> io::Result<Vec<u8>> {
+        let medium = self.processes.get(&process).and_then(|process| process.disks.get(&disk)).copied();
+        let medium = medium.ok_or(io::ErrorKind::NotFound)?;
+        self.refuse_read(medium, name)?;
+        match self.read_file(medium, name, limit)? {
+            Output::Bytes(bytes) => Ok(bytes),
+            _ => unreachable!("a file's bytes are bytes"),
+        }
+    }
+
+    /// What another thread's read is told by a disk that does not answer.
+    fn refuse_read(&mut self, medium: usize, name: &str) -> io::Result<()> {
+        let condition = self.media[medium].condition;
         if let Condition::Lost | Condition::Stalled = condition {
             let kind = condition.kind().unwrap_or(FaultKind::Lost);
-            self.fire(kind, Some(open.medium), Some(OpKind::Read), &open.name);
+            self.fire(kind, Some(medium), Some(OpKind::Read), name);
             // A stalled read would block its thread; there is only one here, so it is told so instead.
             return Err(match condition {
                 Condition::Stalled => io::ErrorKind::TimedOut.into(),
                 _ => rustix::io::Errno::IO.into(),
             });
         }
-        self.read_medium(open.medium, open.inode, &open.name, offset, buf)
+        Ok(())
     }
 }
 

@@ -84,6 +84,11 @@ impl Watermark {
         all.into_values().for_each(Waker::wake);
     }
 
+    /// Whether it was closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.waiting.lock().closed
+    }
+
     #[cold]
     fn wake_reached(&self, value: u64) {
         let mut waiting = self.waiting.lock();

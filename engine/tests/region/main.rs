@@ -3,3 +3,4 @@
 mod commit;
 mod common;
 mod disks;
+mod read;

@@ -1,0 +1,215 @@
+//! Reading: by position, a partition in order, and the tail; hot blocks first, then the segments.
+
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Block, DATA_START, Frame};
+use crate::io::Slice;
+use crate::region::Region;
+use crate::shared::{ReadSegment, Shared, lock};
+use crate::transaction::Committed;
+use crate::types::{Lsn, ORDINAL, SegmentId};
+
+mod blocks;
+mod indexes;
+mod partition;
+
+pub(crate) use blocks::ReadAhead;
+use blocks::{BlockReader, Start};
+pub(crate) use indexes::IndexCache;
+pub use partition::PartitionReader;
+
+/// A committed block: the unit in which the log is read and shipped.
+///
+/// Clones share the bytes. A block read from disk keeps the mebibyte in memory that it was read with, while it lives.
+#[derive(Clone)]
+pub struct BlockView {
+    segment: SegmentId,
+    offset: u32,
+    data: Slice,
+}
+
+impl BlockView {
+    /// The position of its first transaction.
+    #[must_use]
+    pub fn lsn(&self) -> Lsn {
+        Lsn::new(self.segment, self.offset)
+    }
+
+    /// The position behind it.
+    #[must_use]
+    pub fn end(&self) -> Lsn {
+        Lsn::new(self.segment, self.offset + self.data.len() as u32)
+    }
+
+    /// Its transactions in log order, the engine's own included.
+    pub fn transactions(&self) -> impl Iterator<Item = Committed<'_>> {
+        let frames = Block::trusted(&self.data).frames().enumerate();
+        frames.map(|(ordinal, (_, frame))| Committed::new(Lsn::new(self.segment, self.offset | ordinal as u32), frame))
+    }
+
+    /// The transaction at a position in this block.
+    #[must_use]
+    pub fn transaction(&self, lsn: Lsn) -> Option<Committed<'_>> {
+        self.transactions().find(|transaction| transaction.lsn() == lsn)
+    }
+}
+
+/// A committed transaction that owns its bytes, which it shares with its block.
+#[derive(Clone)]
+pub struct TransactionView {
+    lsn: Lsn,
+    /// Exactly its frame, of a verified block.
+    data: Slice,
+}
+
+impl TransactionView {
+    /// Its records and what is known of them.
+    ///
+    /// # Panics
+    /// Never: its block was verified.
+    #[must_use]
+    pub fn transaction(&self) -> Committed<'_> {
+        let frame = Frame::trusted(&self.data).expect("the frame of a verified block");
+        Committed::new(self.lsn, frame)
+    }
+}
+
+impl Region {
+    /// The committed block that holds a position.
+    ///
+    /// # Errors
+    /// [`Trimmed`](ErrorKind::Trimmed), [`NotFound`](ErrorKind::NotFound) when nothing is committed there or no block begins
+    /// there, [`Corrupt`](ErrorKind::Corrupt) when no copy verifies, [`RestoreDisk`](ErrorKind::RestoreDisk) when none can be
+    /// read, [`Closed`](ErrorKind::Closed).
+    pub fn read(&self, lsn: Lsn) -> Result<BlockView> {
+        let offset = lsn.offset() & !ORDINAL;
+        if lsn >= self.committed() || offset < DATA_START {
+            return Err(not_there(lsn));
+        }
+        let known = self.shared.segment(lsn)?;
+        if known.end.is_some_and(|end| offset >= end) {
+            return Err(not_there(lsn));
+        }
+        BlockReader::new().get(&self.shared, lsn.segment(), offset, Start::Claimed)
+    }
+
+    /// Follows the log from a position on ([`Lsn::ZERO`]: from the first retained), block by block, as it commits.
+    #[must_use]
+    pub fn subscribe(&self, from: Lsn) -> Subscription {
+        let (shared, blocks) = (Arc::clone(&self.shared), BlockReader::new());
+        Subscription { shared, next: from, blocks, start: Start::Claimed }
+    }
+}
+
+/// A reader that follows the committed log. It holds no lock and no pin: what it has not read may be trimmed, which it
+/// is then told.
+///
+/// What it reads from disk it reads ahead, up to a mebibyte, on the caller's thread.
+pub struct Subscription {
+    shared: Arc<Shared>,
+    next: Lsn,
+    blocks: BlockReader,
+    /// Whether a block is known to begin at `next`.
+    start: Start,
+}
+
+impl Subscription {
+    /// Where it reads next.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
+        self.next
+    }
+
+    /// The next committed block, if there is one now.
+    ///
+    /// # Errors
+    /// [`Trimmed`](ErrorKind::Trimmed) when the position is gone, [`NotFound`](ErrorKind::NotFound) when no block begins where it
+    /// was told to start; otherwise as [`Region::read`]. The position stays where it is: asking again is safe.
+    pub fn try_next(&mut self) -> Result<Option<BlockView>> {
+        let committed = Lsn(self.shared.committed.get());
+        while self.next < committed {
+            let segment = self.next.segment();
+            let offset = (self.next.offset() & !ORDINAL).max(DATA_START);
+            match self.shared.place(segment, self.next)? {
+                Place::Inside => {
+                    let start = if offset == DATA_START { Start::Known } else { self.start };
+                    let block = self.blocks.get(&self.shared, segment, offset, start)?;
+                    (self.next, self.start) = (block.end(), Start::Known);
+                    return Ok(Some(block));
+                }
+                Place::Behind(next) => self.next = next,
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next committed block; sleeps until there is one.
+    ///
+    /// # Errors
+    /// As [`Subscription::try_next`], and [`Closed`](ErrorKind::Closed).
+    pub fn next_blocking(&mut self) -> Result<BlockView> {
+        loop {
+            if let Some(block) = self.try_next()? {
+                return Ok(block);
+            }
+            self.shared.committed.wait_for_blocking(self.next.0 + 1).map_err(|_| self.shared.ended())?;
+        }
+    }
+
+    /// The next committed block; completes when there is one. Any runtime will do; what is not in memory is read on the
+    /// thread that polls.
+    ///
+    /// # Errors
+    /// As [`Subscription::next_blocking`].
+    pub async fn next(&mut self) -> Result<BlockView> {
+        loop {
+            if let Some(block) = self.try_next()? {
+                return Ok(block);
+            }
+            self.shared.committed.wait_for(self.next.0 + 1).await.map_err(|_| self.shared.ended())?;
+        }
+    }
+}
+
+/// Where a position lies.
+enum Place {
+    Inside,
+    /// Behind its segment's end: the log goes on here.
+    Behind(Lsn),
+}
+
+impl Shared {
+    /// Whether a position below the commit watermark lies in its segment or behind it.
+    fn place(&self, segment: SegmentId, at: Lsn) -> Result<Place> {
+        if at == Lsn::ZERO {
+            return Ok(Place::Behind(Lsn::new(self.readable().first, DATA_START)));
+        }
+        let known = self.segment(at)?;
+        let behind = known.end.is_some_and(|end| at.offset() >= end);
+        Ok(if behind { Place::Behind(Lsn::new(SegmentId(segment.0 + 1), DATA_START)) } else { Place::Inside })
+    }
+
+    /// The retained segment that a position lies in.
+    fn segment(&self, at: Lsn) -> Result<ReadSegment> {
+        let catalog = self.readable();
+        let known = catalog.segments.get(&at.segment()).filter(|_| at.segment() >= catalog.first);
+        known.cloned().ok_or_else(|| trimmed(at, catalog.first))
+    }
+
+    /// Why there will be nothing more to read.
+    fn ended(&self) -> Error {
+        match lock(&self.halted).as_ref() {
+            Some(error) => Error::new(ErrorKind::Halted, format!("the region halted: {error}")),
+            None => Error::new(ErrorKind::Closed, "the region is closed"),
+        }
+    }
+}
+
+fn trimmed(at: Lsn, first: SegmentId) -> Error {
+    Error::new(ErrorKind::Trimmed, format!("position {at} was trimmed: the log begins at segment {}", first.0))
+}
+
+fn not_there(at: Lsn) -> Error {
+    Error::new(ErrorKind::NotFound, format!("nothing is committed at {at}"))
+}
