@@ -41,7 +41,7 @@ impl Log {
         let mut rested = self.ops.now() + REST.as_nanos() as u64;
         loop {
             let mut report = ScrubReport::default();
-            self.scrub_suspects(&mut report).await;
+            self.scrub_suspects().await;
             if rate > 0 && self.ops.now() >= rested {
                 self.scrub_all(rate, &mut report).await;
                 rested = self.ops.now() + REST.as_nanos() as u64;
@@ -53,10 +53,10 @@ impl Log {
     }
 
     /// The copies that readers found wrong, at full speed.
-    async fn scrub_suspects(&self, report: &mut ScrubReport) {
+    async fn scrub_suspects(&self) {
         let suspects = std::mem::take(&mut *lock(&self.shared.suspects));
         for (segment, disk) in suspects {
-            self.scrub_copy(segment, disk, 0, report).await;
+            self.scrub_copy(segment, disk, 0, &mut ScrubReport::default()).await;
         }
     }
 
@@ -73,7 +73,7 @@ impl Log {
                     return;
                 }
                 // A slow round does not hold up what readers stumbled over.
-                self.scrub_suspects(report).await;
+                self.scrub_suspects().await;
                 self.scrub_copy(id, disk, rate, report).await;
             }
         }

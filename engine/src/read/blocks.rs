@@ -71,11 +71,11 @@ impl BlockReader {
         }
         let at = Lsn::new(segment, offset);
         let mut known = shared.segment(at)?;
-        if let Some(data) = self.from_window(shared, &known, segment, offset) {
+        if let Some(data) = self.in_window(shared, &known, segment, offset) {
             return Ok(BlockView { segment, offset, data });
         }
         loop {
-            match self.from_copies(shared, &known, segment, offset) {
+            match self.in_copies(shared, &known, segment, offset) {
                 Ok((data, failed)) => {
                     shared.suspect(segment, &known, &failed);
                     return Ok(BlockView { segment, offset, data });
@@ -92,7 +92,7 @@ impl BlockReader {
         }
     }
 
-    fn from_window(&mut self, shared: &Shared, known: &ReadSegment, segment: SegmentId, offset: u32) -> Option<Slice> {
+    fn in_window(&mut self, shared: &Shared, known: &ReadSegment, segment: SegmentId, offset: u32) -> Option<Slice> {
         let window = self.window.as_ref()?;
         let follows = if window.segment == segment {
             (window.start..=window.end()).contains(&offset)
@@ -109,7 +109,7 @@ impl BlockReader {
     }
 
     /// The block from the first copy that has it, and the copies that had not.
-    fn from_copies(
+    fn in_copies(
         &mut self,
         shared: &Shared,
         known: &ReadSegment,
