@@ -31,8 +31,12 @@ impl Kind {
     /// Makes the file system. xfs takes 300 MiB at least; the files are sparse.
     fn make(self, file: &str) -> Result<String, String> {
         match self {
-            Kind::Ext4 => run("truncate", &["-s", "128M", file])
-                .and_then(|_| run("mkfs.ext4", &["-q", "-F", "-b", "4096", "-m", "0", "-J", "size=8", file])),
+            Kind::Ext4 => run("truncate", &["-s", "128M", file]).and_then(|_| {
+                run(
+                    "mkfs.ext4",
+                    &["-q", "-F", "-b", "4096", "-m", "0", "-J", "size=8", "-E", "packed_meta_blocks=1", file],
+                )
+            }),
             Kind::Xfs => run("truncate", &["-s", "320M", file]).and_then(|_| run("mkfs.xfs", &["-q", "-f", file])),
         }
     }
@@ -89,6 +93,22 @@ impl Image {
         run("fallocate", &["-l", &len.to_string(), ballast.to_str().unwrap()]).unwrap();
     }
 
+    /// Makes everything behind the third page of the slot that is the `nth` from the end unreadable, whatever lies
+    /// there: the loop device answers reads behind the end of its file with EIO. Writes there succeed and can be read.
+    pub(crate) fn lose_sectors(&self, nth: usize) {
+        let mut starts: Vec<u64> = std::fs::read_dir(self.disk())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("slot-"))
+            .map(|path| first_block(&path))
+            .collect();
+        starts.sort_unstable();
+        let cut = (starts[starts.len() - nth] + 3) * 4096;
+        self.unmount().unwrap();
+        std::fs::OpenOptions::new().write(true).open(&self.file).unwrap().set_len(cut).unwrap();
+        self.mount().unwrap();
+    }
+
     pub(crate) fn empty(&self) {
         std::fs::remove_file(self.mount.join("ballast")).unwrap();
     }
@@ -106,11 +126,19 @@ impl Drop for Image {
     }
 }
 
+/// Where a file begins on its file system, in blocks of 4096 bytes.
+fn first_block(path: &Path) -> u64 {
+    let extents = run("filefrag", &["-v", "-b4096", path.to_str().unwrap()]).unwrap();
+    let first = extents.lines().find(|line| line.trim_start().starts_with("0:")).unwrap();
+    let physical = first.split(':').nth(2).unwrap();
+    physical.split("..").next().unwrap().trim().parse().unwrap()
+}
+
 /// Three of them. None, said aloud, where they cannot be had.
 pub(crate) fn three(kind: Kind) -> Option<(Vec<Image>, TempDir)> {
     let dir = tempfile::tempdir().unwrap();
     if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: mounting {kind:?} images needs root");
+        println!("skipped: mounting {kind:?} images needs root");
         return None;
     }
     let images: Result<Vec<Image>, String> =
@@ -118,7 +146,7 @@ pub(crate) fn three(kind: Kind) -> Option<(Vec<Image>, TempDir)> {
     match images {
         Ok(images) => Some((images, dir)),
         Err(error) => {
-            println!("SKIPPED: no {kind:?} images here: {error}");
+            println!("skipped: no {kind:?} images here: {error}");
             None
         }
     }

@@ -11,5 +11,6 @@ mod images;
 mod kill;
 mod ledger;
 mod load;
+mod memory;
 mod mounts;
 mod order;

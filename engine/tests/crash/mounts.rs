@@ -313,3 +313,27 @@ fn an_ext4_disk_that_comes_back_stale_is_rebuilt() {
 fn an_xfs_disk_that_comes_back_stale_is_rebuilt() {
     stale(Kind::Xfs, DriverChoice::Uring);
 }
+
+/// Part of a disk cannot be read: the other copies serve, the scrub repairs, and the repaired copies serve alone.
+/// A device-mapper target would say which sectors fail; the loop device needs no kernel module for it.
+fn latent_read_errors(driver: DriverChoice) {
+    let Some(mut mounted) = Mounted::new(Kind::Ext4, driver) else { return };
+    assert!(mounted.load(|| mounted.progress(1_500)).is_empty());
+    mounted.until_whole();
+    mounted.close();
+    mounted.images[0].lose_sectors(6);
+    mounted.open_and_check();
+    let report = mounted.region().scrub().unwrap();
+    let health = mounted.region().health().unwrap();
+    println!("{driver:?}: {report:?}, {:?}", health.corrupt_copies);
+    assert!(health.corrupt_copies.0 > 0, "the scrub reread what cannot be read");
+    mounted.until("repaired copies", || mounted.region().health().unwrap().is_whole());
+    assert!(mounted.load(|| mounted.progress(200)).is_empty());
+    mounted.check_every_pair();
+}
+
+#[test]
+fn sectors_that_cannot_be_read_are_found_and_repaired() {
+    latent_read_errors(DriverChoice::Threads);
+    latent_read_errors(DriverChoice::Uring);
+}

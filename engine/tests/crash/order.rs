@@ -100,7 +100,7 @@ pub(crate) fn options(disks: &[PathBuf], driver: DriverChoice) -> Options {
 pub(crate) fn has(driver: DriverChoice) -> bool {
     let error = meridian::io::driver(driver).err();
     if let Some(error) = &error {
-        println!("SKIPPED: {driver:?}: {error}");
+        println!("skipped: {driver:?}: {error}");
     }
     error.is_none()
 }

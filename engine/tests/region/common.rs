@@ -6,7 +6,7 @@ use meridian::{Committed, DiskConfig, Lsn, Options, StateMachine};
 use tempfile::TempDir;
 
 /// Options over `disks` fresh directories, each a fault domain of its own, with segments of 1 MiB.
-pub fn options(dir: &TempDir, disks: usize) -> Options {
+pub(crate) fn options(dir: &TempDir, disks: usize) -> Options {
     let names: Vec<String> = (0..disks).map(|at| format!("disk-{at}")).collect();
     let disks = names.iter().map(|name| DiskConfig::new(dir.path().join(name), name, "zone-1"));
     let mut options = Options::new(disks.collect());
@@ -18,11 +18,11 @@ pub fn options(dir: &TempDir, disks: usize) -> Options {
 }
 
 /// What a machine was handed: position, partition, first sequence, records.
-pub type Seen = Vec<(Lsn, u128, u64, Vec<Vec<u8>>)>;
+pub(crate) type Seen = Vec<(Lsn, u128, u64, Vec<Vec<u8>>)>;
 
 /// Remembers every transaction.
 #[derive(Clone, Default)]
-pub struct Memory(pub Arc<Mutex<Seen>>);
+pub(crate) struct Memory(pub(crate) Arc<Mutex<Seen>>);
 
 impl StateMachine for Memory {
     fn resume_from(&self) -> Lsn {

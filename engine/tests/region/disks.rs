@@ -18,7 +18,7 @@ fn fill(region: &Region, account: AccountId, transactions: u32) {
     }
 }
 
-pub fn whole(region: &Region) {
+pub(crate) fn whole(region: &Region) {
     let start = Instant::now();
     while !region.health().unwrap().is_whole() {
         assert!(start.elapsed() < Duration::from_secs(20), "not whole in 20 s: {:#?}", region.health());
@@ -26,7 +26,7 @@ pub fn whole(region: &Region) {
     }
 }
 
-pub fn until(what: &str, done: impl Fn() -> bool) {
+pub(crate) fn until(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(20), "{what} did not happen in 20 s");
