@@ -88,6 +88,10 @@ pub struct Options {
     pub max_partitions: usize,
     /// Clients with remembered sequences, at most. Default 4,096.
     pub max_clients: usize,
+    /// What to believe when the last block's place does not verify while a disk of the set is away. By default it is taken
+    /// for a torn write that was never acknowledged; were it the last flushed block, rotten, an acknowledged
+    /// transaction would be lost. `true` refuses to open until the disk is back (FAULT-MODEL, "Known to be wrong").
+    pub strict_tail: bool,
     /// How many of its latest sequences are remembered for each client (acceptance L6). Default 256.
     pub client_window: usize,
     /// Segments kept on one disk, at most, beside the one that is kept free for the next opening; `None` leaves it to the
@@ -121,6 +125,7 @@ impl Options {
             max_partitions: 1 << 20,
             max_clients: 4_096,
             client_window: 256,
+            strict_tail: false,
             max_segments: None,
             scrub_bytes_per_second: 8 << 20,
             rebuild_bytes_per_second: 128 << 20,

@@ -209,7 +209,8 @@ impl Region {
     }
 
     /// Gives back the space of whole segments before `to`, as far as pins, the checkpoint and the unsealed tail allow.
-    /// Returns the first position still retained.
+    /// Returns the first position still retained. A state machine that has to replay from somewhere pins that position:
+    /// the log does not know how far it is durable.
     ///
     /// # Errors
     /// [`RestoreDisk`](ErrorKind::RestoreDisk) when the superblocks cannot be written on a majority of disks.

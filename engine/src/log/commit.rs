@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
-use crate::format::{BLOCK_HEADER, Block};
+use crate::format::{BLOCK_HEADER, Block, DATA_START, padded};
 use crate::log::Log;
 use crate::log::admit::degraded;
 use crate::log::index::IndexBuilder;
@@ -95,7 +95,10 @@ impl Log {
         if uncommitted > 0 {
             let worth = open.len >= WORTH_SENDING.min(self.options.block_bytes / 2);
             let share = u64::from(open.frames) * 3 >= self.outstanding.get();
-            return uncommitted < self.options.commit_depth && worth && share;
+            // After a set change the uncommitted blocks are written again, and have to fit one segment.
+            let again = pipeline.uncommitted_bytes() + padded(open.len) + DATA_START as usize;
+            let fits = again <= self.options.segment_bytes as usize;
+            return uncommitted < self.options.commit_depth && worth && share && fits;
         }
         let (answered, at) = pipeline.answered;
         pipeline.gathering = open.frames < answered / 2 && now < at + GATHER.as_nanos() as u64;

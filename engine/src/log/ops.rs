@@ -228,10 +228,6 @@ impl Ops {
         self.submit(Op::Write { disk, file, offset, data }).await.map(drop)
     }
 
-    pub(crate) async fn truncate(&self, disk: DiskIndex, file: FileId, len: u64) -> io::Result<()> {
-        self.submit(Op::Truncate { disk, file, len }).await.map(drop)
-    }
-
     pub(crate) async fn write_file(&self, disk: DiskIndex, name: String, bytes: Arc<Vec<u8>>) -> io::Result<()> {
         self.submit(Op::WriteFile { disk, name, bytes }).await.map(drop)
     }

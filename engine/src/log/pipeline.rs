@@ -109,7 +109,6 @@ pub(crate) struct Pipeline {
     pub(crate) closing: VecDeque<Seal>,
     pub(crate) open: Option<OpenBlock>,
     pub(crate) flying: VecDeque<Flying>,
-    pub(crate) flying_bytes: usize,
     /// The sequence of the next block. Sequences start at 1.
     pub(crate) next_sequence: u64,
     /// The checksum of the block before it.
@@ -159,6 +158,11 @@ impl Pipeline {
     /// Whether the present set has fewer than three disks. One that has just lost a disk is about to be changed.
     pub(crate) fn is_degraded(&self) -> bool {
         self.members.len() < COPIES
+    }
+
+    /// Bytes of blocks that are on their way and not committed.
+    pub(crate) fn uncommitted_bytes(&self) -> usize {
+        self.flying.iter().rev().take(self.uncommitted()).map(|flying| flying.data.len()).sum()
     }
 
     /// Whether the open block could take a frame of `len` bytes and still find a place in the log.
@@ -242,7 +246,6 @@ impl Pipeline {
         self.active.transactions += u64::from(flying.frames);
         self.active.records += flying.records;
         self.next_sequence += 1;
-        self.flying_bytes += flying.data.len();
         self.flying.push_back(flying);
     }
 
@@ -298,7 +301,6 @@ impl Pipeline {
             if front.sequence > self.commit || front.done & wanted != wanted {
                 break;
             }
-            self.flying_bytes -= front.data.len();
             self.flying.pop_front();
         }
     }

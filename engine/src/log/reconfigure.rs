@@ -176,7 +176,6 @@ impl Log {
         let again = self.with(|pipeline| {
             let first = pipeline.commit + 1;
             let again: Vec<Flying> = pipeline.flying.drain(..).filter(|flying| flying.sequence >= first).collect();
-            pipeline.flying_bytes = 0;
             pipeline.epoch = epoch;
             pipeline.members = set.iter().map(|&disk| self.member(disk, pipeline.commit, pipeline.committed)).collect();
             pipeline.next_sequence = first;

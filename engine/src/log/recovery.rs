@@ -416,7 +416,6 @@ impl Log {
             closing: Default::default(),
             open: None,
             flying: Default::default(),
-            flying_bytes: 0,
             next_sequence: link.sequence,
             chain: link.chain,
             commit,

@@ -59,6 +59,9 @@ pub(crate) struct Found {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     Present(usize),
+    /// Nothing was ever written there.
+    Empty,
+    /// What is there does not verify: an earlier life of the slot, a torn write, or rot.
     NotHere,
     /// It could not be read.
     Unreadable,
@@ -92,7 +95,7 @@ impl Log {
     async fn stand(&self, voter: &mut Voter, at: u32, link: Link) -> Standing {
         let size = self.options.segment_bytes;
         if voter.lost || at >= size {
-            return if voter.lost { Standing::Unreadable } else { Standing::NotHere };
+            return if voter.lost { Standing::Unreadable } else { Standing::Empty };
         }
         let place = voter.place;
         // A block that the window cuts off is read again with all its bytes.
@@ -114,6 +117,7 @@ impl Log {
             };
             let here = bytes.get((at - start) as usize..).unwrap_or(&[]);
             let verdict = check(&place, at, link, here).map(|block| block.padded_len());
+            let empty = here.iter().take(ALIGN).all(|byte| *byte == 0);
             let cut = peek_block_len(here).is_some_and(|claimed| claimed > here.len());
             voter.window = Some((start, bytes));
             match verdict {
@@ -121,6 +125,7 @@ impl Log {
                 Err(_) if cut => {
                     voter.window = None;
                 }
+                Err(_) if empty => return Standing::Empty,
                 Err(_) => return Standing::NotHere,
             }
         }
@@ -184,11 +189,13 @@ impl Log {
         let at = Lsn::new(unsealed.segment, found.end);
         let committed = found.link.sequence <= found.commit;
         let absent = |(voter, standing): (&Voter, &Standing)| {
-            *standing == Standing::NotHere && !committed && voter.flushed <= at
+            matches!(standing, Standing::Empty | Standing::NotHere) && !committed && voter.flushed <= at
         };
-        let absent = unsealed.voters.iter().zip(standings).filter(|pair| absent(*pair)).count();
+        let pairs = || unsealed.voters.iter().zip(standings).filter(|pair| absent(*pair));
         let bare = unsealed.bare.iter().filter(|flushed| !committed && **flushed <= at).count();
-        let absent = absent + bare;
+        // One of those that do not verify may be the last flushed block, rotten: the strict setting does not count it.
+        let doubt = self.options.strict_tail && pairs().any(|(_, standing)| *standing == Standing::NotHere);
+        let absent = pairs().count() + bare - usize::from(doubt);
         let needed = unsealed.set + 1 - QUORUM;
         if absent >= needed {
             return Ok(());

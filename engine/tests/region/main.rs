@@ -11,3 +11,4 @@ mod common;
 mod disks;
 mod input;
 mod read;
+mod strict;
