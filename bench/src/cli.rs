@@ -43,6 +43,12 @@ pub(crate) enum Command {
     /// Measure other libraries in turns with Meridian (needs a build with the feature `peers`).
     #[cfg(feature = "peers")]
     Peers(Load),
+    /// Measure how long a region of many sealed segments takes to open.
+    Recovery {
+        /// Sealed segments; 1,600 are as many as 100 GiB has at the default size.
+        #[arg(long, default_value_t = 1_600, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        segments: u32,
+    },
     /// Show the superblocks, segments, blocks and records of a closed region.
     Inspect {
         /// The region's disks, or some of them.

@@ -26,6 +26,7 @@ mod offline;
 #[cfg(feature = "peers")]
 mod peers;
 mod progress;
+mod recovery_job;
 mod report;
 mod space;
 mod unplug;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Some(cli::Command::Log(arguments)) => log_job::run(&cli.place(), arguments),
         #[cfg(feature = "peers")]
         Some(cli::Command::Peers(load)) => peers::run(&cli.place(), load),
+        Some(cli::Command::Recovery { segments }) => recovery_job::run(&cli.place(), *segments),
         Some(cli::Command::Inspect { disks, blocks, records, segment, json }) => {
             let depth = match (records, blocks) {
                 (true, _) => offline::Depth::Records,

@@ -111,4 +111,9 @@ impl ReadAt for PluggedReader {
         self.plugs.check(disk)?;
         self.inner.read_at(disk, file, offset, buf)
     }
+
+    fn read_file(&self, disk: DiskIndex, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+        self.plugs.check(disk)?;
+        self.inner.read_file(disk, name, limit)
+    }
 }

@@ -1,15 +1,16 @@
 //! The main job: a region on real directories commits a real data set, loses a disk, is killed, recovers, is verified,
 //! and is measured against the limit.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use meridian::{AccountId, Ack, Lsn, Options, Region};
+use meridian::{AccountId, Ack, Lsn, Options, PartitionId, Region};
 
 use crate::Outcome;
 use crate::audit::{Auditor, Ledger};
 use crate::compare::{self, region_options};
-use crate::delays::Delays;
+use crate::delays::{Delays, Totals};
 use crate::flight_load::{ACCOUNT, FlightLoad, MOST_OUTSTANDING};
 use crate::flights::Flights;
 use crate::latency::write_hgrm;
@@ -44,6 +45,8 @@ const OUTSTANDING: usize = 256;
 /// The steady load is this part of full speed, and no more than so many transactions a second.
 const STEADY_PART: f64 = 0.3;
 const STEADY_MOST: f64 = 10_000.0;
+/// Partitions that are read by themselves.
+const PARTITIONS_READ: usize = 3;
 /// The longest wait for whole copies at the end.
 const WHOLE: Duration = Duration::from_secs(20);
 /// How many acknowledged transactions are sent again.
@@ -216,6 +219,12 @@ impl<'a> Job<'a> {
                 audit.doubled, audit.gaps, audit.unacknowledged
             ),
         );
+        let alike = self.partitions_alike(&region, &totals)?;
+        self.claim(
+            "A partition read by itself gives the same records",
+            alike == PARTITIONS_READ,
+            format!("{alike} of {PARTITIONS_READ} partitions read through the segments' indexes"),
+        );
         let applied = self.delays.snapshot();
         let differ = totals.iter().filter(|(partition, totals)| applied.get(partition) != Some(totals)).count();
         let extra = applied.keys().filter(|partition| !totals.contains_key(partition)).count();
@@ -232,6 +241,22 @@ impl<'a> Job<'a> {
             audit.lost, audit.partial, audit.doubled
         ));
         Ok(())
+    }
+
+    /// Reads some partitions by themselves; how many hold exactly what reading the whole log gave.
+    fn partitions_alike(&self, region: &Region, totals: &BTreeMap<PartitionId, Totals>) -> Result<usize, String> {
+        let mut alike = 0;
+        for name in self.flights.partitions.iter().take(PARTITIONS_READ) {
+            let partition = PartitionId::named(name);
+            let mut reader = region.partition(self.account, partition, 0);
+            let mut alone = Totals::default();
+            while let Some(view) = reader.try_next().map_err(text)? {
+                let transaction = view.transaction();
+                alone.add(transaction.first_sequence(), transaction.records().map(|(_, record)| record));
+            }
+            alike += usize::from(totals.get(&partition) == Some(&alone));
+        }
+        Ok(alike)
     }
 
     /// Sends the latest acknowledged transactions once more: each must be recognised.
