@@ -1,5 +1,4 @@
 //! Marks for the simulation in the real code: planted bugs and stages. Without the feature `sim` they are nothing.
-#![allow(unused_macros, reason = "until the log has its marks")]
 
 /// Whether this run has the [`Bug`](crate::sim::Bug) of that name planted: always false outside the simulation.
 ///

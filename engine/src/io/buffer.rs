@@ -78,13 +78,14 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(map) = self.map.take() else { return };
-        if let Some(home) = self.home.take() {
+        match self.home.take() {
             // A full pool means that this one was made beyond it: it goes back to the system.
-            drop(home.push(map));
-            return;
+            Some(home) => drop(home.push(map)),
+            #[cfg(feature = "sim")]
+            None => kept::keep(map),
+            #[cfg(not(feature = "sim"))]
+            None => drop(map),
         }
-        #[cfg(feature = "sim")]
-        kept::keep(map);
     }
 }
 

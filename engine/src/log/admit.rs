@@ -158,6 +158,7 @@ impl Log {
         let (client, client_sequence) = (transaction.client, transaction.client_sequence);
         if client != ClientId::NONE {
             match tables.retry(client, client_sequence, &self.options)? {
+                _ if planted!(DedupOff) => {}
                 Retry::New => {}
                 Retry::Applied(commit) => return Ok(Verdict::Repeated { commit, all }),
                 Retry::TooOld => {
@@ -184,6 +185,7 @@ impl Log {
     /// Encodes a frame into the open block; `None` when there is no room now.
     fn enter(&self, admission: &Admission<'_>, at: u64) -> Result<Option<Receipt>> {
         let records = admission.records;
+        let records = if planted!(HalfTransaction) { &records[..records.len().div_ceil(2)] } else { records };
         let len = frame_len(records).ok_or_else(|| Error::invalid("a transaction has 1 to 65,535 records"))?;
         if len > self.options.transaction_bytes {
             let most = self.options.transaction_bytes;

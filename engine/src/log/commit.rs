@@ -122,6 +122,9 @@ impl Log {
         for (member, file) in members.iter().zip(&files).filter(|(member, _)| member.live) {
             self.ops.write_block(member.token, sequence, member.disk, *file, offset, flying.data.clone());
         }
+        if planted!(AckBeforeDurable) {
+            members.iter().for_each(|member| drop(pipeline.complete(member.token, sequence, true)));
+        }
         self.place_pending(pipeline);
     }
 

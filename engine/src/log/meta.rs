@@ -50,7 +50,10 @@ impl Log {
     pub(crate) async fn persist(&self, must: &[DiskIndex]) -> Result<()> {
         let _one_at_a_time = self.superblocks.lock().await;
         self.meta.borrow_mut().generation += 1;
-        let targets = self.superblock_targets();
+        let mut targets = self.superblock_targets();
+        if planted!(SealOnOneDisk) {
+            targets.truncate(1);
+        }
         let writes = targets.iter().map(|&(disk, file, turn, id)| async move {
             let bytes = self
                 .superblock(disk, id)
@@ -72,6 +75,9 @@ impl Log {
         let results = join_all(writes).await;
         let written: Vec<DiskIndex> = results.iter().filter_map(|result| result.as_ref().ok().copied()).collect();
         let majority = self.meta.borrow().majority();
+        if planted!(SealOnOneDisk) && !written.is_empty() {
+            return Ok(());
+        }
         if written.len() < majority {
             let message = format!("superblocks written on {} disks, {majority} needed", written.len());
             return Err(Error::new(ErrorKind::RestoreDisk, message));

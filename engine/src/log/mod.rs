@@ -264,6 +264,10 @@ impl Log {
     }
 
     fn on_block(&self, token: u16, sequence: u64, result: std::io::Result<()>) {
+        #[cfg(feature = "sim")]
+        if result.is_err() && planted!(RetryFlush) && self.retry_flush(token, sequence) {
+            return;
+        }
         let now = self.ops.now();
         let ok = result.is_ok();
         let progress = self.with(|pipeline| {
@@ -278,6 +282,20 @@ impl Log {
         if let (Progress::Lost(disk), Err(error)) = (progress, result) {
             self.lose(disk, DiskState::Failed, format!("a block's write failed: {error}"));
         }
+    }
+
+    /// The planted bug: the write that failed is sent again, and the disk goes on counting.
+    #[cfg(feature = "sim")]
+    fn retry_flush(&self, token: u16, sequence: u64) -> bool {
+        self.with(|pipeline| {
+            let Some(at) = pipeline.members.iter().position(|member| member.token == token) else { return false };
+            let flying = pipeline.flying.iter().find(|flying| flying.sequence == sequence);
+            let Some(flying) = flying.filter(|flying| flying.segment == pipeline.active.id) else { return false };
+            let (disk, file) = (pipeline.members[at].disk, pipeline.active.files[at]);
+            let (offset, data) = (u64::from(flying.offset), flying.data.clone());
+            self.ops.write_block(token, sequence, disk, file, offset, data);
+            true
+        })
     }
 
     /// A disk no longer counts: the set is changed without it, its copies are rebuilt elsewhere.

@@ -265,6 +265,9 @@ impl Pipeline {
         if let Some(flying) = self.flying.get_mut((sequence - first) as usize) {
             flying.done |= 1 << at;
         }
+        if planted!(AckOutOfOrder) {
+            member.durable = member.durable.max(sequence);
+        }
         let mut moved = false;
         while let Some(flying) = self.flying.get((member.durable + 1).wrapping_sub(first) as usize) {
             if flying.done & (1 << at) == 0 {
@@ -282,7 +285,8 @@ impl Pipeline {
         let mut durable: Vec<u64> =
             self.members.iter().filter(|member| member.live).map(|member| member.durable).collect();
         durable.sort_unstable_by(|a, b| b.cmp(a));
-        durable.get(QUORUM - 1).copied().unwrap_or(0).max(self.commit)
+        let quorum = if planted!(CommitBeforeQuorum) { 1 } else { QUORUM };
+        durable.get(quorum - 1).copied().unwrap_or(0).max(self.commit)
     }
 
     /// The highest block that all three copies hold.

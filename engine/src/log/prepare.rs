@@ -127,6 +127,7 @@ impl Log {
         set: &[DiskId],
         need: Need,
     ) -> Result<Vec<Slot>, ()> {
+        let _stage = stage!(Prepare);
         let log = self.meta.borrow().log();
         let header = SegmentHeader { log, segment: id, epoch, size: self.options.segment_bytes, set: set.to_vec() };
         let bytes = header.encode();

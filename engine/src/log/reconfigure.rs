@@ -91,6 +91,7 @@ impl Log {
     }
 
     async fn change_set(&self) -> Result<()> {
+        let _stage = stage!(Reconfigure);
         let started = self.ops.now();
         self.with(|pipeline| pipeline.paused = true);
         self.quiesce().await;
@@ -271,6 +272,7 @@ impl Log {
 /// or of the first that holds none.
 fn cut(pipeline: &Pipeline, set: &[DiskId]) -> Seal {
     let uncommitted = pipeline.flying.iter().find(|flying| flying.sequence > pipeline.commit);
+    let uncommitted = uncommitted.filter(|_| !planted!(SealBeyondCommit));
     let Some(first) = uncommitted else { return pipeline.seal_active(set) };
     let full = pipeline.closing.iter().find(|seal| seal.segment == first.segment).cloned();
     let whole = full.unwrap_or_else(|| pipeline.seal_active(set));

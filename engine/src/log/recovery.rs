@@ -66,6 +66,9 @@ impl Log {
             meta.promised = Epoch(found.promised.0 + 1);
             meta.clean = false;
         }
+        if planted!(SkipPromise) {
+            return Ok(());
+        }
         self.persist(&[]).await
     }
 
@@ -167,7 +170,9 @@ impl Log {
         let segment = catalog.get(id).expect("an unsealed segment was listed from the catalog");
         let log = self.meta.borrow().log();
         // Every live disk promises an epoch before any learns that it begins: one that promised it is not stale.
-        let knows = |known: &&Known| known.epochs.contains(&segment.epoch) || known.promised >= segment.epoch;
+        let knows = |known: &&Known| {
+            known.epochs.contains(&segment.epoch) || known.promised >= segment.epoch || planted!(StaleDiskVotes)
+        };
         let votes = |disk: DiskIndex| found.disks.get(&disk).filter(knows);
         let voters = segment.copies.iter().filter_map(|copy| {
             let known = votes(copy.disk)?;
@@ -178,6 +183,8 @@ impl Log {
         let members = segment.set.iter().filter_map(|id| disks.iter().find(|disk| disk.id == Some(*id)));
         let without = members.filter(|disk| segment.copy_on(disk.index).is_none() && !disk.unread);
         let bare = without.filter_map(|disk| votes(disk.index)).map(|known| known.flushed);
+        let blank = disks.iter().filter(|disk| disk.state == DiskState::Blank && planted!(BlankDiskVotes));
+        let bare = bare.chain(blank.map(|_| Lsn::ZERO));
         Unsealed {
             segment: id,
             epoch: segment.epoch,

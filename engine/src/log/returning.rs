@@ -11,6 +11,7 @@ use crate::types::DiskId;
 impl Log {
     /// Takes a disk back that was lost, or with `replace` an empty directory in its place.
     pub(crate) async fn return_disk(&self, at: usize, replace: bool) -> Result<()> {
+        let _stage = stage!(Return);
         let disk = DiskIndex(at);
         let (path, state) = {
             let disks = self.disks.borrow();

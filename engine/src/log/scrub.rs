@@ -80,6 +80,7 @@ impl Log {
     }
 
     async fn scrub_copy(&self, id: SegmentId, disk: DiskIndex, rate: u64, report: &mut ScrubReport) {
+        let _stage = stage!(Scrub);
         let Some((copy, seal, header)) = self.scrubbable(id, disk) else { return };
         let place = Place { log: seal.log, epoch: seal.epoch, segment: id, disk, file: copy.slot.file };
         self.scrub_pages(&place, &header, &seal, report).await;

@@ -119,6 +119,7 @@ impl Log {
     }
 
     async fn write_pages(&self, segment: SegmentId, seal: &Seal, copies: &[Copy]) {
+        let _stage = stage!(Seal);
         let _slots_stay = self.paging.lock().await;
         if self.is_trimmed(segment) {
             return;
@@ -155,6 +156,7 @@ impl Log {
     /// Writes a sealed segment's index beside its copies and moves the tables over it. An index that cannot be written
     /// is no loss: it is made again from the segment when it is needed.
     async fn write_index(&self, segment: SegmentId) {
+        let _stage = stage!(Seal);
         let builder = self.builder(segment);
         let Some(mut checkpointer) = self.checkpointer.borrow_mut().take() else { return };
         let (log, window) = (self.meta.borrow().log(), self.options.client_window);

@@ -143,6 +143,7 @@ impl Tables {
     /// Moves the tables over one more segment. `accounts` are the records of the frames in `index.system`.
     pub(crate) fn advance(&mut self, index: &SegmentIndex, accounts: &[AccountRecord], window: usize) {
         for &IndexPartition { account, partition, next_sequence, .. } in &index.partitions {
+            let next_sequence = if planted!(SequencesRestart) { 0 } else { next_sequence };
             self.partitions.insert((account, partition), next_sequence);
         }
         for commit in &index.clients {
@@ -174,7 +175,7 @@ impl Tables {
         for PartitionRecord { account, partition, next_sequence } in checkpoint.partitions {
             tables.partitions.insert((account, partition), next_sequence);
         }
-        for commit in checkpoint.clients {
+        for commit in checkpoint.clients.into_iter().filter(|_| !planted!(CheckpointForgetsClients)) {
             tables.remember(commit, window);
         }
         tables

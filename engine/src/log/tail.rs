@@ -84,6 +84,7 @@ impl Log {
                 standings.push(self.stand(voter, found.end, found.link).await);
             }
             let present = standings.iter().position(|standing| matches!(standing, Standing::Present(_)));
+            let present = present.filter(|_| !planted!(ShortestLog) || !standings.contains(&Standing::NotHere));
             let Some(holder) = present else {
                 self.check_end(unsealed, &standings, &mut found).await?;
                 return Ok(found);
@@ -163,6 +164,7 @@ impl Log {
             }
         }
         let lacking = standings.iter().any(|standing| !matches!(standing, Standing::Present(_)));
+        let lacking = lacking && !planted!(SkipWriteBack);
         let copy = lacking.then(|| shared(bytes)).transpose()?;
         for (voter, standing) in unsealed.voters.iter_mut().zip(standings) {
             let (Some(data), false) = (&copy, matches!(standing, Standing::Present(_))) else { continue };
@@ -189,7 +191,8 @@ impl Log {
         let at = Lsn::new(unsealed.segment, found.end);
         let committed = found.link.sequence <= found.commit;
         let absent = |(voter, standing): (&Voter, &Standing)| {
-            matches!(standing, Standing::Empty | Standing::NotHere) && !committed && voter.flushed <= at
+            let not_here = matches!(standing, Standing::Empty | Standing::NotHere);
+            (not_here && !committed && voter.flushed <= at) || planted!(FaultyIsAbsent)
         };
         let pairs = || unsealed.voters.iter().zip(standings).filter(|pair| absent(*pair));
         let bare = unsealed.bare.iter().filter(|flushed| !committed && **flushed <= at).count();

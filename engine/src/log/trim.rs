@@ -13,6 +13,7 @@ impl Log {
     /// Trims whole segments before `to`, never past a pin, the checkpoint or the last sealed segment. Returns the first
     /// position that is retained.
     pub(crate) async fn trim(&self, to: Lsn) -> Result<Lsn> {
+        let _stage = stage!(Trim);
         let checkpoint = self.write_checkpoint().await;
         let old = self.meta.borrow().trim;
         // Without a new checkpoint, the last one still allows what it covers.
@@ -21,7 +22,9 @@ impl Log {
         if first > old {
             self.meta.borrow_mut().trim = first;
             self.write_catalog(|catalog| catalog.first = first);
-            self.persist(&[]).await?;
+            if !planted!(ReuseBeforeTrim) {
+                self.persist(&[]).await?;
+            }
             self.free_trimmed(first).await;
         }
         Ok(Lsn::new(first, DATA_START))
@@ -29,6 +32,7 @@ impl Log {
 
     fn first_to_keep(&self, to: Lsn, checkpoint: SegmentId) -> SegmentId {
         let pin = lock(&self.shared.pins).lowest().unwrap_or(Lsn::MAX);
+        let pin = if planted!(TrimPastPin) { Lsn::MAX } else { pin };
         let catalog = self.catalog.borrow();
         // The last sealed segment holds the link that the unsealed ones start from, once its seal is on its copies.
         let settled = |segment: &Segment| segment.seal.is_some() && segment.complete().count() >= QUORUM;

@@ -79,6 +79,14 @@ impl Run {
 
 /// Verifies the block at the start of `bytes` as the one that belongs at `at` behind `link`.
 pub(crate) fn check<'a>(place: &Place, at: u32, link: Link, bytes: &'a [u8]) -> Result<Block<'a>, FormatError> {
+    if planted!(RecycledBlock) {
+        return Block::verify(bytes);
+    }
+    if planted!(IgnoreEpoch) || planted!(WrongChainCheck) {
+        let block = Block::verify(bytes)?;
+        let epoch = if planted!(IgnoreEpoch) { block.header().epoch } else { place.epoch };
+        return Block::verify_at(bytes, place.log, epoch, place.segment, at);
+    }
     let block = Block::verify_at(bytes, place.log, place.epoch, place.segment, at)?;
     let header = block.header();
     let wrong = |what, expected, found| FormatError { at: 0, what, expected, found };

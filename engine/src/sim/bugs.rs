@@ -39,7 +39,7 @@ pub enum Bug {
     SkipPromise,
     /// Recovery does not check that a block follows the one before it.
     WrongChainCheck,
-    /// A rebuild copies without verifying what it read.
+    /// A rebuild copies, and a replay reads, without verifying.
     RebuildUnverified,
     /// A block from the file's earlier life is accepted.
     RecycledBlock,
@@ -49,12 +49,12 @@ pub enum Bug {
     SealOnOneDisk,
     /// Trimming ignores retention pins.
     TrimPastPin,
-    /// A copy that failed during its segment's life counts as complete when the segment is sealed.
-    FailedCopyComplete,
+    /// A disk's late copies count as complete without being reread.
+    LateCopyUnread,
     /// Partition sequences start again after recovery.
     SequencesRestart,
-    /// Recovery exposes the log before its seal is durable.
-    ExposeBeforeSeal,
+    /// What clients had committed is not in the tables that a checkpoint brings back.
+    CheckpointForgetsClients,
 }
 
 impl Bug {
@@ -81,9 +81,9 @@ impl Bug {
         Bug::AckOutOfOrder,
         Bug::SealOnOneDisk,
         Bug::TrimPastPin,
-        Bug::FailedCopyComplete,
+        Bug::LateCopyUnread,
         Bug::SequencesRestart,
-        Bug::ExposeBeforeSeal,
+        Bug::CheckpointForgetsClients,
     ];
 }
 

@@ -203,7 +203,7 @@ impl State {
         let Some(target) = self.media[at].inodes.get_mut(&inode) else { return Ok(Output::Done) };
         let (grows, dropped) = (range.end.saturating_sub(target.len()), target.drops_write(&range));
         if dropped {
-            self.fire(FaultKind::FailedFlush, Some(at), Some(OpKind::Write), file);
+            self.note(|| format!("a write to {file} after the failed flush is dropped"));
             return Ok(Output::Done);
         }
         let full = self.media[at].condition == Condition::Full;

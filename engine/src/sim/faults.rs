@@ -11,8 +11,11 @@ pub(super) struct Mischief {
     world: World,
     paths: Vec<PathBuf>,
     victim: usize,
-    /// Old states of the victim.
+    /// Old states of the victim, those before `old` from before the last opening.
     images: Vec<Image>,
+    old: usize,
+    /// The second disk that is out of reach.
+    away: Option<usize>,
     /// The disk that the victim changed places with.
     swapped: Option<usize>,
     /// It came back empty: its place is given to a new disk.
@@ -27,7 +30,7 @@ impl Mischief {
     pub(super) fn new(world: World, paths: Vec<PathBuf>, rng: &mut fastrand::Rng) -> Mischief {
         let victim = rng.usize(..paths.len());
         let gentle = rng.u8(..5) == 0;
-        Mischief { world, paths, victim, images: Vec::new(), swapped: None, blank: false, touched: false, gentle }
+        Mischief { world, paths, victim, images: Vec::new(), old: 0, away: None, swapped: None, blank: false, touched: false, gentle }
     }
 
     pub(super) fn victim(&self) -> usize {
@@ -69,6 +72,48 @@ impl Mischief {
             _ => self.set_condition(rng),
         }
         self.touched = true;
+    }
+
+    /// What was a state of the victim until now is an old one, as the region has begun another epoch.
+    pub(super) fn age_images(&mut self) {
+        self.old = self.images.len();
+    }
+
+    /// Now and then more goes wrong than the model allows: the victim has lost what it had, in a way that shows, and another
+    /// disk is away. The region may refuse to open, and must not lose anything.
+    pub(super) fn beyond(&mut self, rng: &mut fastrand::Rng) -> bool {
+        if self.gentle || self.swapped.is_some() || rng.u8(..4) > 0 {
+            return false;
+        }
+        self.touched = true;
+        let path = self.path().to_owned();
+        self.world.set_condition(&path, Condition::Healthy);
+        match rng.u8(..4) {
+            0 => {
+                self.blank = true;
+                self.world.blank(&path);
+            }
+            1 | 2 if self.old > 0 => {
+                let image = &self.images[rng.usize(..self.old)];
+                self.world.restore(&path, image);
+            }
+            _ => {
+                for (name, len) in self.world.files(&path).iter().filter(|(name, _)| name.starts_with("slot-")) {
+                    self.world.spoil(&path, name, 0..*len);
+                }
+            }
+        }
+        let away = (self.victim + rng.usize(1..self.paths.len())) % self.paths.len();
+        self.away = Some(away);
+        self.world.set_condition(&self.paths[away], Condition::Lost);
+        true
+    }
+
+    /// The second disk is back.
+    pub(super) fn end_beyond(&mut self) {
+        if let Some(away) = self.away.take() {
+            self.world.set_condition(&self.paths[away], Condition::Healthy);
+        }
     }
 
     /// Something happens while the region works.
@@ -124,6 +169,7 @@ impl Mischief {
     pub(super) fn forget(&mut self) {
         self.world.disarm();
         self.images.clear();
+        self.old = 0;
         (self.swapped, self.blank, self.touched) = (None, false, false);
     }
 

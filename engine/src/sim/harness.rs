@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::bugs::{Bug, InStage, Stage, enter_stage, plant, reached};
-use super::fault::FaultKind;
+use super::fault::{FaultKind, OpKind};
 use super::faults::Mischief;
 use super::life::{End, Life};
 use super::oracle::{Answer, Oracle};
@@ -92,6 +92,10 @@ pub(super) struct Run {
     /// Whether a refusal to open says nothing: the region may never have been made.
     pub(super) tentative: bool,
     cells: Cells,
+    /// Steps until the disk whose flush failed must have been found out; 0 for never.
+    pub(super) flush_failed: u32,
+    /// A second disk is away for this opening: it may be refused, but must not lose anything.
+    pub(super) beyond: bool,
     /// Openings in a row that did not get through.
     broken_openings: u32,
 }
@@ -159,6 +163,8 @@ impl Run {
             names: 0,
             tentative: false,
             cells: Cells::new(),
+            flush_failed: 0,
+            beyond: false,
             broken_openings: 0,
             rng,
         }
@@ -171,6 +177,9 @@ impl Run {
     /// Notes which faults bit since the last look.
     pub(super) fn count(&mut self) {
         for fired in self.world.take_fired() {
+            if fired.kind == FaultKind::FailedFlush && fired.op == Some(OpKind::Write) {
+                self.flush_failed = 3;
+            }
             for stage in fired.stages() {
                 *self.cells.entry((fired.kind, stage)).or_default() += 1;
             }
@@ -188,7 +197,14 @@ impl Run {
                 break;
             }
             self.mischief.between_lives(&mut self.rng);
-            self.life(Mode::Open, false);
+            if self.mischief.beyond(&mut self.rng) {
+                self.beyond = true;
+                self.life(Mode::Open, false);
+                self.beyond = false;
+                self.mischief.end_beyond();
+            } else {
+                self.life(Mode::Open, false);
+            }
         }
         if !self.failed() && made {
             self.mischief.repair();
@@ -257,12 +273,16 @@ impl Run {
     /// One opening of the region, to its end.
     fn life(&mut self, mode: Mode, last: bool) -> End {
         let most = if self.rng.bool() { 60 } else { 400 };
-        let cut = (!last && self.rng.u8(..3) == 0).then(|| self.rng.u64(1..most));
+        let cut = (!last && !self.beyond && self.rng.u8(..3) == 0).then(|| self.rng.u64(1..most));
         self.world.crash_after(cut);
+        self.flush_failed = 0;
         let stage = self.opening_stage(mode);
         let end = Life::start(self, mode, last).run(stage);
         self.count();
         self.broken_openings = if end == End::Opened { 0 } else { self.broken_openings + 1 };
+        if end == End::Opened {
+            self.mischief.age_images();
+        }
         end
     }
 

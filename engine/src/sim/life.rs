@@ -117,6 +117,10 @@ impl<'a> Life<'a> {
         self.run.oracle().complain(what);
     }
 
+    pub(super) fn victim(&self) -> usize {
+        self.run.mischief.victim()
+    }
+
     pub(super) fn failed(&self) -> bool {
         self.run.failed()
     }
@@ -176,13 +180,16 @@ impl<'a> Life<'a> {
     fn refused_to_open(&mut self, error: &Error) {
         self.world.note(|| format!("did not open: {:?}: {error}", error.kind()));
         let full = error.kind() == ErrorKind::NoSpace && self.run.options.max_segments.take().is_some();
-        let excused = !self.world.running() || self.run.tentative || full;
+        let excused = !self.world.running() || self.run.tentative || self.run.beyond || full;
         if !excused && !self.run.mischief.undo_swap() {
             self.complain(format!("the region does not open with one bad disk: {:?}: {error}", error.kind()));
         }
     }
 
     fn work_and_end(&mut self) {
+        if self.run.beyond {
+            return self.world.crash();
+        }
         if self.last {
             self.run.habits.fault = 0;
             return self.make_whole();
@@ -194,6 +201,7 @@ impl<'a> Life<'a> {
             0 => self.close(),
             1 => {
                 self.settle();
+                self.compare_copies(true);
                 self.world.crash();
             }
             _ => self.world.crash(),
@@ -216,6 +224,7 @@ impl<'a> Life<'a> {
         let phase = self.core.step(wait);
         self.run.count();
         self.collect();
+        self.check_failed_flush();
         match phase {
             _ if self.run.failed() || !self.world.running() => Some(Stop::Cut),
             Phase::Closed => Some(Stop::Closed),
@@ -224,6 +233,19 @@ impl<'a> Life<'a> {
                 Some(Stop::Cut)
             }
             Phase::Opening | Phase::Running => None,
+        }
+    }
+
+    /// A disk that failed a flush does not count until it was returned and rebuilt (invariant 5).
+    fn check_failed_flush(&mut self) {
+        if self.run.flush_failed == 0 || !self.world.running() {
+            return;
+        }
+        self.run.flush_failed -= 1;
+        let victim = self.run.mischief.victim();
+        let healthy = self.core.log().disks.borrow()[victim].is_live();
+        if self.run.flush_failed == 0 && healthy {
+            self.complain(format!("disk {victim} failed a flush and still counts"));
         }
     }
 

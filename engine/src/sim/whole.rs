@@ -10,14 +10,20 @@ use crate::types::SegmentId;
 impl Life<'_> {
     /// Brings every disk back, lets everything be repaired, and looks at everything.
     pub(super) fn make_whole(&mut self) {
+        self.compare_copies(true);
+        let reread = !matches!(self.standing(self.victim()), Some(DiskState::Healthy));
         let done = self.return_disks();
         let done = done.or_else(|| self.commit_some());
-        let done = done.or_else(|| self.scrub_clean());
+        let done = done.or_else(|| self.scrub_clean(reread));
         if done.is_some() || self.failed() {
             return;
         }
-        self.compare_copies();
+        self.compare_copies(false);
         self.close();
+    }
+
+    fn standing(&mut self, disk: usize) -> Option<DiskState> {
+        self.health().ok().map(|health| health.disks[disk].state)
     }
 
     fn health(&mut self) -> Result<Health, Stop> {
@@ -86,14 +92,20 @@ impl Life<'_> {
     }
 
     /// After one scrub has repaired what rotted, the next one finds nothing.
-    fn scrub_clean(&mut self) -> Option<Stop> {
-        for _ in 0..2 {
+    /// If the victim was just reread as a whole, the first finds nothing either (invariant 5).
+    fn scrub_clean(&mut self, reread: bool) -> Option<Stop> {
+        for round in 0..2 {
             let mut ticket = self.control(|done| Control::Scrub { done });
             let stop = self.step_until("a scrub", |_| ticket.as_ref().is_none_or(|ticket| ticket.is_done()));
             if stop.is_some() {
                 return stop;
             }
-            drop(ticket.take());
+            let report = ticket.take().and_then(|ticket| ticket.wait().ok()).and_then(Result::ok);
+            let found = report.map_or(0, |report| report.corrupt);
+            if found > 0 && (reread || round > 0) {
+                self.complain(format!("scrub {round} found {found} corrupt places in copies that count as verified"));
+                return Some(Stop::Cut);
+            }
             if let Some(stop) = self.return_disks() {
                 return Some(stop);
             }
@@ -101,12 +113,14 @@ impl Life<'_> {
         None
     }
 
-    /// Sealed copies are bitwise identical up to the seal (invariant 4), and hold nothing but verified blocks.
-    fn compare_copies(&mut self) {
+    /// Sealed copies are bitwise identical up to the seal (invariant 4), and hold nothing but verified blocks. Those on
+    /// the victim may lie until it was repaired.
+    pub(super) fn compare_copies(&mut self, but_victim: bool) {
+        let victim = self.victim();
         let copies: Vec<(SegmentId, Seal, Vec<(usize, Slot)>)> = self.sealed_copies();
         for (id, seal, slots) in copies {
             let mut first: Option<Vec<u8>> = None;
-            for (disk, slot) in slots {
+            for (disk, slot) in slots.into_iter().filter(|(disk, _)| !but_victim || *disk != victim) {
                 let path = self.disk_path(disk);
                 let Some(bytes) = self.world().bytes(&path, &Slot::name(slot.number)) else {
                     return self.complain(format!("segment {} has no file on disk {disk}", id.0));
