@@ -295,6 +295,20 @@ impl Log {
                 entry.seal = Some(seal.clone());
             }
         }
+        // What the superblocks know to exist exists, also where no disk at hand has a copy of it.
+        let absent = |epoch: Epoch, set: &[DiskId], seal: Option<&Seal>| Segment {
+            epoch,
+            set: set.to_vec(),
+            seal: seal.cloned(),
+            copies: Vec::new(),
+            indexed: false,
+        };
+        for seal in meta.seals.iter().filter(|seal| seal.segment >= meta.trim) {
+            segments.entry(seal.segment).or_insert_with(|| absent(seal.epoch, &seal.set, Some(seal)));
+        }
+        for entry in meta.epochs.iter().filter(|entry| entry.first_segment >= meta.trim) {
+            segments.entry(entry.first_segment).or_insert_with(|| absent(entry.epoch, &entry.set, None));
+        }
         // Behind a gap there is nothing that was ever acknowledged, or the opening fails for lack of copies.
         let mut next = segments.first_key_value().map_or(meta.trim.0, |(id, _)| id.0);
         segments.retain(|id, _| {

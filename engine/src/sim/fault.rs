@@ -183,6 +183,8 @@ pub struct Fired {
     /// The file that the operation concerned, if any.
     pub file: String,
     pub(super) stages: u16,
+    /// Whether the operation is the write of a block.
+    pub(super) append: bool,
 }
 
 impl Fired {

@@ -30,7 +30,18 @@ impl Mischief {
     pub(super) fn new(world: World, paths: Vec<PathBuf>, rng: &mut fastrand::Rng) -> Mischief {
         let victim = rng.usize(..paths.len());
         let gentle = rng.u8(..5) == 0;
-        Mischief { world, paths, victim, images: Vec::new(), old: 0, away: None, swapped: None, blank: false, touched: false, gentle }
+        Mischief {
+            world,
+            paths,
+            victim,
+            images: Vec::new(),
+            old: 0,
+            away: None,
+            swapped: None,
+            blank: false,
+            touched: false,
+            gentle,
+        }
     }
 
     pub(super) fn victim(&self) -> usize {
@@ -74,9 +85,14 @@ impl Mischief {
         self.touched = true;
     }
 
-    /// What was a state of the victim until now is an old one, as the region has begun another epoch.
-    pub(super) fn age_images(&mut self) {
-        self.old = self.images.len();
+    /// How many old states of the victim are kept.
+    pub(super) fn images(&self) -> usize {
+        self.images.len()
+    }
+
+    /// The first `old` states are from before the last opening: the region has begun another epoch since.
+    pub(super) fn age_images(&mut self, old: usize) {
+        self.old = old;
     }
 
     /// Now and then more goes wrong than the model allows: the victim has lost what it had, in a way that shows, and another

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::bugs::{Bug, InStage, Stage, enter_stage, plant, reached};
-use super::fault::{FaultKind, OpKind};
+use super::fault::FaultKind;
 use super::faults::Mischief;
 use super::life::{End, Life};
 use super::oracle::{Answer, Oracle};
@@ -177,7 +177,7 @@ impl Run {
     /// Notes which faults bit since the last look.
     pub(super) fn count(&mut self) {
         for fired in self.world.take_fired() {
-            if fired.kind == FaultKind::FailedFlush && fired.op == Some(OpKind::Write) {
+            if fired.kind == FaultKind::FailedFlush && fired.append {
                 self.flush_failed = 3;
             }
             for stage in fired.stages() {
@@ -277,11 +277,12 @@ impl Run {
         self.world.crash_after(cut);
         self.flush_failed = 0;
         let stage = self.opening_stage(mode);
+        let images = self.mischief.images();
         let end = Life::start(self, mode, last).run(stage);
         self.count();
         self.broken_openings = if end == End::Opened { 0 } else { self.broken_openings + 1 };
         if end == End::Opened {
-            self.mischief.age_images();
+            self.mischief.age_images(images);
         }
         end
     }

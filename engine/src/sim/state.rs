@@ -75,6 +75,8 @@ pub(super) struct State {
     held: Vec<(u64, Pending)>,
     /// How many of those in flight write blocks.
     appending: usize,
+    /// Whether the operation that is being done is one of these.
+    at_append: bool,
     pub(super) operations: u64,
     crash_at: Option<u64>,
     pub(super) next_file: u32,
@@ -102,6 +104,7 @@ impl State {
             pending: BTreeMap::new(),
             held: Vec::new(),
             appending: 0,
+            at_append: false,
             operations: 0,
             crash_at: None,
             next_file: 0,
@@ -162,7 +165,7 @@ impl State {
         self.digest_words(&[2, kind as u64, medium.map_or(u64::MAX, |medium| medium as u64)]);
         let appending = self.appending > 0;
         let stages = stages() | u16::from(appending) << Stage::Append as u16;
-        self.fired.push(Fired { kind, disk, op, file: file.to_owned(), stages });
+        self.fired.push(Fired { kind, disk, op, file: file.to_owned(), stages, append: self.at_append });
     }
 }
 
@@ -261,7 +264,9 @@ impl State {
             return;
         }
         let (process, id) = (pending.process, pending.id);
+        self.at_append = (self.options.is_append)(id);
         let result = self.effect(pending);
+        self.at_append = false;
         self.appending -= usize::from((self.options.is_append)(id));
         let code = match &result {
             Ok(Output::Read(buffer)) => buffer.len() as u64,

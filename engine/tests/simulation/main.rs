@@ -5,6 +5,8 @@
 //! - `MERIDIAN_SEED` names the schedule that `replay` runs; its trace goes to standard error when it fails.
 #![allow(clippy::disallowed_methods, reason = "a test starts threads and looks at the time")]
 
+mod planted;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,0 +1,65 @@
+//! Each planted bug is caught within a minute: the harness finds what it is there to find.
+
+use std::time::{Duration, Instant};
+
+use meridian::sim::{Bug, Schedule};
+
+/// Schedules with the bug planted, until one finds it.
+fn is_caught(bug: Bug) {
+    let started = Instant::now();
+    let mut reached = 0;
+    for seed in 0.. {
+        let outcome = Schedule { seed, bug: Some(bug), ..Schedule::default() }.run();
+        reached += outcome.reached;
+        if let Some(violation) = outcome.violation {
+            println!("{bug:?}: seed {seed} after {:.2?}: {violation}", started.elapsed());
+            return;
+        }
+        let tried = started.elapsed();
+        assert!(
+            tried < Duration::from_secs(60),
+            "{bug:?} was not caught by {seed} schedules; its place was reached {reached} times"
+        );
+    }
+}
+
+macro_rules! caught {
+    ($($test:ident: $bug:ident,)*) => {
+        $(#[test]
+        fn $test() {
+            is_caught(Bug::$bug);
+        })*
+
+        #[test]
+        fn every_planted_bug_has_a_test() {
+            assert_eq!(Bug::ALL.len(), [$(Bug::$bug),*].len());
+        }
+    };
+}
+
+caught! {
+    commit_before_quorum: CommitBeforeQuorum,
+    ack_before_durable: AckBeforeDurable,
+    skip_write_back: SkipWriteBack,
+    faulty_is_absent: FaultyIsAbsent,
+    ignore_epoch: IgnoreEpoch,
+    shortest_log: ShortestLog,
+    longest_log: LongestLog,
+    retry_flush: RetryFlush,
+    seal_beyond_commit: SealBeyondCommit,
+    stale_disk_votes: StaleDiskVotes,
+    blank_disk_votes: BlankDiskVotes,
+    reuse_before_trim: ReuseBeforeTrim,
+    dedup_off: DedupOff,
+    half_transaction: HalfTransaction,
+    skip_promise: SkipPromise,
+    wrong_chain_check: WrongChainCheck,
+    rebuild_unverified: RebuildUnverified,
+    recycled_block: RecycledBlock,
+    ack_out_of_order: AckOutOfOrder,
+    seal_on_one_disk: SealOnOneDisk,
+    trim_past_pin: TrimPastPin,
+    late_copy_unread: LateCopyUnread,
+    sequences_restart: SequencesRestart,
+    checkpoint_forgets_clients: CheckpointForgetsClients,
+}
