@@ -116,7 +116,7 @@ impl Log {
             members: meta.members.clone(),
             epochs: meta.epochs.clone(),
             seals: meta.seals.clone(),
-            trim: meta.trim,
+            trim: if planted!(ReuseBeforeTrim) { SegmentId(1) } else { meta.trim },
             flushed,
             committed,
             clean: meta.clean,

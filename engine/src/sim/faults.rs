@@ -85,6 +85,13 @@ impl Mischief {
         self.touched = true;
     }
 
+    /// Keeps the victim's present state, to bring it back as an old one.
+    pub(super) fn remember(&mut self) {
+        if !self.gentle && self.swapped.is_none() {
+            self.images.push(self.world.snapshot(self.path()));
+        }
+    }
+
     /// How many old states of the victim are kept.
     pub(super) fn images(&self) -> usize {
         self.images.len()
@@ -95,32 +102,46 @@ impl Mischief {
         self.old = old;
     }
 
+    /// Decides whether the next opening is to be one with a second disk away.
+    pub(super) fn plan_beyond(&mut self, rng: &mut fastrand::Rng) {
+        let other = (self.victim + rng.usize(1..self.paths.len())) % self.paths.len();
+        self.away = (!self.gentle && rng.u8(..4) == 0).then_some(other);
+    }
+
+    /// Makes every disk late but the two that will then be damaged and away: they alone hold the end of the log. Late disks
+    /// are in order again when called with `false`; false when nothing is planned.
+    pub(super) fn others_late(&self, late: bool) -> bool {
+        let Some(away) = self.away.filter(|_| self.swapped.is_none()) else { return false };
+        let condition = if late { Condition::Slow(30) } else { Condition::Healthy };
+        let others = (0..self.paths.len()).filter(|at| *at != self.victim && *at != away);
+        others.for_each(|at| self.world.set_condition(&self.paths[at], condition));
+        true
+    }
+
     /// Now and then more goes wrong than the model allows: the victim has lost what it had, in a way that shows, and another
     /// disk is away. The region may refuse to open, and must not lose anything.
     pub(super) fn beyond(&mut self, rng: &mut fastrand::Rng) -> bool {
-        if self.gentle || self.swapped.is_some() || rng.u8(..4) > 0 {
-            return false;
-        }
+        let Some(away) = self.away.filter(|_| self.swapped.is_none()) else { return false };
         self.touched = true;
         let path = self.path().to_owned();
         self.world.set_condition(&path, Condition::Healthy);
-        match rng.u8(..4) {
+        match rng.u8(..6) {
             0 => {
                 self.blank = true;
                 self.world.blank(&path);
             }
-            1 | 2 if self.old > 0 => {
+            1..=3 if self.old > 0 => {
                 let image = &self.images[rng.usize(..self.old)];
                 self.world.restore(&path, image);
             }
             _ => {
                 for (name, len) in self.world.files(&path).iter().filter(|(name, _)| name.starts_with("slot-")) {
-                    self.world.spoil(&path, name, 0..*len);
+                    // Behind the pages at the front, or all of it.
+                    let from = if rng.u8(..4) == 0 { 0 } else { (*len).min(8192) };
+                    self.world.spoil(&path, name, from..*len);
                 }
             }
         }
-        let away = (self.victim + rng.usize(1..self.paths.len())) % self.paths.len();
-        self.away = Some(away);
         self.world.set_condition(&self.paths[away], Condition::Lost);
         true
     }
@@ -140,7 +161,7 @@ impl Mischief {
         match rng.u8(..10) {
             0..=2 => self.set_condition(rng),
             3..=6 => self.arm(rng),
-            7 => self.images.push(self.world.snapshot(self.path())),
+            7 => self.remember(),
             _ => self.spoil(rng),
         }
         self.touched = true;

@@ -278,6 +278,9 @@ impl Run {
         self.flush_failed = 0;
         let stage = self.opening_stage(mode);
         let images = self.mischief.images();
+        if !last && !self.beyond {
+            self.mischief.plan_beyond(&mut self.rng);
+        }
         let end = Life::start(self, mode, last).run(stage);
         self.count();
         self.broken_openings = if end == End::Opened { 0 } else { self.broken_openings + 1 };

@@ -194,6 +194,9 @@ impl<'a> Life<'a> {
             self.run.habits.fault = 0;
             return self.make_whole();
         }
+        if self.chance(2) {
+            self.run.mischief.remember();
+        }
         if self.work() == Some(Stop::Cut) || self.run.failed() {
             return;
         }
@@ -204,7 +207,25 @@ impl<'a> Life<'a> {
                 self.compare_copies(true);
                 self.world.crash();
             }
-            _ => self.world.crash(),
+            _ => {
+                self.last_words();
+                self.world.crash();
+            }
+        }
+        self.run.mischief.others_late(false);
+    }
+
+    /// Commits a little more that two disks alone hold when the power goes.
+    fn last_words(&mut self) {
+        if !self.run.mischief.others_late(true) {
+            return;
+        }
+        let (before, patience) = (self.run.oracle().len(), self.now() + 5_000_000);
+        (0..4).for_each(|_| self.send_new());
+        while self.run.oracle().len() == before && self.now() < patience {
+            if self.step(Duration::from_micros(200)).is_some() {
+                return;
+            }
         }
     }
 
