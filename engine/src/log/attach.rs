@@ -301,7 +301,6 @@ impl Log {
             set: set.to_vec(),
             seal: seal.cloned(),
             copies: Vec::new(),
-            indexed: false,
         };
         for seal in meta.seals.iter().filter(|seal| seal.segment >= meta.trim) {
             segments.entry(seal.segment).or_insert_with(|| absent(seal.epoch, &seal.set, Some(seal)));

@@ -84,7 +84,9 @@ impl Log {
                 standings.push(self.stand(voter, found.end, found.link).await);
             }
             let present = standings.iter().position(|standing| matches!(standing, Standing::Present(_)));
-            let present = present.filter(|_| !planted!(ShortestLog) || !standings.contains(&Standing::NotHere));
+            let present = present.filter(|_| {
+                !planted!(ShortestLog) || standings.iter().all(|standing| matches!(standing, Standing::Present(_)))
+            });
             let Some(holder) = present else {
                 self.check_end(unsealed, &standings, &mut found).await?;
                 return Ok(found);
