@@ -49,6 +49,28 @@ pub struct DiskHealth {
     pub in_set: bool,
 }
 
+/// One disk's copy of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyHealth {
+    /// The disk, by its place in the options.
+    pub disk: usize,
+    /// Whether it holds everything up to the seal, and its seal page says so. A copy of the active segment is never complete.
+    pub complete: bool,
+}
+
+/// A retained segment and where its copies lie (acceptance L8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentHealth {
+    /// The segment.
+    pub segment: SegmentId,
+    /// The epoch that wrote it.
+    pub epoch: Epoch,
+    /// Bytes of its file up to the seal; `None` while it takes blocks.
+    pub sealed: Option<u32>,
+    /// Its copies on disks that answer.
+    pub copies: Vec<CopyHealth>,
+}
+
 /// The region's standing at one moment.
 #[derive(Clone, Debug)]
 pub struct Health {

@@ -68,7 +68,7 @@ mod transaction;
 mod types;
 
 pub use error::{Corruption, Error, ErrorKind, Result};
-pub use health::{DiskHealth, DiskState, Health};
+pub use health::{CopyHealth, DiskHealth, DiskState, Health, SegmentHealth};
 pub use io::DriverChoice;
 pub use log::scrub::ScrubReport;
 pub use options::{DiskConfig, Options, Placement};

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::health::Health;
+use crate::health::{Health, SegmentHealth};
 use crate::io::{Driver, driver};
 use crate::log::scrub::ScrubReport;
 use crate::log::{Core, Mode, Phase, placement};
@@ -286,6 +286,14 @@ impl Region {
     /// [`Closed`](ErrorKind::Closed).
     pub fn health(&self) -> Result<Health> {
         self.control(|done| Control::Health { done })
+    }
+
+    /// Every retained segment, the active one last, and where its copies lie (acceptance L8).
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed).
+    pub fn copies(&self) -> Result<Vec<SegmentHealth>> {
+        self.control(|done| Control::Copies { done })
     }
 
     /// The latencies of every stage since the region was opened (acceptance T1).

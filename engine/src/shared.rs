@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::error::{Error, Result};
-use crate::health::Health;
+use crate::health::{Health, SegmentHealth};
 use crate::io::{DiskIndex, Environment, FileId, ReadAt, Slice};
 use crate::log::index::IndexBuilder;
 use crate::options::Options;
@@ -52,6 +52,7 @@ pub(crate) enum Control {
     Accounts { done: Resolver<Result<Vec<crate::Account>>> },
     NextSequence { account: AccountId, partition: PartitionId, done: Resolver<Result<u64>> },
     Health { done: Resolver<Result<Health>> },
+    Copies { done: Resolver<Result<Vec<SegmentHealth>>> },
     Stats { done: Resolver<Result<Stats>> },
     Close { done: Resolver<Result<()>> },
 }

@@ -8,7 +8,7 @@ use futures::executor::LocalSpawner;
 use crate::Account;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{AccountRecord, DATA_START};
-use crate::health::{DiskHealth, DiskState, Health};
+use crate::health::{CopyHealth, DiskHealth, DiskState, Health, SegmentHealth};
 use crate::io::DiskIndex;
 use crate::log::disk::Disk;
 use crate::log::placement::COPIES;
@@ -26,6 +26,7 @@ impl Log {
         let log = Rc::clone(self);
         match control {
             Control::Health { done } => done.resolve(Ok(self.health())),
+            Control::Copies { done } => done.resolve(Ok(self.copies())),
             Control::Accounts { done } => done.resolve(Ok(self.tables.borrow().accounts().map(account).collect())),
             Control::Stats { done } => done.resolve(Ok(self.stats.borrow().clone())),
             Control::Trim { to, done } => spawn(spawner, async move {
@@ -160,6 +161,18 @@ impl Log {
                 && pipeline.released.0 == 0
         });
         idle && self.shared.intake.is_drained() && self.with(|pipeline| pipeline.is_quiet())
+    }
+
+    fn copies(&self) -> Vec<SegmentHealth> {
+        let disks = self.disks.borrow();
+        let catalog = self.catalog.borrow();
+        let segments = catalog.iter().map(|(id, segment)| {
+            let live = segment.copies.iter().filter(|copy| disks[copy.disk.0].is_live());
+            let copies = live.map(|copy| CopyHealth { disk: copy.disk.0, complete: copy.complete });
+            let sealed = segment.seal.as_ref().map(|seal| seal.length);
+            SegmentHealth { segment: id, epoch: segment.epoch, sealed, copies: copies.collect() }
+        });
+        segments.collect()
     }
 
     pub(crate) fn health(&self) -> Health {

@@ -10,5 +10,6 @@ mod commit;
 mod common;
 mod disks;
 mod input;
+mod operator;
 mod read;
 mod strict;
