@@ -9,6 +9,7 @@
 mod commit;
 mod common;
 mod disks;
+mod flips;
 mod input;
 mod operator;
 mod read;
