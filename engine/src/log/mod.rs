@@ -156,6 +156,8 @@ impl Core {
                 Some(Ok(())) => {
                     self.log.start_tasks(&self.tasks.spawner());
                     self.running = true;
+                    // Who opened the region is told before anything is waited for.
+                    return Phase::Running;
                 }
                 Some(Err(error)) => {
                     self.log.shared.intake.close();

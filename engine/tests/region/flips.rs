@@ -17,7 +17,7 @@ use crate::common::{Memory, Seen, options};
 use crate::disks::until;
 
 /// Flips in one run of the suite.
-const SAMPLE: usize = 1_500;
+const SAMPLE: usize = 1_200;
 /// A bit is worth a flip of its own when its byte lies so close to one that is not zero.
 const NEAR: usize = 8;
 
@@ -230,7 +230,7 @@ fn no_single_flipped_bit_of_one_disk_is_ever_returned_as_data() {
             }
             counts
         };
-        let workers: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
         let mut all: BTreeMap<(String, Outcome), u32> = BTreeMap::new();
         for worker in workers {
             for (key, count) in worker.join().unwrap() {
