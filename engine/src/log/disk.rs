@@ -39,6 +39,8 @@ pub(crate) struct Disk {
     pub(crate) reason: String,
     /// Its upgrade domain is being drained: it keeps its copies and takes no new ones.
     pub(crate) draining: bool,
+    /// It is being taken back: what it holds is not known yet, so it takes nothing and does not count.
+    pub(crate) joining: bool,
     /// The last creation of a slot found no space.
     pub(crate) full: bool,
     pub(crate) traits: Option<DiskTraits>,
@@ -65,6 +67,7 @@ impl Disk {
             state: DiskState::Missing,
             reason: "not attached yet".into(),
             draining: false,
+            joining: false,
             full: false,
             traits: None,
             superblock: None,
@@ -85,7 +88,7 @@ impl Disk {
 
     /// Whether a new segment may have a copy there.
     pub(crate) fn takes_segments(&self) -> bool {
-        self.is_live() && !self.draining && !self.full
+        self.is_live() && !self.joining && !self.draining && !self.full
     }
 
     pub(crate) fn set(&mut self, state: DiskState, reason: impl Into<String>) {

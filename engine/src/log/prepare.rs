@@ -195,7 +195,11 @@ impl Log {
         };
         let made = self.make_slot(disk, number).await;
         if made.is_err() {
-            self.disks.borrow_mut()[disk.0].slots -= 1;
+            {
+                // The disk may have been given up and counted again meanwhile.
+                let slots = &mut self.disks.borrow_mut()[disk.0].slots;
+                *slots = slots.saturating_sub(1);
+            }
             drop(self.ops.remove(disk, Slot::name(number)).await);
         }
         made

@@ -11,7 +11,7 @@ use crate::health::DiskState;
 use crate::io::DiskIndex;
 use crate::log::Log;
 use crate::log::catalog::{Copy, Segment};
-use crate::log::disk::Slot;
+use crate::log::disk::{Disk, Slot};
 use crate::log::ops::page;
 use crate::log::placement::{COPIES, QUORUM, choose};
 use crate::log::prepare::Need;
@@ -47,7 +47,8 @@ impl Log {
     /// Disks whose copies have all been reread count again (invariants 5 and 7).
     fn welcome_back(&self) {
         let mut changed = false;
-        for disk in self.disks.borrow_mut().iter_mut().filter(|disk| disk.state == DiskState::Rebuilding) {
+        let reread = |disk: &&mut Disk| disk.state == DiskState::Rebuilding && !disk.joining;
+        for disk in self.disks.borrow_mut().iter_mut().filter(reread) {
             disk.set(DiskState::Healthy, "");
             changed = true;
         }
@@ -92,7 +93,7 @@ impl Log {
         // A second copy is worth a disk that does not count yet: what is copied to it is verified.
         let spare = |at: &usize| {
             let disk = &disks[*at];
-            kept.len() < QUORUM && disk.state == DiskState::Rebuilding && !disk.draining && !disk.full
+            kept.len() < QUORUM && disk.state == DiskState::Rebuilding && !disk.joining && !disk.draining && !disk.full
         };
         let others = |at: &usize| !kept.contains(at);
         let healthy = (0..disks.len()).filter(|at| disks[*at].takes_segments()).filter(others);

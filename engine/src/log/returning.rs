@@ -1,5 +1,7 @@
 //! A disk that comes back, and a fresh one in its place: reread and rebuilt before it counts (invariants 5 and 7).
 
+use std::path::PathBuf;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Member;
 use crate::health::DiskState;
@@ -13,22 +15,34 @@ impl Log {
     pub(crate) async fn return_disk(&self, at: usize, replace: bool) -> Result<()> {
         let _stage = stage!(Return);
         let disk = DiskIndex(at);
-        let (path, state) = {
+        let (path, state, joining) = {
             let disks = self.disks.borrow();
             let disk =
                 disks.get(at).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no disk {at}")))?;
-            (disk.config.path.clone(), disk.state)
+            (disk.config.path.clone(), disk.state, disk.joining)
         };
         if matches!(state, DiskState::Healthy | DiskState::Rebuilding) {
             return Err(Error::invalid(format!("{} is in use", path.display())));
         }
-        if self.ops.in_flight(disk) > 0 {
+        if joining || self.ops.in_flight(disk) > 0 {
             let message = format!("operations on {} have not returned yet: try again", path.display());
             return Err(Error::new(ErrorKind::Busy, message));
         }
         if self.with(|pipeline| pipeline.members.iter().any(|member| member.disk == disk)) {
             return Err(Error::new(ErrorKind::Busy, "the set is being changed: try again"));
         }
+        self.disks.borrow_mut()[at].joining = true;
+        let result = self.join(disk, path, replace, state).await;
+        self.disks.borrow_mut()[at].joining = false;
+        self.changed.raise();
+        result
+    }
+
+    async fn join(&self, disk: DiskIndex, path: PathBuf, replace: bool, state: DiskState) -> Result<()> {
+        let at = disk.0;
+        // What was on its way to its slots must have ended before they are found anew.
+        let _no_rebuild = self.rebuilding.lock().await;
+        let _no_pages = self.paging.lock().await;
         self.catalog.borrow_mut().forget_disk(disk);
         self.publish_all();
         self.disks.borrow_mut()[at].forget();
@@ -56,7 +70,6 @@ impl Log {
                 }
             }
         }
-        self.changed.raise();
         result
     }
 

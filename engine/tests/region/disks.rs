@@ -35,6 +35,28 @@ pub(crate) fn until(what: &str, done: impl Fn() -> bool) {
 }
 
 #[test]
+fn a_disk_lost_and_returned_again_and_again_under_load_always_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let region = Region::create(options(&dir, 3), ()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    fill(&region, account, 2000);
+    for round in 0..12 {
+        std::thread::scope(|scope| {
+            scope.spawn(|| fill(&region, account, 300));
+            let disk = round % 3;
+            region.fail_disk(disk).unwrap();
+            let give_back = || match region.return_disk(disk) {
+                Err(error) if error.kind() == meridian::ErrorKind::Busy => false,
+                returned => returned.map(|()| true).unwrap(),
+            };
+            until("return", give_back);
+            whole(&region);
+            assert_eq!(region.health().unwrap().disks[disk].state, meridian::DiskState::Healthy);
+        });
+    }
+}
+
+#[test]
 fn full_segments_are_sealed_on_three_disks_trimmed_and_recycled() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(&dir, 3);
