@@ -30,6 +30,8 @@ use super::{Buffer, Completion, Doorbell, Driver, Environment, Op, OpId, Output,
 
 /// Operations in the ring at a time; the others wait for their turn in the driver.
 const ENTRIES: u32 = 256;
+/// Waits below this are short.
+const NAP: Duration = Duration::from_millis(1);
 /// Threads of a disk for what the ring does not do.
 const THREADS_PER_DISK: usize = 2;
 
@@ -220,7 +222,11 @@ impl Turn<'_> {
         let in_time = match self.wait {
             Wait::Look => false,
             Wait::Forever => true,
-            Wait::Until(deadline) => self.ring.timer.arm(deadline, context),
+            Wait::Until(deadline) => {
+                let left = deadline.left();
+                let timer = if left < NAP { &mut self.ring.naps } else { &mut self.ring.timer };
+                timer.arm(deadline, left, context)
+            }
         };
         self.ready |= !in_time;
         in_time
@@ -262,6 +268,8 @@ struct Ring {
     relay: Arc<Relay>,
     waker: Waker,
     timer: Timer,
+    /// For short waits. With one timer each of them would put off the long one, which the next long wait would put back.
+    naps: Timer,
     alarm: Alarm,
 }
 
@@ -277,6 +285,7 @@ impl Ring {
             waker: Waker::from(Arc::clone(&relay)),
             relay,
             timer: Timer::new()?,
+            naps: Timer::new()?,
             alarm: Alarm::new()?,
         })
     }
@@ -442,8 +451,7 @@ impl Timer {
     }
 
     /// Sees to it that the context wakes at the deadline or earlier; false when it has passed.
-    fn arm(&mut self, deadline: Deadline, context: &mut Context<'_>) -> bool {
-        let left = deadline.left();
+    fn arm(&mut self, deadline: Deadline, left: Duration, context: &mut Context<'_>) -> bool {
         if left.is_zero() {
             return false;
         }
