@@ -123,7 +123,9 @@ impl Log {
             self.ops.write_block(member.token, sequence, member.disk, *file, offset, flying.data.clone());
         }
         if planted!(AckBeforeDurable) {
-            members.iter().for_each(|member| drop(pipeline.complete(member.token, sequence, true)));
+            for member in &members {
+                pipeline.complete(member.token, sequence, true);
+            }
         }
         self.place_pending(pipeline);
     }

@@ -81,10 +81,6 @@ impl Tables {
         Ok(0)
     }
 
-    pub(crate) fn partitions(&self) -> usize {
-        self.partitions.len()
-    }
-
     pub(crate) fn check_limits(&self, options: &Options) -> Result<()> {
         let over = |name: &str, have: usize, most: usize| {
             let message = format!("{name}: the region holds {have}, {most} accepted");

@@ -67,7 +67,7 @@ impl Mischief {
         match rng.u8(..12) {
             0 => {
                 self.blank = true;
-                self.world.blank(&self.path().to_owned());
+                self.world.blank(self.path());
             }
             1 | 2 if !self.images.is_empty() => {
                 let image = &self.images[rng.usize(..self.images.len())];

@@ -21,6 +21,9 @@ use crate::sync::ticket::{Resolver, Ticket, ticket};
 use crate::transaction::{Committed, Receipt, StateMachine, Transaction};
 use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId, SegmentId};
 
+/// A sealed segment, its seal, and the slots of its complete copies with their disks.
+pub(super) type SealedCopies = (SegmentId, Seal, Vec<(usize, Slot)>);
+
 /// Virtual time after which an opening, a close or an answer will never come.
 const PATIENCE: u64 = 120_000_000_000;
 
@@ -138,7 +141,7 @@ impl<'a> Life<'a> {
     }
 
     /// The sealed segments with their complete copies, as the log knows them.
-    pub(super) fn sealed_copies(&self) -> Vec<(SegmentId, Seal, Vec<(usize, Slot)>)> {
+    pub(super) fn sealed_copies(&self) -> Vec<SealedCopies> {
         let catalog = self.core.log().catalog.borrow();
         let sealed = catalog.iter().filter_map(|(id, segment)| {
             let copies = segment.complete().map(|copy| (copy.disk.0, copy.slot)).collect();
@@ -317,10 +320,10 @@ impl Life<'_> {
 
     /// There is at least one account to write to; now and then another one.
     pub(super) fn name_account(&mut self) {
-        if let Some(ticket) = self.account.take_if(|ticket| ticket.is_done()) {
-            if let Ok(Ok(account)) = ticket.wait() {
-                self.run.accounts.push(account);
-            }
+        if let Some(ticket) = self.account.take_if(|ticket| ticket.is_done())
+            && let Ok(Ok(account)) = ticket.wait()
+        {
+            self.run.accounts.push(account);
         }
         let often = self.run.habits.account;
         if self.account.is_none() && (self.run.accounts.is_empty() || self.chance(often)) {

@@ -74,8 +74,6 @@ struct Attempt {
 struct Entry {
     lsn: Lsn,
     sent: usize,
-    account: AccountId,
-    partition: PartitionId,
     first_sequence: u64,
     hash: u64,
 }
@@ -123,10 +121,6 @@ impl Oracle {
     /// How many transactions are known to be in the log.
     pub(super) fn len(&self) -> usize {
         self.log.len()
-    }
-
-    pub(super) fn is_acknowledged(&self, sent: usize) -> bool {
-        self.acknowledged.contains(&sent)
     }
 
     /// The places of the log that no trim can have reached.
@@ -267,8 +261,6 @@ impl Oracle {
         self.log.push(Entry {
             lsn: seen.lsn,
             sent: number,
-            account: seen.account,
-            partition: seen.partition,
             first_sequence: seen.first_sequence,
             hash: xxh3_64(seen.bytes),
         });
@@ -339,12 +331,6 @@ impl Oracle {
         if repeated && self.sent[sent].client == ClientId::NONE {
             self.complain(format!("transaction {sent} has no client and was called a repetition"));
         }
-    }
-
-    /// The records of a partition that the log holds from its trim on, with their sequences.
-    pub(super) fn partition(&self, account: AccountId, partition: PartitionId) -> Vec<(u64, &Bytes)> {
-        let entries = self.log.iter().filter(|entry| entry.account == account && entry.partition == partition);
-        entries.flat_map(|entry| (entry.first_sequence..).zip(&self.sent[entry.sent].records)).collect()
     }
 }
 

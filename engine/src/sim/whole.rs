@@ -1,11 +1,10 @@
 //! The end of a schedule: the victim is repaired, the region must become whole, and its copies must be equal.
 
-use super::life::{Life, Stop};
+use super::life::{Life, SealedCopies, Stop};
 use crate::format::{ALIGN, Block, DATA_START, Seal, SegmentHeader};
 use crate::health::{DiskState, Health};
 use crate::log::disk::Slot;
 use crate::shared::Control;
-use crate::types::SegmentId;
 
 impl Life<'_> {
     /// Brings every disk back, lets everything be repaired, and looks at everything.
@@ -117,7 +116,7 @@ impl Life<'_> {
     /// the victim may lie until it was repaired.
     pub(super) fn compare_copies(&mut self, but_victim: bool) {
         let victim = self.victim();
-        let copies: Vec<(SegmentId, Seal, Vec<(usize, Slot)>)> = self.sealed_copies();
+        let copies: Vec<SealedCopies> = self.sealed_copies();
         for (id, seal, slots) in copies {
             let mut first: Option<Vec<u8>> = None;
             for (disk, slot) in slots.into_iter().filter(|(disk, _)| !but_victim || *disk != victim) {

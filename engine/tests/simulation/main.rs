@@ -3,7 +3,13 @@
 //! - `MERIDIAN_SCHEDULES` says how many schedules to run (5,000 unless told otherwise), `MERIDIAN_FIRST_SEED` where they
 //!   start (0 unless told otherwise);
 //! - `MERIDIAN_SEED` names the schedule that `replay` runs; its trace goes to standard error when it fails.
-#![allow(clippy::disallowed_methods, reason = "a test starts threads and looks at the time")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it is all test code: it starts threads, looks at the time, and says what it met"
+)]
 
 mod planted;
 
@@ -20,7 +26,7 @@ fn from_environment(name: &str, default: u64) -> u64 {
 }
 
 fn replay_command(seed: u64) -> String {
-    format!("MERIDIAN_SEED={seed} cargo nextest run -p meridian --features sim --test simulation replay")
+    format!("MERIDIAN_SEED={seed} cargo test -p meridian --features sim --test simulation replay -- --nocapture")
 }
 
 /// Cells that no schedule can reach, with the reason.
