@@ -79,7 +79,9 @@ impl Log {
             return Ok(());
         }
         if written.len() < majority {
-            let message = format!("superblocks written on {} disks, {majority} needed", written.len());
+            let why =
+                results.iter().find_map(|result| result.as_ref().err()).map_or(String::new(), ToString::to_string);
+            let message = format!("superblocks written on {} disks, {majority} needed: {why}", written.len());
             return Err(Error::new(ErrorKind::RestoreDisk, message));
         }
         match must.iter().find(|disk| !written.contains(disk)) {

@@ -113,9 +113,15 @@ impl Log {
             // A gap: the blocks of a later segment continue only where the one before ended.
             end = Lsn::new(id, walked.end);
             link = walked.link;
+            if let Some(known) = segment.seal.as_ref().filter(|known| link != behind(known)) {
+                let message = format!("segment {}: its blocks end otherwise than sealed at {}", id.0, known.length);
+                return Err(Error::new(ErrorKind::RestoreDisk, message));
+            }
             let set = self.catalog.borrow().get(id).map(|segment| segment.set.clone()).unwrap_or_default();
             let holders = segment.voters.iter().filter(|voter| !voter.lost).map(|voter| voter.place.disk).collect();
-            seals.push((seal(&segment, from, &walked, set, self.meta.borrow().log()), holders));
+            let known = segment.seal.take();
+            let seal = known.unwrap_or_else(|| seal(&segment, from, &walked, set, self.meta.borrow().log()));
+            seals.push((seal, holders));
             self.write_catalog(|catalog| {
                 catalog.builders.insert(id, Arc::new(builder));
             });
@@ -138,6 +144,7 @@ impl Log {
             meta.seals.push(seal.clone());
             segment.seal = Some(seal);
         }
+        meta.seals.sort_unstable_by_key(|seal| seal.segment);
         let empty: Vec<SegmentId> = catalog.iter().map(|(id, _)| id).filter(|id| *id > last).collect();
         for id in empty.into_iter().rev() {
             for copy in catalog.remove(id).into_iter().flat_map(|segment| segment.copies) {
@@ -152,7 +159,7 @@ impl Log {
         let sealed = catalog.iter().take_while(|(_, segment)| segment.seal.is_some()).last();
         let last = sealed.and_then(|(id, segment)| segment.seal.as_ref().map(|seal| (id, seal)));
         match last {
-            Some((id, seal)) => (Link { sequence: seal.next_sequence, chain: seal.end_chain }, SegmentId(id.0 + 1)),
+            Some((id, seal)) => (behind(seal), SegmentId(id.0 + 1)),
             None => (GENESIS, self.meta.borrow().trim),
         }
     }
@@ -192,6 +199,7 @@ impl Log {
             voters: voters.collect(),
             bare: bare.collect(),
             continued: Vec::new(),
+            seal: segment.seal.clone(),
         }
     }
 
@@ -487,4 +495,9 @@ impl Log {
         let readable = disks.iter().filter(|disk| matches!(disk.state, DiskState::Healthy | DiskState::Rebuilding));
         readable.map(|disk| disk.index).collect()
     }
+}
+
+/// The link behind a sealed segment.
+fn behind(seal: &Seal) -> Link {
+    Link { sequence: seal.next_sequence, chain: seal.end_chain }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Unsealed {
     pub(crate) bare: Vec<Lsn>,
     /// What the first blocks of later segments follow: where one of them goes on, this segment was full.
     pub(crate) continued: Vec<Link>,
+    /// Its seal, where the superblocks know it although a segment before it has none: its length is final.
+    pub(crate) seal: Option<Seal>,
 }
 
 /// What a segment holds once its end is found.
@@ -79,6 +81,9 @@ impl Log {
     ) -> Result<Found> {
         let mut found = Found { end: DATA_START, link: from, transactions: 0, records: 0, commit: known_commit };
         loop {
+            if unsealed.seal.as_ref().is_some_and(|seal| seal.length == found.end) {
+                return Ok(found);
+            }
             let mut standings = Vec::with_capacity(unsealed.voters.len());
             for voter in &mut unsealed.voters {
                 standings.push(self.stand(voter, found.end, found.link).await);
@@ -184,14 +189,15 @@ impl Log {
 
     /// No voter has the position. It is the end if enough of them are Absent; a Faulty one is never counted.
     async fn check_end(&self, unsealed: &mut Unsealed, standings: &[Standing], found: &mut Found) -> Result<()> {
-        if found.end >= self.options.segment_bytes || unsealed.continued.contains(&found.link) {
+        let is_full = found.end >= self.options.segment_bytes || unsealed.continued.contains(&found.link);
+        if is_full && unsealed.seal.is_none() {
             return Ok(());
         }
         for voter in &unsealed.voters {
             found.commit = found.commit.max(self.later_commit(voter, found.end).await);
         }
         let at = Lsn::new(unsealed.segment, found.end);
-        let committed = found.link.sequence <= found.commit;
+        let committed = found.link.sequence <= found.commit || unsealed.seal.is_some();
         let absent = |(voter, standing): (&Voter, &Standing)| {
             let not_here = matches!(standing, Standing::Empty | Standing::NotHere);
             (not_here && !committed && voter.flushed <= at) || planted!(FaultyIsAbsent)

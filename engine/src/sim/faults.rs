@@ -108,6 +108,11 @@ impl Mischief {
         self.away = (!self.gentle && rng.u8(..4) == 0).then_some(other);
     }
 
+    /// Whether the next opening is to be one with a second disk away.
+    pub(super) fn plans_beyond(&self) -> bool {
+        self.away.is_some() && self.swapped.is_none()
+    }
+
     /// Makes every disk late but the two that will then be damaged and away: they alone hold the end of the log. Late disks
     /// are in order again when called with `false`; false when nothing is planned.
     pub(super) fn others_late(&self, late: bool) -> bool {

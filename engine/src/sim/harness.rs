@@ -196,7 +196,9 @@ impl Run {
             if self.failed() || !made {
                 break;
             }
-            self.mischief.between_lives(&mut self.rng);
+            if !self.mischief.plans_beyond() {
+                self.mischief.between_lives(&mut self.rng);
+            }
             if self.mischief.beyond(&mut self.rng) {
                 self.beyond = true;
                 self.life(Mode::Open, false);
