@@ -94,7 +94,8 @@ impl Log {
         let uncommitted = pipeline.uncommitted();
         if uncommitted > 0 {
             let worth = open.len >= WORTH_SENDING.min(self.options.block_bytes / 2);
-            let share = u64::from(open.frames) * 3 >= self.outstanding.get();
+            let large = open.len >= self.options.block_bytes / 2;
+            let share = large || u64::from(open.frames) * 3 >= self.outstanding.get();
             // After a set change the uncommitted blocks are written again, and have to fit one segment.
             let again = pipeline.uncommitted_bytes() + padded(open.len) + DATA_START as usize;
             let fits = again <= self.options.segment_bytes as usize;

@@ -173,9 +173,11 @@ impl Core {
         self.log.pump();
         self.log.wake();
         let wait = match self.log.rest() {
+            // A request in hand waits for room: only a completion makes some.
+            _ if self.held.is_some() => Some(wait),
             Rest::Briefly(time) => Some(time.min(wait)),
-            Rest::Request if self.held.is_none() => self.log.shared.intake.prepare_sleep().then_some(wait),
-            Rest::Request | Rest::Completion => Some(wait),
+            Rest::Request => self.log.shared.intake.prepare_sleep().then_some(wait),
+            Rest::Completion => Some(wait),
         };
         self.log.ops.poll(wait, &mut self.done);
         self.log.shared.intake.awake();
