@@ -12,7 +12,7 @@ use crate::order::{Order, VARIABLE};
 /// Segments that trimming leaves.
 const KEPT: u32 = 8;
 /// A child that nobody kills ends after so long.
-const LIFE: Duration = Duration::from_secs(30);
+const LIFE: Duration = Duration::from_secs(90);
 
 /// What a child says, a line each: whole lines reach a pipe in one piece, and stay there when the writer dies.
 #[derive(Clone, Debug, PartialEq, Eq)]

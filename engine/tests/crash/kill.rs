@@ -178,7 +178,7 @@ impl Life {
         });
         if !early {
             // An error is the end of the child, which its words explain.
-            let _: Result<(), RecvTimeoutError> = opened.recv_timeout(Duration::from_secs(20));
+            let _: Result<(), RecvTimeoutError> = opened.recv_timeout(Duration::from_secs(60));
         }
         std::thread::sleep(after);
         counts.by_itself += u64::from(child.try_wait().unwrap().is_some());
@@ -241,7 +241,7 @@ impl Life {
                 if health.is_whole() && healthy {
                     break;
                 }
-                assert!(start.elapsed() < Duration::from_secs(30), "not whole in 30 s: {health:#?}");
+                assert!(start.elapsed() < Duration::from_secs(60), "not whole in 60 s: {health:#?}");
                 std::thread::sleep(Duration::from_millis(2));
             }
         }

@@ -85,7 +85,7 @@ impl Mounted {
         let start = Instant::now();
         while !done() {
             let health = self.region().health();
-            assert!(start.elapsed() < Duration::from_secs(20), "no {what} in 20 s: {health:#?}");
+            assert!(start.elapsed() < Duration::from_secs(60), "no {what} in 60 s: {health:#?}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }

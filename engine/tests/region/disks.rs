@@ -21,7 +21,7 @@ fn fill(region: &Region, account: AccountId, transactions: u32) {
 pub(crate) fn whole(region: &Region) {
     let start = Instant::now();
     while !region.health().unwrap().is_whole() {
-        assert!(start.elapsed() < Duration::from_secs(20), "not whole in 20 s: {:#?}", region.health());
+        assert!(start.elapsed() < Duration::from_secs(60), "not whole in 60 s: {:#?}", region.health());
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -29,7 +29,7 @@ pub(crate) fn whole(region: &Region) {
 pub(crate) fn until(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what} did not happen in 20 s");
+        assert!(start.elapsed() < Duration::from_secs(60), "{what} did not happen in 60 s");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
