@@ -14,8 +14,14 @@ macro_rules! planted {
 #[cfg(not(feature = "sim"))]
 macro_rules! planted {
     ($bug:ident) => {
-        false
+        $crate::planted::never()
     };
+}
+
+/// What [`planted!`] is outside the simulation: gone once it is compiled.
+#[cfg(not(feature = "sim"))]
+pub(crate) const fn never() -> bool {
+    false
 }
 
 /// Says that a [`Stage`](crate::sim::Stage) lasts until the value of this expression is dropped, so that the simulation
