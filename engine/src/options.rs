@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::format::{ALIGN, BLOCK_HEADER, DATA_START};
 use crate::io::DriverChoice;
 use crate::log::buffers::BlockBuffers;
+use crate::read::ReadAhead;
 
 /// One disk of a region: a directory, and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,6 +177,9 @@ impl Options {
     }
 
     /// An upper bound of the engine's memory in bytes: queues, blocks in flight, hot blocks, indexes and tables.
+    ///
+    /// Readers come on top: each [`Subscription`](crate::Subscription) and [`PartitionReader`](crate::PartitionReader) holds
+    /// up to two mebibytes or its largest block, and the index of one segment while it reads it.
     #[must_use]
     pub fn memory_bound(&self) -> u64 {
         let largest = padded_transaction(self.transaction_bytes).max(self.block_bytes);
@@ -187,7 +191,8 @@ impl Options {
         let tables =
             2 * (self.max_partitions * 100 + self.max_accounts * 400 + self.max_clients * self.client_window * 56);
         let indexes = self.index_cache_bytes + 3 * (self.segment_bytes as usize / 2);
-        let copies = 8 * (1 << 20);
+        // Rebuild and scrub; the unused buffers of readers.
+        let copies = 8 * (1 << 20) + ReadAhead::BOUND;
         (blocks + queue + tables + indexes + copies) as u64
     }
 }

@@ -111,6 +111,8 @@ pub(crate) struct ReadSegment {
 #[derive(Default)]
 pub(crate) struct ReadCatalog {
     pub(crate) first: SegmentId,
+    /// The end of what was trimmed since the region was opened.
+    pub(crate) trimmed: Option<Lsn>,
     pub(crate) segments: BTreeMap<SegmentId, ReadSegment>,
     /// Indexes of segments that are not on disk yet: the active one's and those being sealed.
     pub(crate) builders: BTreeMap<SegmentId, Arc<Mutex<IndexBuilder>>>,

@@ -21,7 +21,12 @@ impl Log {
         let first = self.first_to_keep(to, checkpoint.unwrap_or(written)).max(old);
         if first > old {
             self.meta.borrow_mut().trim = first;
-            self.write_catalog(|catalog| catalog.first = first);
+            self.write_catalog(|catalog| {
+                let last = SegmentId(first.0 - 1);
+                let end = catalog.segments.get(&last).and_then(|segment| segment.end);
+                catalog.trimmed = end.map(|end| Lsn::new(last, end));
+                catalog.first = first;
+            });
             if !planted!(ReuseBeforeTrim) {
                 self.persist(&[]).await?;
             }

@@ -20,6 +20,9 @@ const KEPT: usize = 4;
 pub(crate) struct ReadAhead(BufferPool);
 
 impl ReadAhead {
+    /// Bytes that unused buffers hold, at most.
+    pub(crate) const BOUND: usize = KEPT * MOST;
+
     pub(crate) fn new() -> ReadAhead {
         ReadAhead(BufferPool::new(KEPT, MOST))
     }

@@ -127,6 +127,17 @@ impl Subscription {
     /// [`Trimmed`](ErrorKind::Trimmed) when the position is gone, [`NotFound`](ErrorKind::NotFound) when no block begins where it
     /// was told to start; otherwise as [`Region::read`]. The position stays where it is: asking again is safe.
     pub fn try_next(&mut self) -> Result<Option<BlockView>> {
+        loop {
+            let (from_first, result) = (self.next == Lsn::ZERO, self.step());
+            match result {
+                // What was the first retained segment a moment ago has been trimmed.
+                Err(error) if from_first && error.kind() == ErrorKind::Trimmed => self.next = Lsn::ZERO,
+                result => return result,
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<Option<BlockView>> {
         let committed = Lsn(self.shared.committed.get());
         while self.next < committed {
             let segment = self.next.segment();
@@ -184,6 +195,13 @@ impl Shared {
     fn place(&self, segment: SegmentId, at: Lsn) -> Result<Place> {
         if at == Lsn::ZERO {
             return Ok(Place::Behind(Lsn::new(self.readable().first, DATA_START)));
+        }
+        {
+            // Who had read all of what was trimmed misses nothing.
+            let catalog = self.readable();
+            if at.segment() < catalog.first && catalog.trimmed.is_some_and(|end| at >= end) {
+                return Ok(Place::Behind(Lsn::new(catalog.first, DATA_START)));
+            }
         }
         let known = self.segment(at)?;
         let behind = known.end.is_some_and(|end| at.offset() >= end);

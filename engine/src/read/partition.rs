@@ -72,6 +72,16 @@ impl PartitionReader {
     /// See [`PartitionReader`].
     pub fn try_next(&mut self) -> Result<Option<TransactionView>> {
         loop {
+            match self.step() {
+                // Where it was is gone; whether the next record is, too, shows when that is looked for.
+                Err(error) if error.kind() == ErrorKind::Trimmed && self.segment.is_some() => self.forget(),
+                result => return result,
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<Option<TransactionView>> {
+        loop {
             // Read first: the index holds at least what was committed then.
             let committed = Lsn(self.shared.committed.get());
             let segment = match self.segment {
@@ -107,8 +117,8 @@ impl PartitionReader {
     /// As [`PartitionReader::try_next`].
     pub fn skip_trimmed(&mut self) -> Result<u64> {
         let committed = Lsn(self.shared.committed.get());
-        let first = self.shared.readable().first;
-        let retained = match self.first_in(first, SegmentId(committed.segment().0 + 1))? {
+        let behind = SegmentId(committed.segment().0 + 1);
+        let retained = match self.untrimmed(|reader, first| reader.first_in(first, behind))? {
             Some((_, held)) => held.first_sequence,
             None => self.shared.next_sequence(self.account, self.partition)?,
         };
@@ -168,12 +178,27 @@ impl PartitionReader {
                 return Err(Error::new(ErrorKind::Trimmed, message));
             }
         }
-        Ok(committed.segment())
+        // The last committed block may have been trimmed, with the segment that it ended.
+        Ok(committed.segment().max(self.shared.readable().first))
+    }
+
+    /// Runs on the retained segments from the first on, again when that is trimmed meanwhile.
+    fn untrimmed<T>(&self, run: impl Fn(&PartitionReader, SegmentId) -> Result<T>) -> Result<T> {
+        loop {
+            let first = self.shared.readable().first;
+            match run(self, first) {
+                Err(error) if error.kind() == ErrorKind::Trimmed && self.shared.readable().first > first => {}
+                result => return result,
+            }
+        }
     }
 
     /// The last segment in which the partition begins at or before the next record, or else the first that holds it.
     fn search(&self, committed: Lsn) -> Result<Option<SegmentId>> {
-        let first = self.shared.readable().first;
+        self.untrimmed(|reader, first| reader.search_from(first, committed))
+    }
+
+    fn search_from(&self, first: SegmentId, committed: Lsn) -> Result<Option<SegmentId>> {
         let (mut low, mut high) = (first, SegmentId(committed.segment().0 + 1));
         let (mut begins, mut behind) = (None, None);
         while low < high {

@@ -192,6 +192,36 @@ fn a_reader_of_what_was_trimmed_is_told_so_and_can_skip_it() {
 }
 
 #[test]
+fn readers_that_had_read_everything_that_was_trimmed_are_told_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = cold(&dir);
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    let mut model = BTreeMap::new();
+    fill(&region, account, 100, 2_000, &mut model);
+    // An opening begins a segment: both readers come to stand at the end of the one before.
+    region.close().unwrap();
+    let region = Region::open(options, ()).unwrap();
+    let mut tail = region.subscribe(Lsn::ZERO);
+    let mut read = 0;
+    while let Some(block) = tail.try_next().unwrap() {
+        read += collect([block]).len();
+    }
+    let mut partition = region.partition(account, PartitionId(0), 0);
+    let first = drain(&mut partition).len();
+    assert_eq!((read, tail.position()), (100, region.committed()));
+    fill(&region, account, 1_000, 2_000, &mut model);
+    let next = Lsn::new(SegmentId(tail.position().segment().0 + 1), 8192);
+    until("the trim", || region.trim(next).unwrap() == next);
+    assert_eq!(region.subscribe(Lsn::new(SegmentId(1), 8192)).try_next().err().unwrap().kind(), ErrorKind::Trimmed);
+    while let Some(block) = tail.try_next().unwrap() {
+        read += collect([block]).len();
+    }
+    assert_eq!(read, 1_100);
+    assert_eq!(drain(&mut partition), model[&0][first..]);
+}
+
+#[test]
 fn the_indexes_of_trimmed_segments_are_removed_also_those_from_before_the_opening() {
     let dir = tempfile::tempdir().unwrap();
     let options = cold(&dir);
@@ -457,4 +487,44 @@ fn check_after(region: &Region, account: AccountId, segment: SegmentId, model: &
     let records = &model[&0];
     let mut reader = region.partition(account, PartitionId(0), records.len() as u64 - 50);
     assert!(records.ends_with(&drain(&mut reader)));
+}
+
+/// How fast cold segments are read: run by hand, with `--release`, `--ignored` and `--nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn cold_segments_are_read_this_fast() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 64 << 20, block_bytes: 1 << 20, ..cold(&dir) };
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    let started = std::time::Instant::now();
+    for len in [1_000, 16_000] {
+        let from = region.committed();
+        let mut tickets = std::collections::VecDeque::new();
+        for number in 0..(512 << 20) / len {
+            let transaction = Transaction::new(account, PartitionId(number as u128 % 7));
+            tickets.push_back(region.submit(transaction.record(vec![number as u8; len])).unwrap());
+            if tickets.len() > 1024 {
+                tickets.pop_front().unwrap().wait().unwrap();
+            }
+        }
+        for ticket in tickets {
+            ticket.wait().unwrap();
+        }
+        println!("{len} bytes a record: written by {:?}", started.elapsed());
+        for round in 0..2 {
+            let (mut subscription, start) = (region.subscribe(from), std::time::Instant::now());
+            let mut bytes = 0;
+            while let Some(block) = subscription.try_next().unwrap() {
+                bytes += block.transactions().map(|transaction| transaction.bytes().len()).sum::<usize>();
+            }
+            let rate = bytes as f64 / start.elapsed().as_secs_f64() / f64::from(1 << 20);
+            println!("  subscription, round {round}: {} MiB at {rate:.0} MiB/s", bytes >> 20);
+        }
+        let start = std::time::Instant::now();
+        let bytes: usize =
+            region.partition(account, PartitionId(3), 0).map(|view| view.unwrap().transaction().bytes().len()).sum();
+        let rate = bytes as f64 / start.elapsed().as_secs_f64() / f64::from(1 << 20);
+        println!("  one partition of seven: {} MiB at {rate:.0} MiB/s", bytes >> 20);
+    }
 }
