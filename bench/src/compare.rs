@@ -18,6 +18,9 @@ use crate::report::{LatencyGroup, Ratio, Series, bytes, number};
 const SEGMENT: u32 = 32 << 20;
 /// How many segments are kept behind the newest; older ones are trimmed between two slices and written over.
 const KEEP: u32 = 2;
+/// After how long a write has stalled. A busy machine lets whole processes stand still for a second: that is no disk's
+/// failure, and must not change the set in the middle of a measurement.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The segment up to which a fresh region is warmed up.
 const WARM: u32 = 8;
 /// How long each side has its turn.
@@ -169,6 +172,7 @@ pub(crate) fn region_options(disks: &[PathBuf], name: &str, in_flight: usize, th
         .map(|(place, disk)| DiskConfig::new(disk.join(name), &format!("disk-{}", place + 1), "zone-1"));
     let mut options = Options::new(configs.collect());
     options.segment_bytes = SEGMENT;
+    options.stall_timeout = PATIENCE;
     options.commit_depth = in_flight;
     if threads {
         options.driver = DriverChoice::Threads;

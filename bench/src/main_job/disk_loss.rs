@@ -33,9 +33,7 @@ struct Moments {
 fn script(region: &Region, pull: impl Fn(usize), moments: &Mutex<Moments>) -> Result<usize, String> {
     let note = |change: &dyn Fn(&mut Moments)| change(&mut moments.lock().unwrap_or_else(PoisonError::into_inner));
     std::thread::sleep(BEFORE);
-    let health = region.health().map_err(text)?;
-    let victim =
-        (0..health.disks.len()).rev().find(|disk| health.disks[*disk].in_set).ok_or("no disk is in the set")?;
+    let victim = victim(region)?;
     pull(victim);
     let pulled = Instant::now();
     note(&|moments| moments.pulled = Some(pulled));
@@ -49,6 +47,22 @@ fn script(region: &Region, pull: impl Fn(usize), moments: &Mutex<Moments>) -> Re
     }
     std::thread::sleep(AFTER);
     Ok(victim)
+}
+
+/// The last disk of the current set, once it is whole: on a machine that stalls, a change of its own may be under way.
+fn victim(region: &Region) -> Result<usize, String> {
+    let start = Instant::now();
+    loop {
+        let health = region.health().map_err(text)?;
+        let last = (0..health.disks.len()).rev().find(|disk| health.disks[*disk].in_set);
+        match last.filter(|_| health.is_whole()) {
+            Some(disk) => return Ok(disk),
+            None if start.elapsed() > REBUILD => {
+                return Err(health.halted.unwrap_or_else(|| "the copies did not become whole under load".to_string()));
+            }
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
 }
 
 /// What the acknowledgements looked like before, during and after.

@@ -18,7 +18,7 @@ const ROUNDS: u64 = 3;
 const SERVES: Duration = Duration::from_millis(1_200);
 const LONGER: Duration = Duration::from_millis(137);
 /// How long a process may take to open the region.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Recovery reads the unsealed tail only (issue: under a second).
 const RECOVERY_AIM: f64 = 1_000.0;
 
