@@ -11,6 +11,7 @@ mod common;
 mod disks;
 mod flips;
 mod input;
+mod model;
 mod operator;
 mod read;
 mod strict;
