@@ -255,7 +255,14 @@ impl Log {
     pub(crate) async fn read_catalog_from_disks(&self, found: &Found) -> Result<()> {
         let scans = found.disks.keys().map(|&disk| self.scan_disk(disk));
         let slots: Vec<SlotFound> = join_all(scans).await.into_iter().flatten().collect();
+        let mut next = None;
         for (id, segment) in self.known_segments(&slots) {
+            // Segments begin one after the other, each on every disk of its set: what is missing between two was there.
+            let expected = next.replace(id.0 + 1).unwrap_or(id.0);
+            if id.0 != expected {
+                let message = format!("segments {expected} to {} are on no disk that can be read", id.0 - 1);
+                return Err(Error::new(ErrorKind::RestoreDisk, message));
+            }
             self.catalog.borrow_mut().insert(id, segment);
         }
         let first = self.catalog.borrow().first();
@@ -308,13 +315,6 @@ impl Log {
         for entry in meta.epochs.iter().filter(|entry| entry.first_segment >= meta.trim) {
             segments.entry(entry.first_segment).or_insert_with(|| absent(entry.epoch, &entry.set, None));
         }
-        // Behind a gap there is nothing that was ever acknowledged, or the opening fails for lack of copies.
-        let mut next = segments.first_key_value().map_or(meta.trim.0, |(id, _)| id.0);
-        segments.retain(|id, _| {
-            let dense = id.0 == next;
-            next += u32::from(dense);
-            dense
-        });
         segments
     }
 
