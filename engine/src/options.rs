@@ -79,7 +79,7 @@ pub struct Options {
     pub hot_bytes: usize,
     /// Bytes of segment indexes kept in memory for readers of partitions. Default 64 MiB.
     pub index_cache_bytes: usize,
-    /// A copy that has not completed a write for so long has stalled and is replaced (acceptance L4). Default 1 s.
+    /// A copy that has not completed a write for so long has stalled and is replaced (acceptance L4). Default 5 s: a virtual disk may stand still for a second.
     pub stall_timeout: Duration,
     /// A copy that lags so many bytes behind has stalled and is replaced. Default 64 MiB.
     pub lag_bytes: usize,
@@ -120,7 +120,7 @@ impl Options {
             queue_bytes: 64 << 20,
             hot_bytes: 64 << 20,
             index_cache_bytes: 64 << 20,
-            stall_timeout: Duration::from_secs(1),
+            stall_timeout: Duration::from_secs(5),
             lag_bytes: 64 << 20,
             max_accounts: 65_536,
             max_partitions: 1 << 20,
