@@ -29,10 +29,23 @@ fn replay_command(seed: u64) -> String {
     format!("MERIDIAN_SEED={seed} cargo test -p meridian --features sim --test simulation replay -- --nocapture")
 }
 
-/// Cells that no schedule can reach, with the reason.
+/// Cells that no schedule can reach, by what the fault and the stage are.
 fn is_unreachable(kind: FaultKind, stage: Stage) -> bool {
-    let _ = (kind, stage);
-    false
+    use Stage::{Append, Close, Create, Recovery, RecoveryAgain, Return};
+    match kind {
+        // Another disk is met where disks are attached; one that comes back while the region runs is the same or a blank one.
+        FaultKind::Blank => !matches!(stage, Create | Recovery | RecoveryAgain | Return),
+        FaultKind::Swapped | FaultKind::Stale => !matches!(stage, Recovery | RecoveryAgain),
+        // Blocks on their way are in flight; while the region closes the power goes at a submission only.
+        FaultKind::Crash => matches!(stage, Append | Close),
+        // These write to a disk one thing at a time.
+        FaultKind::Reordered => matches!(stage, Create | Recovery | RecoveryAgain),
+        // Nothing was written yet that could rot.
+        FaultKind::BitRot | FaultKind::LatentRead => stage == Create,
+        // The clock is moved by what goes on beside the clients.
+        FaultKind::ClockJump => matches!(stage, Create | Recovery | RecoveryAgain | Close),
+        _ => false,
+    }
 }
 
 /// Every kind of fault and stage with its count, as a table.
