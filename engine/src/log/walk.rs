@@ -82,12 +82,11 @@ pub(crate) fn check<'a>(place: &Place, at: u32, link: Link, bytes: &'a [u8]) -> 
     if planted!(RecycledBlock) {
         return Block::verify(bytes);
     }
-    if planted!(IgnoreEpoch) || planted!(WrongChainCheck) {
-        let block = Block::verify(bytes)?;
-        let epoch = if planted!(IgnoreEpoch) { block.header().epoch } else { place.epoch };
-        return Block::verify_at(bytes, place.log, epoch, place.segment, at);
+    let epoch = if planted!(IgnoreEpoch) { Block::verify(bytes)?.header().epoch } else { place.epoch };
+    let block = Block::verify_at(bytes, place.log, epoch, place.segment, at)?;
+    if planted!(WrongChainCheck) {
+        return Ok(block);
     }
-    let block = Block::verify_at(bytes, place.log, place.epoch, place.segment, at)?;
     let header = block.header();
     let wrong = |what, expected, found| FormatError { at: 0, what, expected, found };
     if header.sequence != link.sequence {
