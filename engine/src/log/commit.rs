@@ -22,6 +22,9 @@ const BUSY: u32 = 32;
 /// With a commit on its way, a further block waits until it holds this much: larger blocks cost less each.
 const WORTH_SENDING: usize = 64 << 10;
 
+/// How long an `all` commit waits for the rebuild of its third copy after a set change.
+const THIRD_COPY: Duration = Duration::from_secs(10);
+
 /// What the log thread sleeps for.
 pub(crate) enum Rest {
     /// A request, or anything else: the doorbell is on.
@@ -229,12 +232,19 @@ impl Log {
                 let whole = segment.complete().count() >= COPIES;
                 whole || (segment.epoch == pipeline.epoch && *sequence <= on_all)
             });
+            // A third copy that has to be rebuilt first may find no room, or no disk: that is said, not waited for.
+            let rebuilt = segment.is_some_and(|segment| segment.epoch != pipeline.epoch);
+            let hopeless = rebuilt && (pipeline.no_space || now > pending.at + THIRD_COPY.as_nanos() as u64);
             drop(catalog);
-            if !durable {
+            if !durable && !hopeless {
                 return;
             }
             let Some((_, pending)) = pipeline.all.pop_front() else { return };
-            self.acknowledge(pipeline, pending, now);
+            if durable {
+                self.acknowledge(pipeline, pending, now);
+            } else {
+                pipeline.resolve(pending, Err(degraded()));
+            }
         }
     }
 
