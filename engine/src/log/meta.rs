@@ -106,7 +106,8 @@ impl Log {
         let mut committed = meta.committed;
         if let Some(pipeline) = self.pipeline.borrow().as_ref() {
             let member = pipeline.members.iter().find(|member| member.disk == disk && member.live);
-            *flushed = member.map_or(*flushed, |member| member.flushed.max(*flushed));
+            // What is not committed may be cut off, and its positions given to other blocks.
+            *flushed = member.map_or(*flushed, |member| member.flushed.min(pipeline.committed).max(*flushed));
             committed = committed.max(pipeline.commit);
         }
         let flushed = *flushed;
