@@ -6,7 +6,6 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::format::{ALIGN, BLOCK_HEADER, DATA_START};
 use crate::io::DriverChoice;
-use crate::log::buffers::BlockBuffers;
 use crate::read::ReadAhead;
 
 /// One disk of a region: a directory, and where it stands.
@@ -176,6 +175,11 @@ impl Options {
         Ok(())
     }
 
+    /// The bytes of the ring that blocks lie in: the hot ones, those on their way, the open one, and what a block leaves unused at the ring's end.
+    pub(crate) fn block_memory(&self) -> usize {
+        self.hot_bytes + (self.commit_depth + 3) * self.block_bytes
+    }
+
     /// An upper bound of the engine's memory in bytes: queues, blocks in flight, hot blocks, indexes and tables.
     ///
     /// Readers come on top: each [`Subscription`](crate::Subscription) and [`PartitionReader`](crate::PartitionReader) holds
@@ -183,8 +187,8 @@ impl Options {
     #[must_use]
     pub fn memory_bound(&self) -> u64 {
         let largest = padded_transaction(self.transaction_bytes).max(self.block_bytes);
-        let unused = BlockBuffers::bound(self.block_bytes);
-        let blocks = (self.commit_depth + 2) * largest + self.lag_bytes + self.hot_bytes + largest + unused;
+        // What does not fit the ring (large transactions, late copies) has memory of its own.
+        let blocks = self.block_memory() + (self.commit_depth + 2) * largest + self.lag_bytes;
         // A transaction waiting: its ticket, its slot in the queue, its place in the block.
         let queue = self.queue_bytes + self.queue_transactions * 512;
         // The live table and the checkpointer's; the index of a segment in the making holds 40 bytes a frame of 96.

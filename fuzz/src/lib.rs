@@ -96,12 +96,15 @@ fn restamp_block(bytes: &mut [u8]) {
     if length > bytes.len() {
         return;
     }
+    // A block's checksum is that of its header and of its frames' checksums.
+    let mut covered = bytes[8..BLOCK_HEADER].to_vec();
     let mut at = BLOCK_HEADER;
     while let Some(frame) = bytes.get(at..length).and_then(peek_frame_len) {
         stamp(&mut bytes[at..at + frame]);
+        covered.extend_from_slice(&bytes[at..at + 8]);
         at += frame;
     }
-    stamp(&mut bytes[..length]);
+    bytes[..8].copy_from_slice(&xxh3_64(&covered).to_le_bytes());
 }
 
 /// Target: a transaction frame.

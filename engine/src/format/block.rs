@@ -1,8 +1,9 @@
 //! The block: one group commit, identical on every disk of the set, chained to the block before it.
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::codec::{
-    CHECKSUM, at_least, at_most, check_stamp, expect, expect_wide, expect_zero, put, stamp, u16_at, u32_at, u64_at,
-    u128_at,
+    CHECKSUM, at_least, at_most, expect, expect_wide, expect_zero, put, u16_at, u32_at, u64_at, u128_at,
 };
 use super::frame::{Frame, peek_frame_len};
 use super::{ALIGN, BLOCK_HEADER, DATA_START, Result};
@@ -61,7 +62,7 @@ pub fn padded(length: usize) -> usize {
 }
 
 /// Completes a block whose frames are already in place from [`BLOCK_HEADER`] to `header.length`: writes the header,
-/// zeroes the padding, hashes all once, and returns the checksum, which the next block carries as its chain.
+/// zeroes the padding, and returns the checksum, which the next block carries as its chain.
 ///
 /// # Panics
 /// If `block` is not `padded(header.length)` bytes, or the header says something that no decoder would accept.
@@ -73,7 +74,6 @@ pub fn finish_block(header: &BlockHeader, block: &mut [u8]) -> u64 {
         header.offset >= DATA_START && (header.offset as usize).is_multiple_of(ALIGN),
         "blocks start at multiples of {ALIGN} behind the seal page"
     );
-    debug_assert_eq!(count_frames(&block[BLOCK_HEADER..length]), Some(header.frames), "the frames fill the block");
     put(block, AT_MAGIC, &MAGIC.to_le_bytes());
     put(block, AT_VERSION, &VERSION.to_le_bytes());
     put(block, AT_RESERVED, &[0; AT_LOG - AT_RESERVED]);
@@ -88,17 +88,32 @@ pub fn finish_block(header: &BlockHeader, block: &mut [u8]) -> u64 {
     put(block, AT_LENGTH, &header.length.to_le_bytes());
     put(block, AT_TAIL, &[0; BLOCK_HEADER - AT_TAIL]);
     block[length..].fill(0);
-    stamp(block)
+    let mut hash = Hash::of(block);
+    let mut at = BLOCK_HEADER;
+    for _ in 0..header.frames {
+        hash.add(&block[at..]);
+        at += peek_frame_len(&block[at..length]).expect("the header says how many frames there are");
+    }
+    assert_eq!(at, length, "the frames fill the block");
+    let checksum = hash.0.digest();
+    put(block, 0, &checksum.to_le_bytes());
+    checksum
 }
 
-/// How many frames fill `bytes` exactly by their length fields; `None` if they do not.
-fn count_frames(mut bytes: &[u8]) -> Option<u32> {
-    let mut count = 0;
-    while !bytes.is_empty() {
-        bytes = &bytes[peek_frame_len(bytes)?..];
-        count += 1;
+/// The checksum of a block in the making: its header, then the checksum of each frame, which covers the frame. So each byte of
+/// a payload is hashed once, when its frame is made or verified, and not again with its block.
+struct Hash(Xxh3);
+
+impl Hash {
+    fn of(block: &[u8]) -> Hash {
+        let mut hash = Xxh3::new();
+        hash.update(&block[CHECKSUM..BLOCK_HEADER]);
+        Hash(hash)
     }
-    Some(count)
+
+    fn add(&mut self, frame: &[u8]) {
+        self.0.update(&frame[..CHECKSUM]);
+    }
 }
 
 /// A verified view of a block.
@@ -127,16 +142,14 @@ impl<'a> Block<'a> {
         let all = padded(length);
         at_most(AT_LENGTH, "block: length beyond the bytes given", bytes.len() as u64, all as u64)?;
         let bytes = &bytes[..all];
-        let checksum = check_stamp(bytes, "block: checksum")?;
+        let checksum = check_frames(&bytes[..length])?;
         expect_zero(bytes, AT_RESERVED..AT_LOG, "block: reserved")?;
         expect_zero(bytes, AT_TAIL..BLOCK_HEADER, "block: reserved")?;
         expect_zero(bytes, length..all, "block: padding")?;
         let header = header_of(bytes);
         at_least(AT_OFFSET, "block: offset", u64::from(DATA_START), u64::from(header.offset))?;
         expect(AT_OFFSET, "block: offset is a multiple of 4096", 0, u64::from(header.offset) % ALIGN as u64)?;
-        let block = Block { bytes, header, checksum };
-        block.check_frames()?;
-        Ok(block)
+        Ok(Block { bytes, header, checksum })
     }
 
     /// Verifies the block as [`Block::verify`] does, and that it is the one that belongs to this place.
@@ -187,22 +200,27 @@ impl<'a> Block<'a> {
     pub fn frames(&self) -> Frames<'a> {
         Frames { bytes: &self.bytes[..self.header.length as usize], at: BLOCK_HEADER }
     }
+}
 
-    /// Every frame parses, they fill the block exactly, and they are as many as the header says.
-    fn check_frames(&self) -> Result<()> {
-        let bytes = &self.bytes[..self.header.length as usize];
-        let mut at = BLOCK_HEADER;
-        let mut count = 0;
-        while at < bytes.len() {
-            let frame = Frame::parse(&bytes[at..]).map_err(|mut error| {
-                error.at += at;
-                error
-            })?;
-            at += frame.len();
-            count += 1;
-        }
-        expect(AT_FRAMES, "block: number of frames", count, u64::from(self.header.frames))
+/// Every frame parses, they fill the block exactly, they are as many as the header says, and the block's checksum is that of
+/// its header and of theirs; returns it.
+fn check_frames(bytes: &[u8]) -> Result<u64> {
+    let mut hash = Hash::of(bytes);
+    let mut at = BLOCK_HEADER;
+    let mut count = 0;
+    while at < bytes.len() {
+        let frame = Frame::parse(&bytes[at..]).map_err(|mut error| {
+            error.at += at;
+            error
+        })?;
+        hash.add(frame.bytes());
+        at += frame.len();
+        count += 1;
     }
+    let checksum = u64_at(bytes, 0);
+    expect(0, "block: checksum", hash.0.digest(), checksum)?;
+    expect(AT_FRAMES, "block: number of frames", count, u64::from(u32_at(bytes, AT_FRAMES)))?;
+    Ok(checksum)
 }
 
 /// The frames of a block in order, each with its byte offset in the block.

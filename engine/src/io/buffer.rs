@@ -9,13 +9,21 @@ use std::sync::Arc;
 use crossbeam::queue::ArrayQueue;
 use memmap2::MmapMut;
 
+use super::arena::Piece;
+
 /// A page-aligned run of bytes with one owner.
 ///
 /// Its length is what is in use; its capacity is fixed. A buffer from a [`BufferPool`] returns there when dropped.
 pub struct Buffer {
-    map: Option<MmapMut>,
+    memory: Memory,
     len: usize,
-    home: Option<Arc<ArrayQueue<MmapMut>>>,
+}
+
+enum Memory {
+    /// A mapping of its own, which goes back to its pool if it has one. There until it is dropped.
+    Own(Option<MmapMut>, Option<Arc<ArrayQueue<MmapMut>>>),
+    /// A part of a ring.
+    Ring(Piece),
 }
 
 impl Buffer {
@@ -31,16 +39,23 @@ impl Buffer {
         #[cfg(feature = "sim")]
         if let Some(mut map) = kept::take(capacity)? {
             map[..capacity].fill(0);
-            return Ok(Buffer { map: Some(map), len: capacity, home: None });
+            return Ok(Buffer { memory: Memory::Own(Some(map), None), len: capacity });
         }
         let map = MmapMut::map_anon(capacity)?;
-        Ok(Buffer { map: Some(map), len: capacity, home: None })
+        Ok(Buffer { memory: Memory::Own(Some(map), None), len: capacity })
+    }
+
+    pub(super) fn of_ring(piece: Piece) -> Buffer {
+        Buffer { len: piece.bytes().len(), memory: Memory::Ring(piece) }
     }
 
     /// How many bytes it can hold.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.map.as_ref().map_or(0, |map| map.len())
+        match &self.memory {
+            Memory::Own(map, _) => map.as_ref().map_or(0, |map| map.len()),
+            Memory::Ring(piece) => piece.bytes().len(),
+        }
     }
 
     /// Sets how many bytes are in use. What lies there is whatever was left there.
@@ -50,6 +65,18 @@ impl Buffer {
     pub fn set_len(&mut self, len: usize) {
         assert!(len <= self.capacity(), "{len} bytes do not fit {}", self.capacity());
         self.len = len;
+    }
+
+    /// As [`Buffer::set_len`], and gives back the memory behind `len` where that is possible: to the [`Arena`](super::Arena) that this
+    /// buffer was the last to be taken from.
+    ///
+    /// # Panics
+    /// When `len` is above the capacity.
+    pub fn shrink(&mut self, len: usize) {
+        self.set_len(len);
+        if let Memory::Ring(piece) = &mut self.memory {
+            piece.shrink(len);
+        }
     }
 
     /// The whole buffer as a slice that can be shared.
@@ -64,21 +91,28 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.map.as_ref().map_or(&[], |map| &map[..self.len])
+        match &self.memory {
+            Memory::Own(map, _) => map.as_ref().map_or(&[], |map| &map[..self.len]),
+            Memory::Ring(piece) => &piece.bytes()[..self.len],
+        }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         let len = self.len;
-        self.map.as_mut().map_or(&mut [], |map| &mut map[..len])
+        match &mut self.memory {
+            Memory::Own(map, _) => map.as_mut().map_or(&mut [], |map| &mut map[..len]),
+            Memory::Ring(piece) => &mut piece.bytes_mut()[..len],
+        }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let Some(map) = self.map.take() else { return };
-        match self.home.take() {
+        let Memory::Own(map, home) = &mut self.memory else { return };
+        let Some(map) = map.take() else { return };
+        match home.take() {
             // A full pool means that this one was made beyond it: it goes back to the system.
             Some(home) => drop(home.push(map)),
             #[cfg(feature = "sim")]
@@ -188,7 +222,7 @@ impl BufferPool {
             Some(map) => map,
             None => MmapMut::map_anon(self.capacity)?,
         };
-        Ok(Buffer { len: map.len(), map: Some(map), home: Some(Arc::clone(&self.free)) })
+        Ok(Buffer { len: map.len(), memory: Memory::Own(Some(map), Some(Arc::clone(&self.free))) })
     }
 
     /// The capacity of its buffers, in bytes.

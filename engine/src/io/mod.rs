@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod arena;
 mod bell;
 mod buffer;
 mod clock;
@@ -25,6 +26,7 @@ mod threads;
 #[cfg(all(feature = "uring", target_os = "linux"))]
 mod uring;
 
+pub use arena::Arena;
 pub use buffer::{Buffer, BufferPool, Slice};
 #[cfg(feature = "sim")]
 pub(crate) use directory::plain;

@@ -236,21 +236,13 @@ impl Log {
 
     /// Whether the open block takes `len` more bytes; opens one if there is none.
     fn make_room(&self, pipeline: &mut Pipeline, len: usize, now: u64) -> Result<bool> {
-        let no_memory = |error| Error::new(ErrorKind::System, format!("no memory for a block: {error}"));
-        if let Some(open) = &mut pipeline.open {
-            if open.frames >= MAX_FRAMES {
-                return Ok(false);
-            }
-            while open.len + len > open.buffer.len() {
-                let Some(larger) = pipeline.buffers.larger(open.buffer.len()) else { return Ok(false) };
-                let mut buffer = larger.take().map_err(no_memory)?;
-                buffer[..open.len].copy_from_slice(&open.buffer[..open.len]);
-                open.buffer = buffer;
-            }
-            return Ok(true);
+        if let Some(open) = &pipeline.open {
+            return Ok(open.frames < MAX_FRAMES && open.len + len <= open.buffer.len());
         }
-        let buffer = pipeline.buffers.take(padded_transaction(len)).map_err(no_memory)?;
-        let pending = Vec::with_capacity(64);
+        let room = padded_transaction(len).max(self.options.block_bytes);
+        let no_memory = |error| Error::new(ErrorKind::System, format!("no memory for a block: {error}"));
+        let buffer = pipeline.memory.take(room).map_err(no_memory)?;
+        let pending = Vec::with_capacity(pipeline.last_frames as usize);
         pipeline.open = Some(OpenBlock { buffer, len: BLOCK_HEADER, frames: 0, records: 0, opened: now, pending });
         Ok(true)
     }

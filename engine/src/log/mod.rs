@@ -24,7 +24,6 @@ use crate::transaction::StateMachine;
 
 pub(crate) mod admit;
 pub(crate) mod attach;
-pub(crate) mod buffers;
 pub(crate) mod catalog;
 pub(crate) mod commit;
 pub(crate) mod control;

@@ -7,8 +7,7 @@ use std::task::Waker;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BLOCK_HEADER, BlockHeader, DATA_START, Seal, finish_block, padded};
-use crate::io::{Buffer, DiskIndex, FileId, Slice};
-use crate::log::buffers::BlockBuffers;
+use crate::io::{Arena, Buffer, DiskIndex, FileId, Slice};
 use crate::log::disk::Slot;
 use crate::log::placement::{COPIES, QUORUM};
 use crate::sync::ticket::Resolver;
@@ -134,7 +133,8 @@ pub(crate) struct Pipeline {
     /// Without a next segment, the active one takes blocks: another opening would find a free slot. An active one that
     /// took the last free slot stays empty, so that the next opening can have it.
     pub(crate) may_fill: bool,
-    pub(crate) buffers: BlockBuffers,
+    /// Where blocks lie while they are filled, written and hot.
+    pub(crate) memory: Arena,
     pub(crate) wakers: Vec<Waker>,
     /// Items and bytes to give back to the intake.
     pub(crate) released: (u64, u64),
@@ -210,8 +210,7 @@ impl Pipeline {
     pub(crate) fn launch(&mut self, now: u64) -> Option<&Flying> {
         let OpenBlock { mut buffer, len, frames, records, pending, .. } = self.open.take()?;
         let block = padded(len);
-        self.buffers.used(block);
-        buffer.set_len(block);
+        buffer.shrink(block);
         let header = BlockHeader {
             log: self.log,
             epoch: self.epoch,

@@ -5,10 +5,9 @@ use std::sync::{Arc, Mutex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlockHeader, Checkpoint, DATA_START, EpochEntry, Seal, SegmentIndex};
 use crate::health::DiskState;
-use crate::io::DiskIndex;
+use crate::io::{Arena, DiskIndex};
 use crate::log::Log;
 use crate::log::attach::{Found as FoundDisks, Known};
-use crate::log::buffers::BlockBuffers;
 use crate::log::catalog::Segment;
 use crate::log::disk::Slot;
 use crate::log::index::IndexBuilder;
@@ -379,8 +378,7 @@ impl Log {
             }
             match self.persist(&set).await {
                 Ok(()) => {
-                    self.start_pipeline(epoch, id, &set, &slots, link, end);
-                    return Ok(());
+                    return self.start_pipeline(epoch, id, &set, &slots, link, end);
                 }
                 Err(error) if set.iter().all(|disk| self.disks.borrow()[disk.0].is_live()) => return Err(error),
                 Err(_) => set.iter().zip(slots).for_each(|(&disk, slot)| self.free_slot(disk, slot)),
@@ -418,7 +416,17 @@ impl Log {
         Ok(set.into_iter().map(DiskIndex).collect())
     }
 
-    fn start_pipeline(&self, epoch: Epoch, id: SegmentId, set: &[DiskIndex], slots: &[Slot], link: Link, end: Lsn) {
+    fn start_pipeline(
+        &self,
+        epoch: Epoch,
+        id: SegmentId,
+        set: &[DiskIndex],
+        slots: &[Slot],
+        link: Link,
+        end: Lsn,
+    ) -> Result<()> {
+        let memory = Arena::new(self.options.block_memory())
+            .map_err(|error| Error::new(ErrorKind::System, format!("no memory for blocks: {error}")))?;
         let commit = link.sequence - 1;
         let members = set.iter().map(|&disk| self.member(disk, commit, end)).collect();
         let files = slots.iter().map(|slot| slot.file).collect();
@@ -443,7 +451,7 @@ impl Log {
             starved: false,
             no_space: false,
             may_fill: set.iter().all(|disk| !self.disks.borrow()[disk.0].free.is_empty()),
-            buffers: BlockBuffers::new(self.options.block_bytes),
+            memory,
             wakers: Vec::new(),
             released: (0, 0),
         };
@@ -454,6 +462,7 @@ impl Log {
             self.shared.committed.advance(end.0);
         }
         self.publish_all();
+        Ok(())
     }
 
     /// Hands the state machine what it has not durably applied itself.

@@ -193,7 +193,7 @@ fn a_block_without_frames_is_a_block() {
 
 #[test]
 fn block_fields_are_checked_behind_a_right_checksum() {
-    let verify = |change: fn(&mut [u8])| Block::verify(&restamped(sample_block(), change)).map(drop);
+    let verify = |change: fn(&mut [u8])| Block::verify(&restamped_block(sample_block(), change)).map(drop);
     refused(verify(|b| b[8] = b'm'), "magic");
     refused(verify(|b| b[12] = 9), "version");
     refused(verify(|b| b[14] = 1), "reserved");
@@ -207,11 +207,21 @@ fn block_fields_are_checked_behind_a_right_checksum() {
     refused(verify(|b| b[76..80].copy_from_slice(&4097u32.to_le_bytes())), "length beyond");
     refused(verify(|b| b[76..80].fill(0xFF)), "block: length");
     // The used length ends inside the last frame, or behind it.
-    refused(verify(|b| b[76] -= 8), "padding");
+    refused(verify(|b| b[76] -= 8), "frame: length beyond");
     refused(verify(|b| b[76] += 8), "frame: bytes for a header");
-    // A flipped payload bit that the block's checksum vouches for: the frame's own does not.
-    let error = Block::verify(&restamped(sample_block(), |b| b[BLOCK_HEADER + 100] ^= 1)).expect_err("frame: checksum");
+    // A payload is its frame's checksum's business.
+    let error = Block::verify(&restamped_block(sample_block(), |b| b[BLOCK_HEADER + 100] ^= 1)).expect_err("flipped");
     assert_eq!((error.what, error.at), ("frame: checksum", BLOCK_HEADER));
+    // A frame that verifies, but is not the one that was in this block.
+    let other = |block: &mut [u8]| {
+        let length = peek_frame_len(&block[BLOCK_HEADER..]).expect("a frame");
+        let frame = &mut block[BLOCK_HEADER..BLOCK_HEADER + length];
+        frame[80] ^= 1;
+        codec::stamp(frame);
+    };
+    let mut block = sample_block();
+    other(&mut block);
+    refused(Block::verify(&block).map(drop), "block: checksum");
 }
 
 #[test]

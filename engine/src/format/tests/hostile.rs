@@ -53,13 +53,14 @@ proptest! {
         structure in 0..7usize,
         changes in vec((prop_oneof![8..160usize, 8..4096usize], 1..=8usize, hostile_number()), 1..4),
     ) {
-        let (_, bytes, _) = structures().swap_remove(structure);
-        let changed = restamped(bytes, |bytes| {
+        let (name, bytes, _) = structures().swap_remove(structure);
+        let change = |bytes: &mut [u8]| {
             for (at, width, value) in changes {
                 let at = at % (bytes.len() - 8);
                 bytes[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
             }
-        });
+        };
+        let changed = if name == "block" { restamped_block(bytes, change) } else { restamped(bytes, change) };
         read_all(&changed);
     }
 
