@@ -5,10 +5,9 @@ use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use loom::sync::Condvar;
-use loom::sync::atomic::AtomicUsize;
 
 pub(crate) use loom::sync::MutexGuard;
-pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 /// Not loom's: the reference counts are not what is explored here.
 pub(crate) use std::sync::Arc;
 

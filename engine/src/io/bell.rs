@@ -45,6 +45,11 @@ impl Bell {
         heard(self.state.swap(0, Ordering::AcqRel))
     }
 
+    /// Whether there is nothing to answer.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == 0
+    }
+
     /// As [`Bell::answer`] by a thread that does not mean to sleep: the ring is kept for one that does.
     pub(super) fn look(&self) -> Heard {
         heard(self.state.fetch_and(RUNG, Ordering::AcqRel))

@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
+use super::clock::Deadline;
 use super::directory::{Directory, OpenFile};
 use super::lanes::{Finished, Inbox, Lane, Outcome, Work};
 use super::{Completion, DiskIndex, FileId, Op, OpId, Output, ReadAt};
 
+/// Waits up to this are not slept: to go to sleep and be woken takes as long.
+const BRIEF: Duration = Duration::from_micros(50);
 /// Threads for computations.
 const COMPUTERS: usize = 2;
 
@@ -134,6 +138,20 @@ impl Host {
         let mut closer = Lane::new(name, 1, Arc::clone(&self.inbox), Arc::clone(&self.threads));
         closer.push(id, Work::Close { directory, files });
         Ok(())
+    }
+
+    /// If the wait is brief, spends it awake, until the bell says something or it is over, and returns true. Whoever else wants the
+    /// processor has it meanwhile.
+    pub(super) fn linger(&self, wait: Duration) -> bool {
+        if wait > BRIEF {
+            return false;
+        }
+        let (bell, end) = (&self.inbox.bell, Deadline::after(wait));
+        while bell.is_quiet() && end.is_some_and(|end| !end.left().is_zero()) {
+            std::thread::yield_now();
+        }
+        bell.answer();
+        true
     }
 
     /// Enters what has come back into the tables and appends it to `done`.

@@ -59,7 +59,7 @@ impl Driver for ThreadDriver {
 
     fn poll(&mut self, wait: Option<Duration>, done: &mut Vec<Completion>) {
         let (before, bell) = (done.len(), Arc::clone(&self.host.inbox().bell));
-        let Some(wait) = wait.filter(|wait| !wait.is_zero()) else {
+        let Some(wait) = wait.filter(|wait| !self.host.linger(*wait)) else {
             bell.look();
             return self.host.collect(done);
         };

@@ -30,8 +30,6 @@ use super::{Buffer, Completion, Doorbell, Driver, Environment, Op, OpId, Output,
 
 /// Operations in the ring at a time; the others wait for their turn in the driver.
 const ENTRIES: u32 = 256;
-/// Waits below this are short.
-const NAP: Duration = Duration::from_millis(1);
 /// Threads of a disk for what the ring does not do.
 const THREADS_PER_DISK: usize = 2;
 
@@ -110,7 +108,7 @@ impl Driver for UringDriver {
     }
 
     fn poll(&mut self, wait: Option<Duration>, done: &mut Vec<Completion>) {
-        let wait = match wait.filter(|wait| !wait.is_zero()) {
+        let wait = match wait.filter(|wait| !self.host.linger(*wait)) {
             None if self.ring.is_empty() => return self.host.collect(done),
             None => Wait::Look,
             Some(wait) => Deadline::after(wait).map_or(Wait::Forever, Wait::Until),
@@ -223,9 +221,7 @@ impl Turn<'_> {
             Wait::Look => false,
             Wait::Forever => true,
             Wait::Until(deadline) => {
-                let left = deadline.left();
-                let timer = if left < NAP { &mut self.ring.naps } else { &mut self.ring.timer };
-                timer.arm(deadline, left, context)
+                self.ring.timer.arm(deadline, deadline.left(), context)
             }
         };
         self.ready |= !in_time;
@@ -268,8 +264,6 @@ struct Ring {
     relay: Arc<Relay>,
     waker: Waker,
     timer: Timer,
-    /// For short waits. With one timer each of them would put off the long one, which the next long wait would put back.
-    naps: Timer,
     alarm: Alarm,
 }
 
@@ -285,7 +279,6 @@ impl Ring {
             waker: Waker::from(Arc::clone(&relay)),
             relay,
             timer: Timer::new()?,
-            naps: Timer::new()?,
             alarm: Alarm::new()?,
         })
     }

@@ -15,7 +15,7 @@ use crate::transaction::{Receipt, Transaction};
 use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId};
 
 /// Frames of one block, at most: a position's low 12 bits name the frame in its block.
-const MAX_FRAMES: u32 = 4096;
+pub(crate) const MAX_FRAMES: u32 = 4096;
 
 /// A checked request: what its frame will say, and whose answer it is.
 struct Admission<'a> {
@@ -242,7 +242,7 @@ impl Log {
         let room = padded_transaction(len).max(self.options.block_bytes);
         let no_memory = |error| Error::new(ErrorKind::System, format!("no memory for a block: {error}"));
         let buffer = pipeline.memory.take(room).map_err(no_memory)?;
-        let pending = Vec::with_capacity(pipeline.last_frames as usize);
+        let pending = Vec::with_capacity(pipeline.crowd as usize);
         pipeline.open = Some(OpenBlock { buffer, len: BLOCK_HEADER, frames: 0, records: 0, opened: now, pending });
         Ok(true)
     }

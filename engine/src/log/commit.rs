@@ -9,51 +9,56 @@ use crate::format::{BLOCK_HEADER, Block, DATA_START, padded};
 use crate::log::Log;
 use crate::log::admit::degraded;
 use crate::log::index::IndexBuilder;
-use crate::log::pipeline::{Flying, Pipeline};
+use crate::log::pipeline::{CROWD, Flying, Pipeline};
 use crate::log::placement::COPIES;
 use crate::shared::{HotBlock, lock};
 use crate::transaction::Committed;
 use crate::types::{ClientId, Lsn, SegmentId};
 
-/// After a large answer its clients are given so long to come back before a much smaller block goes out.
-const GATHER: Duration = Duration::from_micros(50);
-/// A block of so many transactions is a sign of load: the next is worth a look before a write completes.
-const BUSY: u32 = 32;
 /// With a commit on its way, a further block waits until it holds this much: larger blocks cost less each.
 const WORTH_SENDING: usize = 64 << 10;
 
 /// How long an `all` commit waits for the rebuild of its third copy after a set change.
 const THIRD_COPY: Duration = Duration::from_secs(10);
 
-/// What the log thread sleeps for.
-pub(crate) enum Rest {
-    /// A request, or anything else: the doorbell is on.
-    Request,
-    /// A completion: requests gather meanwhile, and wake nobody.
-    Completion,
-    /// A completion, but not for longer than this.
-    Briefly(Duration),
+/// What the log thread sleeps for, beside completions and the doorbell's other uses.
+pub(crate) struct Rest {
+    /// So many requests; `None` for however many come, none wakes it.
+    pub(crate) requests: Option<usize>,
+    /// Not longer than this.
+    pub(crate) within: Option<Duration>,
 }
 
 impl Log {
     /// What there is to wait for. While a block is on its way a lone request could not be sent anyway: it waits in the
-    /// queue without waking the log thread, which is what makes a busy log cheap.
+    /// queue without waking the log thread, which is what makes a busy log cheap. With a crowd the log thread wakes when
+    /// the next block is complete.
     pub(crate) fn rest(&self) -> Rest {
-        self.with(|pipeline| match pipeline.uncommitted() {
-            _ if pipeline.paused => Rest::Request,
-            0 if pipeline.gathering => Rest::Briefly(GATHER),
-            0 => Rest::Request,
-            flying if flying < self.options.commit_depth && pipeline.last_frames >= BUSY => Rest::Briefly(GATHER),
-            _ => Rest::Completion,
+        let now = self.ops.now();
+        self.with(|pipeline| {
+            let missing = pipeline.missing(self.options.commit_depth);
+            let any = Rest { requests: Some(1), within: None };
+            if pipeline.paused {
+                return any;
+            }
+            let left = pipeline.gathers_until().saturating_sub(now);
+            match pipeline.uncommitted() {
+                0 if missing > 0 && left > 0 => {
+                    Rest { requests: Some(missing), within: Some(Duration::from_nanos(left)) }
+                }
+                0 => any,
+                _ if pipeline.crowd < CROWD || missing == 0 => Rest { requests: None, within: None },
+                _ => Rest { requests: Some(missing), within: (left > 0).then_some(Duration::from_nanos(left)) },
+            }
         })
     }
 
-    /// Whether the open block holds half of what is outstanding, and that is much: it goes now, and the other half makes
-    /// a block of its own beside it. Two in flight keep the disks busy while clients come back.
+    /// Whether the open block is complete and worth a write beside those on their way: it goes now, and what comes after it makes a
+    /// block of its own.
     pub(crate) fn is_ripe(&self) -> bool {
         self.with(|pipeline| {
-            let open = pipeline.open.as_ref();
-            open.is_some_and(|open| open.len >= WORTH_SENDING && u64::from(open.frames) * 2 >= self.outstanding.get())
+            let worth = pipeline.open.as_ref().is_some_and(|open| open.len >= WORTH_SENDING);
+            worth && pipeline.missing(self.options.commit_depth) == 0
         })
     }
 
@@ -88,25 +93,23 @@ impl Log {
     }
 
     /// One block on its way at once; a second and further ones when they are worth it, up to the commit depth.
-    fn may_send(&self, pipeline: &mut Pipeline, now: u64) -> bool {
-        pipeline.gathering = false;
+    fn may_send(&self, pipeline: &Pipeline, now: u64) -> bool {
         let Some(open) = pipeline.open.as_ref().filter(|open| open.frames > 0) else { return false };
         if pipeline.paused {
             return false;
         }
-        let uncommitted = pipeline.uncommitted();
-        if uncommitted > 0 {
-            let worth = open.len >= WORTH_SENDING.min(self.options.block_bytes / 2);
-            let large = open.len >= self.options.block_bytes / 2;
-            let share = large || u64::from(open.frames) * 3 >= self.outstanding.get();
-            // After a set change the uncommitted blocks are written again, and have to fit one segment.
-            let again = pipeline.uncommitted_bytes() + padded(open.len) + DATA_START as usize;
-            let fits = again <= self.options.segment_bytes as usize;
-            return uncommitted < self.options.commit_depth && worth && share && fits;
+        let large = open.len >= self.options.block_bytes / 2;
+        let complete = large || pipeline.missing(self.options.commit_depth) == 0;
+        // What a quorum holds is as good as committed: the next block need not wait for the answers.
+        let unanswered = (pipeline.next_sequence - 1 - pipeline.quorum()) as usize;
+        if unanswered == 0 {
+            return complete || now >= pipeline.gathers_until();
         }
-        let (answered, at) = pipeline.answered;
-        pipeline.gathering = open.frames < answered / 2 && now < at + GATHER.as_nanos() as u64;
-        !pipeline.gathering
+        let worth = open.len >= WORTH_SENDING.min(self.options.block_bytes / 2);
+        // After a set change the uncommitted blocks are written again, and have to fit one segment.
+        let again = pipeline.uncommitted_bytes() + padded(open.len) + DATA_START as usize;
+        let fits = again <= self.options.segment_bytes as usize;
+        unanswered < self.options.commit_depth && worth && complete && fits
     }
 
     pub(crate) fn send(&self, pipeline: &mut Pipeline, now: u64) {
@@ -199,7 +202,7 @@ impl Log {
     /// Answers a committed block's transactions, but for those that wait for all copies.
     fn answer_block(&self, at: usize, now: u64) {
         self.with(|pipeline| {
-            pipeline.answered = (pipeline.flying[at].frames, now);
+            pipeline.answered_at = now;
             let sequence = pipeline.flying[at].sequence;
             for mut pending in std::mem::take(&mut pipeline.flying[at].pending) {
                 if pending.receipt.repeated {

@@ -92,8 +92,6 @@ pub(crate) struct Log {
     pub(crate) recovery_bytes: Cell<u64>,
     /// Monotonic and wall time of the batch of requests being admitted: asked once for all of them.
     pub(crate) batch_clock: Cell<(u64, u64)>,
-    /// Transactions accepted and not yet answered, when that batch began.
-    pub(crate) outstanding: Cell<u64>,
 }
 
 /// Where the core is.
@@ -171,17 +169,25 @@ impl Core {
         self.take_requests();
         self.log.pump();
         self.log.wake();
-        let wait = match self.log.rest() {
+        let Rest { requests, within } = self.log.rest();
+        let wait = within.map_or(wait, |within| within.min(wait));
+        let wait = match requests {
             // A request in hand waits for room: only a completion makes some.
-            _ if self.held.is_some() => Some(wait),
-            Rest::Briefly(time) => Some(time.min(wait)),
-            Rest::Request => self.log.shared.intake.prepare_sleep().then_some(wait),
-            Rest::Completion => Some(wait),
+            Some(wanted) if self.held.is_none() => self.log.shared.intake.prepare_sleep(wanted).then_some(wait),
+            _ => Some(wait),
         };
         self.log.ops.poll(wait, &mut self.done);
         self.log.shared.intake.awake();
+        if let (Some(wanted), true) = (requests, within.is_some()) {
+            let in_time = self.log.shared.intake.len() >= wanted;
+            self.log.with(|pipeline| pipeline.gathered(in_time));
+        }
         for BlockDone { token, sequence, result } in std::mem::take(&mut self.done) {
             self.log.on_block(token, sequence, result);
+        }
+        // The disks first: a complete block goes out before those of the last one are answered.
+        if self.log.is_ripe() {
+            self.log.pump();
         }
         self.log.advance();
         if self.log.closed.get() { Phase::Closed } else { Phase::Running }
@@ -190,7 +196,8 @@ impl Core {
     /// Takes requests until the open block is full, the queue empty, or the log cannot take more.
     fn take_requests(&mut self) {
         self.log.batch_clock.set((self.log.ops.now(), self.log.ops.environment().wall()));
-        self.log.outstanding.set(self.log.shared.intake.in_use().0);
+        let outstanding = self.log.shared.intake.in_use().0;
+        self.log.with(|pipeline| pipeline.meet(outstanding));
         while let Some(request) = self.held.take().or_else(|| self.log.shared.intake.pop()) {
             match request {
                 Request::Control(control) => self.log.control(control, &self.tasks.spawner()),
@@ -242,7 +249,6 @@ impl Log {
             tokens: Cell::new(1),
             recovery_bytes: Cell::new(0),
             batch_clock: Cell::new((0, 0)),
-            outstanding: Cell::new(0),
         }
     }
 

@@ -4,15 +4,24 @@
 
 use std::collections::VecDeque;
 use std::task::Waker;
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BLOCK_HEADER, BlockHeader, DATA_START, Seal, finish_block, padded};
 use crate::io::{Arena, Buffer, DiskIndex, FileId, Slice};
+use crate::log::admit::MAX_FRAMES;
 use crate::log::disk::Slot;
 use crate::log::placement::{COPIES, QUORUM};
 use crate::sync::ticket::Resolver;
 use crate::transaction::Receipt;
 use crate::types::{AccountId, ClientId, DiskId, Epoch, LogId, Lsn, SegmentId};
+
+/// Clients that were just answered are given so long to come back before a block without them goes out.
+const GATHER: Duration = Duration::from_micros(50);
+/// For so many blocks nobody is waited for when somebody did not come in time.
+const IMPATIENT: u8 = 16;
+/// So many transactions outstanding are a crowd: blocks are sized by it, and a single request is not worth waking up for.
+pub(crate) const CROWD: u64 = 32;
 
 /// Whom to answer.
 pub(crate) enum Done {
@@ -120,12 +129,12 @@ pub(crate) struct Pipeline {
     pub(crate) all: VecDeque<(u64, Pending)>,
     /// A set change is under way: nothing is sent.
     pub(crate) paused: bool,
-    /// The open block waits for the clients of the last answer.
-    pub(crate) gathering: bool,
-    /// How many transactions the last answered block had, and when it was answered.
-    pub(crate) answered: (u32, u64),
-    /// How many the last sent block had.
-    pub(crate) last_frames: u32,
+    /// How many transactions were outstanding at once of late: the most of it, forgotten block by block.
+    pub(crate) crowd: u64,
+    /// When the last block was answered.
+    pub(crate) answered_at: u64,
+    /// So many further blocks do not wait for those who were just answered: of late they did not come back in time.
+    pub(crate) impatient: u8,
     /// A block waits for the next segment.
     pub(crate) starved: bool,
     /// No disk has room for the next segment.
@@ -158,6 +167,36 @@ impl Pipeline {
     /// Whether the present set has fewer than three disks. One that has just lost a disk is about to be changed.
     pub(crate) fn is_degraded(&self) -> bool {
         self.members.len() < COPIES
+    }
+
+    /// Takes note of how many transactions are outstanding.
+    pub(crate) fn meet(&mut self, outstanding: u64) {
+        self.crowd = self.crowd.max(outstanding);
+    }
+
+    /// How many more transactions the open block waits for: half of the crowd makes a block, so that one block is filled while
+    /// the other is on its way. Without a crowd each transaction is enough.
+    pub(crate) fn missing(&self, depth: usize) -> usize {
+        let share = match self.crowd {
+            ..CROWD => 1,
+            crowd if depth == 1 => crowd - crowd / 8,
+            crowd => crowd / 2,
+        };
+        let frames = self.open.as_ref().map_or(0, |open| open.frames);
+        (share as usize).min(MAX_FRAMES as usize).saturating_sub(frames as usize)
+    }
+
+    /// Until when the open block waits for those who were just answered, in nanoseconds.
+    pub(crate) fn gathers_until(&self) -> u64 {
+        let waits = self.crowd >= CROWD && self.impatient == 0;
+        if waits { self.answered_at + GATHER.as_nanos() as u64 } else { 0 }
+    }
+
+    /// Whether those who were waited for came in time.
+    pub(crate) fn gathered(&mut self, in_time: bool) {
+        if !in_time {
+            self.impatient = IMPATIENT;
+        }
     }
 
     /// Bytes of blocks that are on their way and not committed.
@@ -239,8 +278,9 @@ impl Pipeline {
 
     fn append(&mut self, flying: Flying) {
         assert!(self.commit < self.next_sequence, "commit <= appended");
-        self.last_frames = flying.frames;
         self.starved = false;
+        self.crowd -= self.crowd / 16;
+        self.impatient = self.impatient.saturating_sub(1);
         self.active.offset += flying.data.len() as u32;
         self.active.transactions += u64::from(flying.frames);
         self.active.records += flying.records;

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use super::park;
-use super::prims::{Arc, AtomicU8, AtomicU64, CachePadded, Doorbell, Mutex, Ordering, Queue, fence};
+use super::prims::{Arc, AtomicU64, AtomicUsize, CachePadded, Doorbell, Mutex, Ordering, Queue, fence};
 use super::ticket::{Resolver, Ticket, ticket};
 
 /// Why an item was not taken.
@@ -44,10 +44,9 @@ pub(crate) const MOST_BYTES: u64 = ITEM - 1;
 /// The most items that an intake can bound.
 pub(crate) const MOST_ITEMS: u64 = CLOSED / ITEM - 1;
 
-/// What the log thread does, as its producers need to know it.
-const AWAKE: u8 = 0;
-const ASLEEP: u8 = 1;
-const GONE: u8 = 2;
+/// What the log thread does, as its producers need to know it: it is awake or gone, or sleeps until so many items are queued.
+const AWAKE: usize = 0;
+const GONE: usize = usize::MAX;
 
 /// A bounded queue of `T`. Whatever is pushed counts against both bounds from its admission until the consumer calls
 /// [`Intake::release`]: until the memory is really given back, not only until it left the queue.
@@ -56,8 +55,8 @@ const GONE: u8 = 2;
 /// Nobody overtakes the line, so a large item is not starved by small ones.
 pub(crate) struct Intake<T> {
     used: CachePadded<AtomicU64>,
-    /// [`AWAKE`], [`ASLEEP`] or [`GONE`].
-    consumer: CachePadded<AtomicU8>,
+    /// [`AWAKE`], [`GONE`], or how many queued items are worth waking for.
+    consumer: CachePadded<AtomicUsize>,
     /// Holds what is admitted; the bound on items keeps it from ever being full.
     queue: Queue<T>,
     /// Those who wait for room. [`WAITING`] is set while it holds any, and changed only under this lock.
@@ -84,7 +83,7 @@ impl<T> Intake<T> {
         assert!((1..=MOST_BYTES).contains(&max_bytes), "{max_bytes} bytes cannot be the bound");
         Intake {
             used: CachePadded::new(AtomicU64::new(0)),
-            consumer: CachePadded::new(AtomicU8::new(AWAKE)),
+            consumer: CachePadded::new(AtomicUsize::new(AWAKE)),
             queue: Queue::new(max_items),
             line: Mutex::new(VecDeque::new()),
             max_items: max_items as u64,
@@ -101,7 +100,6 @@ impl<T> Intake<T> {
         match self.reserve(bytes, 0) {
             Ok(()) => {
                 self.enqueue(item);
-                self.nudge();
                 Ok(())
             }
             Err(reason) => Err(Refused { reason, item }),
@@ -144,14 +142,19 @@ impl<T> Intake<T> {
         }
     }
 
-    /// Called by the consumer before it sleeps: from now on a push rings the doorbell. False when there is something
-    /// to pop already. Anything else that a [`Intake::nudge`] announces must be looked at after this call, too.
+    /// Called by the consumer before it sleeps: from now on the push that makes `wanted` items to pop rings the doorbell.
+    /// False when there are so many already. Anything else that a [`Intake::nudge`] announces must be looked at after
+    /// this call, too.
+    ///
+    /// # Panics
+    /// When `wanted` is 0.
     #[must_use = "false means that there is work"]
-    pub(crate) fn prepare_sleep(&self) -> bool {
-        self.consumer.store(ASLEEP, Ordering::Relaxed);
-        // Pairs with the fence in `nudge`: either the push is seen here, or the sleep is seen there.
+    pub(crate) fn prepare_sleep(&self, wanted: usize) -> bool {
+        assert!((1..GONE).contains(&wanted), "nobody sleeps until {wanted} items are there");
+        self.consumer.store(wanted, Ordering::Relaxed);
+        // Pairs with the fences of the producers: either the push is seen here, or the sleep is seen there.
         fence(Ordering::SeqCst);
-        if self.queue.is_empty() {
+        if self.queue.len() < wanted {
             return true;
         }
         self.awake();
@@ -163,12 +166,12 @@ impl<T> Intake<T> {
         self.consumer.store(AWAKE, Ordering::Relaxed);
     }
 
-    /// Wakes the consumer if it sleeps. Every push does it; others do it after they left something for the consumer
-    /// to find elsewhere.
+    /// Wakes the consumer if it sleeps, however few items are queued: it finds something elsewhere.
     pub(crate) fn nudge(&self) {
         fence(Ordering::SeqCst);
-        if self.consumer.load(Ordering::Relaxed) != AWAKE {
-            self.nudge_sleeper();
+        let wanted = self.consumer.load(Ordering::Relaxed);
+        if wanted != AWAKE {
+            self.wake(wanted);
         }
     }
 
@@ -196,13 +199,12 @@ impl<T> Intake<T> {
     pub(crate) fn abandon(&self) {
         self.close();
         self.consumer.store(GONE, Ordering::Relaxed);
-        // Pairs with the fence in `nudge`: either a late push is seen here, or its producer sees GONE.
+        // Pairs with the fence in `enqueue`: either a late push is seen here, or its producer sees GONE.
         fence(Ordering::SeqCst);
         while self.queue.pop().is_some() {}
     }
 
     /// Items that wait to be popped.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
@@ -243,6 +245,11 @@ impl<T> Intake<T> {
 
     fn enqueue(&self, item: T) {
         assert!(self.queue.push(item).is_ok(), "what is admitted has a place in the queue");
+        fence(Ordering::SeqCst);
+        let wanted = self.consumer.load(Ordering::Relaxed);
+        if wanted != AWAKE && (wanted == GONE || self.queue.len() >= wanted) {
+            self.wake(wanted);
+        }
     }
 
     /// Moves those at the head of the line into the queue for whom there is room.
@@ -264,7 +271,6 @@ impl<T> Intake<T> {
             self.used.fetch_and(!WAITING, Ordering::AcqRel);
         }
         drop(line);
-        self.nudge();
         wakers.into_iter().for_each(Waker::wake);
     }
 
@@ -275,7 +281,6 @@ impl<T> Intake<T> {
             Ok(()) => {
                 drop(line);
                 self.enqueue(item);
-                self.nudge();
                 Ok(None)
             }
             Err(Reason::Full) => {
@@ -301,11 +306,15 @@ impl<T> Intake<T> {
         }
     }
 
+    /// For a producer that found the consumer not awake.
     #[cold]
-    fn nudge_sleeper(&self) {
-        // Of many producers one rings.
-        let was = self.consumer.compare_exchange(ASLEEP, AWAKE, Ordering::Relaxed, Ordering::Relaxed);
-        match was {
+    fn wake(&self, wanted: usize) {
+        if wanted == GONE {
+            while self.queue.pop().is_some() {}
+            return;
+        }
+        // Of many producers one rings. A consumer that has slept again meanwhile has seen what there is.
+        match self.consumer.compare_exchange(wanted, AWAKE, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => self.bell.ring(),
             Err(GONE) => while self.queue.pop().is_some() {},
             Err(_) => {}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 pub(crate) use crossbeam::queue::ArrayQueue as Queue;
 pub(crate) use crossbeam::utils::CachePadded;
 pub(crate) use futures::task::AtomicWaker;
-pub(crate) use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+pub(crate) use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 pub(crate) use std::sync::{Arc, MutexGuard};
 
 pub(crate) use crate::io::Doorbell;
