@@ -123,7 +123,7 @@ fn next<T>(intake: &Intake<T>, bell: &Signal) -> T {
         if let Some(item) = intake.pop() {
             return item;
         }
-        if intake.prepare_sleep() {
+        if intake.prepare_sleep(1) {
             bell.wait();
         }
         intake.awake();
@@ -144,6 +144,24 @@ pub(crate) fn a_sleeping_consumer_gets_every_push() {
     });
 }
 
+pub(crate) fn a_consumer_that_wants_two_is_woken_for_both() {
+    explore(|| {
+        let (intake, bell) = intake(2, 2);
+        let producers: Vec<_> = [1, 2]
+            .map(|item| {
+                let intake = Arc::clone(&intake);
+                thread::spawn(move || intake.try_push(item, 1).expect("room for both"))
+            })
+            .into();
+        if intake.prepare_sleep(2) {
+            bell.wait();
+        }
+        intake.awake();
+        assert_eq!(intake.pop().zip(intake.pop()).map(|(one, two)| one + two), Some(3));
+        producers.into_iter().for_each(done);
+    });
+}
+
 pub(crate) fn a_nudge_is_noticed_by_a_consumer_about_to_sleep() {
     explore(|| {
         let (intake, bell) = intake::<u8>(1, 1);
@@ -156,7 +174,7 @@ pub(crate) fn a_nudge_is_noticed_by_a_consumer_about_to_sleep() {
             })
         };
         loop {
-            let ready = intake.prepare_sleep();
+            let ready = intake.prepare_sleep(1);
             if request.load(Ordering::Relaxed) == 1 {
                 break;
             }

@@ -113,12 +113,9 @@ impl<T> Queue<T> {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.head.load(Ordering::Relaxed) == self.tail.load(Ordering::Relaxed)
-    }
-
     pub(crate) fn len(&self) -> usize {
-        self.tail.load(Ordering::Relaxed) - self.head.load(Ordering::Relaxed)
+        // To a producer the head may have gone past the tail that it saw.
+        self.tail.load(Ordering::Relaxed).saturating_sub(self.head.load(Ordering::Relaxed))
     }
 }
 

@@ -220,9 +220,7 @@ impl Turn<'_> {
         let in_time = match self.wait {
             Wait::Look => false,
             Wait::Forever => true,
-            Wait::Until(deadline) => {
-                self.ring.timer.arm(deadline, deadline.left(), context)
-            }
+            Wait::Until(deadline) => self.ring.timer.arm(deadline, deadline.left(), context),
         };
         self.ready |= !in_time;
         in_time

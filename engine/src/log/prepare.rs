@@ -38,6 +38,7 @@ impl Log {
             if self.halted.borrow().is_none() && !self.with(|pipeline| pipeline.paused || pipeline.next.is_some()) {
                 self.prepare_next().await;
             }
+            self.keep_spares_ready().await;
             if self.with(|pipeline| pipeline.no_space && !pipeline.paused) {
                 self.ops.sleep(Duration::from_millis(200)).await;
             } else {
@@ -62,6 +63,20 @@ impl Log {
             }),
             Err(()) if stale => {}
             Err(()) => self.leave_full_disks(&disks),
+        }
+    }
+
+    /// Each disk outside the set has one slot ready: writing a new one through takes longer than a set change may.
+    async fn keep_spares_ready(&self) {
+        let members: Vec<DiskIndex> = self.with(|pipeline| pipeline.members.iter().map(|member| member.disk).collect());
+        let lacks = |disk: &&Disk| disk.takes_segments() && disk.free.is_empty() && !members.contains(&disk.index);
+        let spares: Vec<DiskIndex> = self.disks.borrow().iter().filter(lacks).map(|disk| disk.index).collect();
+        for disk in spares {
+            match self.new_slot(disk).await {
+                Ok(slot) => self.free_slot(disk, slot),
+                Err(error) if is_full(&error) => self.disks.borrow_mut()[disk.0].full = true,
+                Err(error) => self.lose(disk, DiskState::Failed, format!("a slot could not be made: {error}")),
+            }
         }
     }
 

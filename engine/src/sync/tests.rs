@@ -171,7 +171,7 @@ fn a_push_that_is_given_up_leaves_the_line_to_those_behind() {
     assert!(poll_once(&mut large, &waker).is_pending());
     assert!(poll_once(&mut small, &waker).is_pending());
     assert_eq!(intake.pop(), Some(0));
-    assert!(intake.prepare_sleep());
+    assert!(intake.prepare_sleep(1));
     drop(large);
     assert_eq!((woken.get(), bell.get()), (1, 1));
     assert_eq!((intake.pop(), intake.pop()), (Some(2), None));
@@ -182,9 +182,9 @@ fn a_push_that_is_given_up_leaves_the_line_to_those_behind() {
 fn the_bell_rings_once_for_a_sleeper_and_never_for_one_awake() {
     let (intake, bell) = intake(8, 10);
     intake.try_push(0, 1).expect("room");
-    assert!(!intake.prepare_sleep());
+    assert!(!intake.prepare_sleep(1));
     assert_eq!(intake.pop(), Some(0));
-    assert!(intake.prepare_sleep());
+    assert!(intake.prepare_sleep(1));
     intake.try_push(1, 1).expect("room");
     intake.try_push(2, 1).expect("room");
     intake.nudge();
@@ -192,6 +192,21 @@ fn the_bell_rings_once_for_a_sleeper_and_never_for_one_awake() {
     intake.awake();
     intake.try_push(3, 1).expect("room");
     assert_eq!(bell.get(), 1);
+}
+
+#[test]
+fn a_consumer_that_wants_several_is_rung_for_by_the_last_of_them_or_by_a_nudge() {
+    let (intake, bell) = intake(8, 10);
+    intake.try_push(0, 1).expect("room");
+    assert!(intake.prepare_sleep(3), "one is too few to stay up for");
+    intake.try_push(1, 1).expect("room");
+    assert_eq!(bell.get(), 0);
+    intake.try_push(2, 1).expect("room");
+    assert_eq!(bell.get(), 1);
+    assert!(!intake.prepare_sleep(3));
+    assert!(intake.prepare_sleep(4));
+    intake.nudge();
+    assert_eq!(bell.get(), 2);
 }
 
 #[test]
@@ -261,7 +276,7 @@ fn many_clients_with_little_room_get_everything_through_once_and_in_their_order(
         if next == [EACH; CLIENTS] {
             break;
         }
-        if intake.prepare_sleep() {
+        if intake.prepare_sleep(1) {
             let slept = Instant::now();
             thread::park_timeout(Duration::from_secs(20));
             assert!(slept.elapsed() < Duration::from_secs(20), "nobody rang");
