@@ -309,12 +309,9 @@ impl<T> Intake<T> {
     /// For a producer that found the consumer not awake.
     #[cold]
     fn wake(&self, wanted: usize) {
-        if wanted == GONE {
-            while self.queue.pop().is_some() {}
-            return;
-        }
+        let rouse = || self.consumer.compare_exchange(wanted, AWAKE, Ordering::Relaxed, Ordering::Relaxed);
         // Of many producers one rings. A consumer that has slept again meanwhile has seen what there is.
-        match self.consumer.compare_exchange(wanted, AWAKE, Ordering::Relaxed, Ordering::Relaxed) {
+        match if wanted == GONE { Err(GONE) } else { rouse() } {
             Ok(_) => self.bell.ring(),
             Err(GONE) => while self.queue.pop().is_some() {},
             Err(_) => {}
