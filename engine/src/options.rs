@@ -81,7 +81,7 @@ pub struct Options {
     pub index_cache_bytes: usize,
     /// A copy that has not completed a write for so long has stalled and is replaced (acceptance L4). Default 5 s: a virtual disk may stand still for a second.
     pub stall_timeout: Duration,
-    /// A copy that lags so many bytes behind has stalled and is replaced. Default 64 MiB.
+    /// A copy that lacks so many bytes of what is committed has stalled and is replaced, while two others count. Default 64 MiB.
     pub lag_bytes: usize,
     /// Accounts that can exist, at most. Default 65,536.
     pub max_accounts: usize,

@@ -309,12 +309,22 @@ impl Pipeline {
         }
     }
 
-    /// Memory of blocks sent to a member and not yet durable there, in bytes, and when the oldest of them was sent.
-    pub(crate) fn lag(&self, at: usize) -> (usize, Option<u64>) {
+    /// Memory of committed blocks that a member lacks, in bytes. Those that are not committed are bounded by the commit
+    /// depth, whoever lacks them.
+    pub(crate) fn lag(&self, at: usize) -> usize {
         let durable = self.members[at].durable;
-        let late = self.flying.iter().filter(|flying| flying.sequence > durable);
-        let oldest = self.flying.iter().find(|flying| flying.done & (1 << at) == 0).map(|flying| flying.started);
-        (late.map(|flying| flying.data.held()).sum(), oldest)
+        let late = self.flying.iter().filter(|flying| flying.sequence > durable && flying.sequence <= self.commit);
+        late.map(|flying| flying.data.held()).sum()
+    }
+
+    /// When the oldest block was sent that a member has not written, if there is one.
+    pub(crate) fn oldest(&self, at: usize) -> Option<u64> {
+        self.flying.iter().find(|flying| flying.done & (1 << at) == 0).map(|flying| flying.started)
+    }
+
+    /// Whether the other live members make a quorum.
+    pub(crate) fn can_spare(&self, at: usize) -> bool {
+        self.members.iter().enumerate().filter(|(other, member)| *other != at && member.live).count() >= QUORUM
     }
 
     /// Whether every live member has every block that was sent.

@@ -44,23 +44,29 @@ impl Log {
 
     /// A member that is too late in time or bytes has stalled (acceptance L4).
     fn find_stalled(&self) {
-        let now = self.ops.now();
-        let timeout = self.options.stall_timeout.as_nanos() as u64;
-        let stalled: Vec<(DiskIndex, String)> = self.with(|pipeline| {
-            let live = (0..pipeline.members.len()).filter(|&at| pipeline.members[at].live);
-            live.filter_map(|at| {
-                let (bytes, oldest) = pipeline.lag(at);
-                let late = oldest.map_or(0, |oldest| now.saturating_sub(oldest));
-                let disk = pipeline.members[at].disk;
-                if late > timeout {
-                    return Some((disk, format!("a write did not complete in {} ms", late / 1_000_000)));
-                }
-                (bytes > self.options.lag_bytes).then(|| (disk, format!("its copy lags {bytes} bytes behind")))
-            })
-            .collect()
+        let (now, timeout) = (self.ops.now(), self.options.stall_timeout.as_nanos() as u64);
+        self.lose_where(|pipeline, at| {
+            let late = now.saturating_sub(pipeline.oldest(at)?);
+            (late > timeout).then(|| format!("a write did not complete in {} ms", late / 1_000_000))
         });
-        for (disk, reason) in stalled {
-            self.lose(disk, DiskState::Stalled, reason);
+        // One that the quorum needs is waited for. Its lag does not grow: the set is being changed.
+        self.lose_where(|pipeline, at| {
+            let bytes = pipeline.lag(at);
+            let given_up = bytes > self.options.lag_bytes && pipeline.can_spare(at);
+            given_up.then(|| format!("its copy lags {bytes} bytes behind"))
+        });
+    }
+
+    /// Gives up the members that have a reason, one after the other.
+    fn lose_where(&self, reason: impl Fn(&Pipeline, usize) -> Option<String>) {
+        for at in 0..self.with(|pipeline| pipeline.members.len()) {
+            let stalled = self.with(|pipeline| {
+                let member = &pipeline.members[at];
+                if member.live { Some((member.disk, reason(pipeline, at)?)) } else { None }
+            });
+            if let Some((disk, reason)) = stalled {
+                self.lose(disk, DiskState::Stalled, reason);
+            }
         }
     }
 

@@ -1,0 +1,163 @@
+//! Single scenarios of the real log on simulated disks, each written out by hand.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::error::Result;
+use crate::health::DiskState;
+use crate::io::{Driver, OpId};
+use crate::log::{Core, Mode, Phase};
+use crate::options::{DiskConfig, Options};
+use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared};
+use crate::sync::intake::Intake;
+use crate::sync::ticket::{Resolver, Ticket, ticket};
+use crate::transaction::{Receipt, Transaction};
+use crate::types::{AccountId, Ack, PartitionId};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Small bounds over `disks` disks, and a second until a disk has stalled.
+fn options(disks: usize) -> Options {
+    let disks = (0..disks).map(|at| DiskConfig::new(format!("disk-{at}"), &format!("domain-{at}"), "zone"));
+    let mut options = Options::new(disks.collect());
+    options.segment_bytes = 1 << 20;
+    options.block_bytes = 8 << 10;
+    options.transaction_bytes = 16 << 10;
+    options.lag_bytes = 64 << 10;
+    options.stall_timeout = Duration::from_secs(1);
+    options
+}
+
+/// A region, its clients, and the hand that steps it.
+struct Script {
+    world: World,
+    core: Core,
+    shared: Arc<Shared>,
+    paths: Vec<PathBuf>,
+    account: AccountId,
+}
+
+impl Script {
+    /// Makes a region with one account.
+    fn create(options: Options) -> Script {
+        options.validate().expect("options that a region accepts");
+        let mut world = WorldOptions::new(1);
+        world.latency.tail_every = 0;
+        world.is_append = |OpId(id)| id >> 63 == 1;
+        let world = World::new(world);
+        let driver = world.driver();
+        let paths = options.disks.iter().map(|disk| disk.path.clone()).collect();
+        let intake = Intake::new(options.queue_transactions, options.queue_bytes as u64, driver.doorbell());
+        let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
+        let core = Core::start(Mode::Create, Box::<SimDriver>::new(driver), Box::new(()), Arc::clone(&shared));
+        let mut script = Script { world, core, shared, paths, account: AccountId::SYSTEM };
+        while !matches!(script.core.step(MS), Phase::Running) {
+            assert!(script.world.now() < 60_000_000_000, "it does not open");
+        }
+        let (done, ticket) = ticket();
+        let change = AccountChange::Create(Ack::Quorum);
+        script.ask(Request::PutAccount(PutAccount { name: "flights".to_owned(), change, done, at: 0 }), 0);
+        script.account = script.answer(ticket).expect("an account");
+        script
+    }
+
+    fn ask(&self, request: Request, bytes: usize) {
+        assert!(self.shared.intake.try_push(request, bytes as u64).is_ok(), "the queue has room");
+    }
+
+    fn control<T>(&mut self, make: impl FnOnce(Resolver<Result<T>>) -> Control) -> T {
+        let (done, ticket) = ticket();
+        self.ask(Request::Control(make(done)), 0);
+        self.answer(ticket).expect("an answer")
+    }
+
+    /// Hands over a transaction that fills a block of its own.
+    fn commit(&self) -> Ticket<Result<Receipt>> {
+        let transaction = Transaction::new(self.account, PartitionId(1)).record(vec![7; 12 << 10]);
+        let bytes = transaction.encoded_len().expect("a small transaction");
+        let (done, ticket) = ticket();
+        self.ask(Request::Commit(Commit { transaction, done, at: self.world.now(), bytes }), bytes);
+        ticket
+    }
+
+    /// Steps until the answer is there.
+    fn answer<T>(&mut self, ticket: Ticket<Result<T>>) -> Result<T> {
+        let patience = self.world.now() + 60_000_000_000;
+        while !ticket.is_done() {
+            self.core.step(MS);
+            assert!(self.world.now() < patience, "no answer in a minute");
+        }
+        ticket.wait().unwrap_or_else(|_| panic!("the region is gone"))
+    }
+
+    fn step_for(&mut self, time: Duration) {
+        let end = self.world.now() + time.as_nanos() as u64;
+        while self.world.now() < end {
+            self.core.step(MS);
+        }
+    }
+
+    fn set(&self, disks: &[usize], condition: Condition) {
+        disks.iter().for_each(|disk| self.world.set_condition(&self.paths[*disk], condition));
+    }
+
+    /// How the disks stand, and why.
+    fn disks(&mut self) -> Vec<(DiskState, String)> {
+        let health = self.control(|done| Control::Health { done });
+        health.disks.into_iter().map(|disk| (disk.state, disk.reason)).collect()
+    }
+
+    fn states(&mut self) -> Vec<DiskState> {
+        self.disks().into_iter().map(|(state, _)| state).collect()
+    }
+
+    /// That everything handed over is acknowledged.
+    fn all_acknowledged(&mut self, tickets: Vec<Ticket<Result<Receipt>>>) {
+        for ticket in tickets {
+            self.answer(ticket).expect("acknowledged");
+        }
+    }
+}
+
+#[test]
+fn two_slow_disks_are_not_given_up_for_blocks_that_nobody_has_committed() {
+    let mut options = options(3);
+    (options.lag_bytes, options.commit_depth) = (20 << 10, 8);
+    let mut script = Script::create(options);
+    script.set(&[1, 2], Condition::Stalled);
+    let tickets: Vec<_> = (0..8).map(|_| script.commit()).collect();
+    script.step_for(MS * 300);
+    script.set(&[1, 2], Condition::Healthy);
+    script.all_acknowledged(tickets);
+    assert_eq!(script.states(), [DiskState::Healthy; 3]);
+}
+
+#[test]
+fn a_disk_that_lacks_more_committed_bytes_than_allowed_is_given_up() {
+    let mut script = Script::create(options(3));
+    script.set(&[2], Condition::Stalled);
+    for _ in 0..8 {
+        let ticket = script.commit();
+        script.answer(ticket).expect("two disks are enough");
+    }
+    script.step_for(MS * 60);
+    let disks = script.disks();
+    assert_eq!(disks[2].0, DiskState::Stalled);
+    assert!(disks[2].1.contains("bytes behind"), "not for the time that it took: {}", disks[2].1);
+}
+
+#[test]
+fn a_late_disk_that_the_quorum_needs_is_waited_for() {
+    let mut script = Script::create(options(3));
+    script.set(&[2], Condition::Stalled);
+    let tickets: Vec<_> = (0..8).map(|_| script.commit()).collect();
+    script.all_acknowledged(tickets);
+    script.control(|done| Control::Fail { disk: 0, done });
+    let ticket = script.commit();
+    script.step_for(MS * 600);
+    script.set(&[2], Condition::Healthy);
+    script.answer(ticket).expect("the late disk has caught up");
+    assert_eq!(script.states(), [DiskState::Failed, DiskState::Healthy, DiskState::Healthy]);
+}
