@@ -350,9 +350,10 @@ impl Log {
             while self.catalog.borrow().get(id).is_some_and(|s| s.copies.iter().filter(|c| c.held).count() < QUORUM) {
                 // A disk that fails on the way makes room for another one.
                 let can_go_on = |segment: &Segment| self.target(segment).is_some();
-                if !self.rebuild_one(id).await? && !self.catalog.borrow().get(id).is_some_and(can_go_on) {
+                let made = self.rebuild_one(id, Need::Epoch).await?;
+                if !made && !self.catalog.borrow().get(id).is_some_and(can_go_on) {
                     let message = format!("segment {} is on one disk only, and no other disk can take a copy", id.0);
-                    return Err(Error::new(ErrorKind::RestoreDisk, message));
+                    return Err(Error::new(self.without_disks(), message));
                 }
             }
         }
@@ -399,15 +400,8 @@ impl Log {
             set = choose(self.options.placement, &self.options.disks, &[], &eligible);
             drop(disks);
             if set.len() < QUORUM {
-                let kind = if self.disks.borrow().iter().any(|disk| disk.full) {
-                    ErrorKind::NoSpace
-                } else {
-                    ErrorKind::RestoreDisk
-                };
-                return Err(Error::new(
-                    kind,
-                    "fewer than two usable disks in different domains: restore disks or add space",
-                ));
+                let message = "fewer than two usable disks in different domains: restore disks or add space";
+                return Err(Error::new(self.without_disks(), message));
             }
             for &at in &set {
                 self.disks.borrow_mut()[at]
@@ -416,6 +410,12 @@ impl Log {
         }
         debug_assert!(set.len() <= COPIES, "a set has three disks at most");
         Ok(set.into_iter().map(DiskIndex).collect())
+    }
+
+    /// What to do where too few disks can be written: give them space, if one is full, or bring one back.
+    fn without_disks(&self) -> ErrorKind {
+        let full = self.disks.borrow().iter().any(|disk| disk.full);
+        if full { ErrorKind::NoSpace } else { ErrorKind::RestoreDisk }
     }
 
     fn start_pipeline(&self, epoch: Epoch, id: SegmentId, set: &[DiskIndex], slots: &[Slot], link: Link, end: Lsn) {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::error::Result;
-use crate::health::DiskState;
+use crate::error::{ErrorKind, Result};
+use crate::health::{DiskState, Health};
 use crate::io::{Driver, OpId};
 use crate::log::{Core, Mode, Phase};
 use crate::options::{DiskConfig, Options};
@@ -30,12 +30,15 @@ fn options(disks: usize) -> Options {
     options
 }
 
+fn disk_path(disk: usize) -> PathBuf {
+    PathBuf::from(format!("disk-{disk}"))
+}
+
 /// A region, its clients, and the hand that steps it.
 struct Script {
     world: World,
     core: Core,
     shared: Arc<Shared>,
-    paths: Vec<PathBuf>,
     account: AccountId,
 }
 
@@ -46,21 +49,37 @@ impl Script {
         let mut world = WorldOptions::new(1);
         world.latency.tail_every = 0;
         world.is_append = |OpId(id)| id >> 63 == 1;
-        let world = World::new(world);
-        let driver = world.driver();
-        let paths = options.disks.iter().map(|disk| disk.path.clone()).collect();
-        let intake = Intake::new(options.queue_transactions, options.queue_bytes as u64, driver.doorbell());
-        let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
-        let core = Core::start(Mode::Create, Box::<SimDriver>::new(driver), Box::new(()), Arc::clone(&shared));
-        let mut script = Script { world, core, shared, paths, account: AccountId::SYSTEM };
-        while !matches!(script.core.step(MS), Phase::Running) {
-            assert!(script.world.now() < 60_000_000_000, "it does not open");
-        }
+        let mut script = Script::start(World::new(world), options, Mode::Create).expect("a region");
         let (done, ticket) = ticket();
         let change = AccountChange::Create(Ack::Quorum);
         script.ask(Request::PutAccount(PutAccount { name: "flights".to_owned(), change, done, at: 0 }), 0);
         script.account = script.answer(ticket).expect("an account");
         script
+    }
+
+    fn start(world: World, options: Options, mode: Mode) -> Result<Script> {
+        let driver = world.driver();
+        let intake = Intake::new(options.queue_transactions, options.queue_bytes as u64, driver.doorbell());
+        let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
+        let mut core = Core::start(mode, Box::<SimDriver>::new(driver), Box::new(()), Arc::clone(&shared));
+        loop {
+            match core.step(MS) {
+                Phase::Failed(error) => return Err(error),
+                Phase::Opening => assert!(world.now() < 600_000_000_000, "it does not open"),
+                Phase::Running | Phase::Closed => break,
+            }
+        }
+        Ok(Script { world, core, shared, account: AccountId::SYSTEM })
+    }
+
+    /// The power goes, `meanwhile` happens, and the region is opened again.
+    fn reopen(self, meanwhile: impl FnOnce(&World)) -> Result<Script> {
+        let Script { world, core, shared, account } = self;
+        world.crash();
+        drop(core);
+        meanwhile(&world);
+        let options = shared.options.clone();
+        Script::start(world, options, Mode::Open).map(|script| Script { account, ..script })
     }
 
     fn ask(&self, request: Request, bytes: usize) {
@@ -100,17 +119,15 @@ impl Script {
     }
 
     fn set(&self, disks: &[usize], condition: Condition) {
-        disks.iter().for_each(|disk| self.world.set_condition(&self.paths[*disk], condition));
+        disks.iter().for_each(|disk| self.world.set_condition(&disk_path(*disk), condition));
     }
 
-    /// How the disks stand, and why.
-    fn disks(&mut self) -> Vec<(DiskState, String)> {
-        let health = self.control(|done| Control::Health { done });
-        health.disks.into_iter().map(|disk| (disk.state, disk.reason)).collect()
+    fn health(&mut self) -> Health {
+        self.control(|done| Control::Health { done })
     }
 
     fn states(&mut self) -> Vec<DiskState> {
-        self.disks().into_iter().map(|(state, _)| state).collect()
+        self.health().disks.into_iter().map(|disk| disk.state).collect()
     }
 
     /// That everything handed over is acknowledged.
@@ -143,9 +160,9 @@ fn a_disk_that_lacks_more_committed_bytes_than_allowed_is_given_up() {
         script.answer(ticket).expect("two disks are enough");
     }
     script.step_for(MS * 60);
-    let disks = script.disks();
-    assert_eq!(disks[2].0, DiskState::Stalled);
-    assert!(disks[2].1.contains("bytes behind"), "not for the time that it took: {}", disks[2].1);
+    let disk = script.health().disks.swap_remove(2);
+    assert_eq!(disk.state, DiskState::Stalled);
+    assert!(disk.reason.contains("bytes behind"), "not for the time that it took: {}", disk.reason);
 }
 
 #[test]
@@ -160,4 +177,25 @@ fn a_late_disk_that_the_quorum_needs_is_waited_for() {
     script.set(&[2], Condition::Healthy);
     script.answer(ticket).expect("the late disk has caught up");
     assert_eq!(script.states(), [DiskState::Failed, DiskState::Healthy, DiskState::Healthy]);
+}
+
+#[test]
+fn the_slot_that_full_disks_keep_free_takes_the_copy_without_which_the_region_does_not_open() {
+    let mut script = Script::create(options(4));
+    let ticket = script.commit();
+    script.answer(ticket).expect("on three disks");
+    script.step_for(MS * 100);
+    script.set(&[1, 2], Condition::Full);
+    // Enough to fill the segments that are there, so that the full disks leave the set.
+    while script.health().disks[1].in_set || script.health().disks[2].in_set {
+        let ticket = script.commit();
+        script.answer(ticket).expect("room on the others");
+    }
+    let mut script = script.reopen(|world| world.set_condition(&disk_path(0), Condition::Lost)).expect("opened");
+    let ticket = script.commit();
+    assert_eq!(script.answer(ticket).expect_err("every slot is taken").kind(), ErrorKind::NoSpace);
+    script.set(&[1, 2], Condition::Healthy);
+    script.step_for(MS * 2000);
+    let ticket = script.commit();
+    script.answer(ticket).expect("there is space again");
 }
