@@ -91,7 +91,7 @@ impl Log {
     fn may_send(&self, pipeline: &mut Pipeline, now: u64) -> bool {
         pipeline.gathering = false;
         let Some(open) = pipeline.open.as_ref().filter(|open| open.frames > 0) else { return false };
-        if pipeline.paused {
+        if pipeline.paused || pipeline.held_back {
             return false;
         }
         let uncommitted = pipeline.uncommitted();

@@ -126,9 +126,8 @@ impl Core {
         machine: Box<dyn StateMachine>,
         shared: Arc<Shared>,
     ) -> Core {
-        // Longer than a block's write may take: making a file and flushing its directory take longer, too.
-        let patience = shared.options.stall_timeout.max(Duration::from_millis(100)) * 4;
-        let log = Rc::new(Log::new(Ops::new(driver, patience), machine, shared));
+        let ops = Ops::new(driver, shared.options.stall_timeout);
+        let log = Rc::new(Log::new(ops, machine, shared));
         let tasks = LocalPool::new();
         let opened = Rc::new(RefCell::new(None));
         let (task_log, task_opened) = (Rc::clone(&log), Rc::clone(&opened));
@@ -164,7 +163,8 @@ impl Core {
                     return Phase::Failed(error);
                 }
                 None => {
-                    self.log.ops.poll(Some(wait), &mut self.done);
+                    // There are no blocks on their way that could be told.
+                    let _away = self.log.ops.poll(Some(wait), &mut self.done);
                     return Phase::Opening;
                 }
             }
@@ -179,12 +179,16 @@ impl Core {
             Rest::Request => self.log.shared.intake.prepare_sleep().then_some(wait),
             Rest::Completion => Some(wait),
         };
-        self.log.ops.poll(wait, &mut self.done);
+        let away = self.log.ops.poll(wait, &mut self.done);
         self.log.shared.intake.awake();
         for BlockDone { token, sequence, result } in std::mem::take(&mut self.done) {
             self.log.on_block(token, sequence, result);
         }
         self.log.advance();
+        if away {
+            let now = self.log.ops.now();
+            self.log.with(|pipeline| pipeline.start_over(now));
+        }
         if self.log.closed.get() { Phase::Closed } else { Phase::Running }
     }
 

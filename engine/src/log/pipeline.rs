@@ -54,6 +54,7 @@ pub(crate) struct Flying {
     pub(crate) records: u64,
     /// One bit for each member that has it durable.
     pub(crate) done: u16,
+    /// When it was sent, or when the log thread came back to it.
     pub(crate) started: u64,
     pub(crate) pending: Vec<Pending>,
 }
@@ -121,6 +122,8 @@ pub(crate) struct Pipeline {
     pub(crate) all: VecDeque<(u64, Pending)>,
     /// A set change is under way: nothing is sent.
     pub(crate) paused: bool,
+    /// Nothing is sent before a member that cannot be spared has caught up.
+    pub(crate) held_back: bool,
     /// The open block waits for the clients of the last answer.
     pub(crate) gathering: bool,
     /// How many transactions the last answered block had, and when it was answered.
@@ -322,9 +325,9 @@ impl Pipeline {
         self.flying.iter().find(|flying| flying.done & (1 << at) == 0).map(|flying| flying.started)
     }
 
-    /// Whether the other live members make a quorum.
-    pub(crate) fn can_spare(&self, at: usize) -> bool {
-        self.members.iter().enumerate().filter(|(other, member)| *other != at && member.live).count() >= QUORUM
+    /// The log thread was away: what is still on its way has its whole time before it.
+    pub(crate) fn start_over(&mut self, now: u64) {
+        self.flying.iter_mut().for_each(|flying| flying.started = now);
     }
 
     /// Whether every live member has every block that was sent.

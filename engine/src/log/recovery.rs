@@ -437,6 +437,7 @@ impl Log {
             committed: end,
             all: Default::default(),
             paused: false,
+            held_back: false,
             gathering: false,
             answered: (0, 0),
             last_frames: 0,

@@ -14,7 +14,7 @@ use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared}
 use crate::sync::intake::Intake;
 use crate::sync::ticket::{Resolver, Ticket, ticket};
 use crate::transaction::{Receipt, Transaction};
-use crate::types::{AccountId, Ack, PartitionId};
+use crate::types::{AccountId, Ack, Lsn, PartitionId};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -94,7 +94,11 @@ impl Script {
 
     /// Hands over a transaction that fills a block of its own.
     fn commit(&self) -> Ticket<Result<Receipt>> {
-        let transaction = Transaction::new(self.account, PartitionId(1)).record(vec![7; 12 << 10]);
+        self.commit_to(Ack::Quorum)
+    }
+
+    fn commit_to(&self, ack: Ack) -> Ticket<Result<Receipt>> {
+        let transaction = Transaction::new(self.account, PartitionId(1)).record(vec![7; 12 << 10]).ack(ack);
         let bytes = transaction.encoded_len().expect("a small transaction");
         let (done, ticket) = ticket();
         self.ask(Request::Commit(Commit { transaction, done, at: self.world.now(), bytes }), bytes);
@@ -122,11 +126,19 @@ impl Script {
         disks.iter().for_each(|disk| self.world.set_condition(&disk_path(*disk), condition));
     }
 
-    fn health(&mut self) -> Health {
-        self.control(|done| Control::Health { done })
+    /// Stops the process for `time`, with every write that is on its way on a disk that stands still as long.
+    fn suspend(&self, disks: &[usize], time: Duration) {
+        self.set(disks, Condition::Stalled);
+        self.world.advance(time);
+        self.set(disks, Condition::Healthy);
     }
 
-    fn states(&mut self) -> Vec<DiskState> {
+    /// As the log has it: a request would wait in line.
+    fn health(&self) -> Health {
+        self.core.log().health()
+    }
+
+    fn states(&self) -> Vec<DiskState> {
         self.health().disks.into_iter().map(|disk| disk.state).collect()
     }
 
@@ -180,6 +192,73 @@ fn a_late_disk_that_the_quorum_needs_is_waited_for() {
 }
 
 #[test]
+fn one_that_a_majority_of_superblocks_needs_is_waited_for_and_holds_the_log_back() {
+    let mut script = Script::create(options(4));
+    script.control(|done| Control::Fail { disk: 3, done });
+    script.step_for(MS * 100);
+    script.set(&[2], Condition::Stalled);
+    let tickets: Vec<_> = (0..100).map(|_| script.commit()).collect();
+    script.step_for(MS * 300);
+    let lag = script.health().disks[2].lag_bytes;
+    assert!(lag > 64 << 10 && tickets.iter().any(|ticket| !ticket.is_done()), "{lag}");
+    script.step_for(MS * 300);
+    assert_eq!(script.health().disks[2].lag_bytes, lag);
+    script.set(&[2], Condition::Healthy);
+    script.all_acknowledged(tickets);
+    assert_eq!(script.states()[2], DiskState::Healthy);
+}
+
+#[test]
+fn a_disk_lost_at_any_step_of_the_change_that_takes_it_in_is_left_again() {
+    for steps in 0..150 {
+        let mut script = Script::create(options(4));
+        let first = script.health().disks.iter().position(|disk| disk.in_set).expect("a set");
+        let spare = script.health().disks.iter().position(|disk| !disk.in_set).expect("a spare");
+        script.control(|done| Control::Fail { disk: first, done });
+        (0..steps).for_each(|_| drop(script.core.step(MS / 100)));
+        script.control(|done| Control::Fail { disk: spare, done });
+        script.set(&[first, spare], Condition::Lost);
+        let ticket = script.commit_to(Ack::All);
+        let answer = script.answer(ticket);
+        assert!(answer.is_err(), "after {steps} steps three copies on two disks");
+    }
+}
+
+#[test]
+fn a_disk_that_is_drained_and_still_there_serves_when_another_fails() {
+    let mut script = Script::create(options(3));
+    script.control(|done| Control::Drain { upgrade_domain: "domain-0".to_owned(), on: true, done });
+    script.control(|done| Control::Fail { disk: 1, done });
+    let ticket = script.commit();
+    script.answer(ticket).expect("two disks are there");
+    script.control(|done| Control::Return { disk: 1, replace: false, done });
+    script.step_for(MS * 1000);
+    let in_set = script.health().disks.into_iter().map(|disk| disk.in_set).collect::<Vec<_>>();
+    assert_eq!(in_set, [false, true, true], "the drained disk leaves as soon as it can");
+}
+
+#[test]
+fn a_full_region_that_loses_a_disk_is_still_there_and_goes_on_once_it_was_trimmed() {
+    let mut options = options(3);
+    options.max_segments = Some(3);
+    let mut script = Script::create(options);
+    let refused = loop {
+        let ticket = script.commit();
+        if let Err(error) = script.answer(ticket) {
+            break error.kind();
+        }
+    };
+    assert_eq!(refused, ErrorKind::NoSpace);
+    script.control(|done| Control::Fail { disk: 0, done });
+    script.step_for(MS * 1000);
+    assert_eq!(script.health().halted, None);
+    script.control(|done| Control::Trim { to: Lsn::MAX, done });
+    script.step_for(MS * 1000);
+    let ticket = script.commit();
+    script.answer(ticket).expect("there is space again");
+}
+
+#[test]
 fn the_slot_that_full_disks_keep_free_takes_the_copy_without_which_the_region_does_not_open() {
     let mut script = Script::create(options(4));
     let ticket = script.commit();
@@ -198,4 +277,41 @@ fn the_slot_that_full_disks_keep_free_takes_the_copy_without_which_the_region_do
     script.step_for(MS * 2000);
     let ticket = script.commit();
     script.answer(ticket).expect("there is space again");
+}
+
+#[test]
+fn disks_are_not_given_up_for_time_in_which_the_process_was_suspended() {
+    let mut script = Script::create(options(3));
+    let ticket = script.commit();
+    script.core.step(MS / 100);
+    script.suspend(&[0, 1, 2], Duration::from_secs(60));
+    script.answer(ticket).expect("acknowledged");
+    assert_eq!(script.states(), [DiskState::Healthy; 3]);
+}
+
+#[test]
+fn a_process_suspended_at_any_step_of_a_set_change_goes_on() {
+    for steps in 0..150 {
+        let mut script = Script::create(options(3));
+        let (done, _failed) = ticket();
+        script.ask(Request::Control(Control::Fail { disk: 0, done }), 0);
+        let ticket = script.commit();
+        (0..steps).for_each(|_| drop(script.core.step(MS / 100)));
+        script.suspend(&[0, 1, 2], Duration::from_secs(60));
+        script.answer(ticket).unwrap_or_else(|error| panic!("after {steps} steps: {error}"));
+        assert_eq!(script.states(), [DiskState::Failed, DiskState::Healthy, DiskState::Healthy], "{steps}");
+    }
+}
+
+#[test]
+fn a_disk_that_stalls_is_given_up_soon_after_the_process_was_suspended() {
+    let mut script = Script::create(options(3));
+    script.set(&[2], Condition::Stalled);
+    let ticket = script.commit();
+    script.answer(ticket).expect("two disks are enough");
+    script.world.advance(Duration::from_secs(60));
+    script.step_for(MS * 900);
+    assert_eq!(script.states()[2], DiskState::Healthy, "it has not had its time yet");
+    script.step_for(MS * 200);
+    assert_eq!(script.states(), [DiskState::Healthy, DiskState::Healthy, DiskState::Stalled]);
 }

@@ -318,6 +318,16 @@ impl State {
         self.now = until;
     }
 
+    pub(super) fn suspend(&mut self, time: Duration, disks: bool) {
+        self.fire(FaultKind::Suspended, None, None, "");
+        if disks {
+            let later = u64::try_from(time.as_nanos()).unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
+            let pending = std::mem::take(&mut self.pending).into_iter();
+            self.pending = pending.map(|((due, order), op)| ((due + later, order), op)).collect();
+        }
+        self.advance(time);
+    }
+
     pub(super) fn read_at(
         &mut self,
         process: u64,
