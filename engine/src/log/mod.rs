@@ -4,6 +4,7 @@
 //! off), then [`recovery`] (how it starts) and [`reconfigure`] (how it loses and gains a disk).
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -88,6 +89,10 @@ pub(crate) struct Log {
     pub(crate) closed: Cell<bool>,
     /// None while a computation has it.
     pub(crate) checkpointer: RefCell<Option<seal::Checkpointer>>,
+    /// The disks that have the last checkpoint, as far as is known.
+    pub(crate) checkpoint_on: RefCell<BTreeSet<DiskIndex>>,
+    /// A disk may lack it.
+    pub(crate) offer_checkpoint: Cell<bool>,
     pub(crate) corrupt: Cell<(u64, u64)>,
     pub(crate) tokens: Cell<u16>,
     pub(crate) recovery_bytes: Cell<u64>,
@@ -243,6 +248,8 @@ impl Log {
             closing: RefCell::new(None),
             closed: Cell::new(false),
             checkpointer: RefCell::new(None),
+            checkpoint_on: RefCell::default(),
+            offer_checkpoint: Cell::new(false),
             corrupt: Cell::new((0, 0)),
             tokens: Cell::new(1),
             recovery_bytes: Cell::new(0),

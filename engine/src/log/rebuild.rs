@@ -53,6 +53,7 @@ impl Log {
             changed = true;
         }
         if changed {
+            self.offer_checkpoint.set(true);
             self.publish_all();
             self.changed.raise();
         }

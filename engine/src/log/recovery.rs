@@ -266,7 +266,7 @@ impl Log {
         known.sort_unstable_by(|a, b| b.cmp(a));
         let log = self.meta.borrow().log();
         let after = self.catalog.borrow().iter().last().map_or(trim.0, |(id, _)| id.0 + 1);
-        for (number, disk) in known {
+        for (at, &(number, disk)) in known.iter().enumerate() {
             let name = checkpoint_name(SegmentId(number));
             let Ok(bytes) = self.ops.read_file(disk, name, DERIVED_LIMIT).await else { continue };
             self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
@@ -274,6 +274,10 @@ impl Log {
                 // One from a future that was lost, or from another log, is not this log's.
                 Ok(found) if found.log == log && (trim.0..=after).contains(&found.next_segment.0) => {
                     let next = found.next_segment;
+                    // Further copies are counted, not read.
+                    let copies = known[at..].iter().filter(|(other, _)| *other == number).map(|(_, disk)| *disk);
+                    *self.checkpoint_on.borrow_mut() = copies.collect();
+                    self.offer_checkpoint.set(true);
                     return Ok((Tables::from_checkpoint(found, self.options.client_window), next, bytes.len()));
                 }
                 _ => {}

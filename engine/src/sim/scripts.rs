@@ -14,7 +14,7 @@ use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared}
 use crate::sync::intake::Intake;
 use crate::sync::ticket::{Resolver, Ticket, ticket};
 use crate::transaction::{Receipt, Transaction};
-use crate::types::{AccountId, Ack, Lsn, PartitionId};
+use crate::types::{AccountId, Ack, Lsn, PartitionId, SegmentId};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -314,4 +314,47 @@ fn a_disk_that_stalls_is_given_up_soon_after_the_process_was_suspended() {
     assert_eq!(script.states()[2], DiskState::Healthy, "it has not had its time yet");
     script.step_for(MS * 200);
     assert_eq!(script.states(), [DiskState::Healthy, DiskState::Healthy, DiskState::Stalled]);
+}
+
+/// A region with a few sealed segments and an empty active one.
+fn sealed() -> Script {
+    let mut script = Script::create(options(3));
+    for _ in 0..200 {
+        let ticket = script.commit_to(Ack::All);
+        script.answer(ticket).expect("three disks");
+    }
+    let mut script = script.reopen(|_| {}).expect("opened");
+    script.step_for(MS * 1000);
+    assert!(script.health().is_whole() && script.states() == [DiskState::Healthy; 3]);
+    script
+}
+
+#[test]
+fn a_trim_does_not_rest_on_a_checkpoint_that_one_disk_has() {
+    let mut script = sealed();
+    script.set(&[1, 2], Condition::Full);
+    assert_eq!(script.control(|done| Control::Trim { to: Lsn::MAX, done }).segment(), SegmentId(1));
+    script.set(&[1, 2], Condition::Healthy);
+    let mut script = script.reopen(|_| {}).expect("opened");
+    assert!(script.control(|done| Control::Trim { to: Lsn::MAX, done }).segment() > SegmentId(1));
+    let mut script = script.reopen(|world| world.set_condition(&disk_path(0), Condition::Lost)).expect("opened");
+    let ticket = script.commit();
+    script.answer(ticket).expect("acknowledged");
+}
+
+#[test]
+fn every_disk_can_be_replaced_in_turn_and_the_trimmed_region_opens() {
+    let mut script = sealed();
+    assert!(script.control(|done| Control::Trim { to: Lsn::MAX, done }).segment() > SegmentId(1));
+    for disk in 0..3 {
+        script.control(|done| Control::Fail { disk, done });
+        script.step_for(MS * 1000);
+        script.world.blank(&disk_path(disk));
+        script.control(|done| Control::Return { disk, replace: true, done });
+        script.step_for(MS * 1000);
+        assert!(script.health().is_whole() && script.states() == [DiskState::Healthy; 3], "{:?}", script.health());
+    }
+    let mut script = script.reopen(|_| {}).expect("opened");
+    let ticket = script.commit();
+    script.answer(ticket).expect("acknowledged");
 }
