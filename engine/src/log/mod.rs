@@ -201,23 +201,19 @@ impl Core {
     fn take_requests(&mut self) {
         self.log.batch_clock.set((self.log.ops.now(), self.log.ops.environment().wall()));
         self.log.outstanding.set(self.log.shared.intake.in_use().0);
+        let spawner = self.tasks.spawner();
         while let Some(request) = self.held.take().or_else(|| self.log.shared.intake.pop()) {
-            match request {
-                Request::Control(control) => self.log.control(control, &self.tasks.spawner()),
-                request => {
-                    let Some(waiting) = self.log.admit(request) else {
-                        if self.log.is_ripe() {
-                            self.log.pump();
-                        }
-                        continue;
-                    };
+            let Some(waiting) = self.log.admit(request, &spawner) else {
+                if self.log.is_ripe() {
                     self.log.pump();
-                    // Sent: there may be room now. Not sent: it waits for a completion.
-                    self.held = self.log.admit(waiting);
-                    if self.held.is_some() {
-                        return;
-                    }
                 }
+                continue;
+            };
+            self.log.pump();
+            // Sent: there may be room now. Not sent: it waits for a completion.
+            self.held = self.log.admit(waiting, &spawner);
+            if self.held.is_some() {
+                return;
             }
         }
     }

@@ -198,7 +198,7 @@ impl Ops {
         let mut inner = self.inner.borrow_mut();
         let id = inner.next;
         inner.next += 1;
-        let disk = disk_of(&op);
+        let disk = op.disk();
         if let Some(disk) = disk {
             *inner.count(disk) += 1;
         }
@@ -309,23 +309,6 @@ impl Ops {
             Output::Computed(value) => value.downcast().map(|value| *value).map_err(|_| mismatch()),
             _ => Err(mismatch()),
         }
-    }
-}
-
-fn disk_of(op: &Op) -> Option<DiskIndex> {
-    match op {
-        Op::Attach { disk, .. }
-        | Op::Detach { disk }
-        | Op::List { disk }
-        | Op::Open { disk, .. }
-        | Op::Read { disk, .. }
-        | Op::Write { disk, .. }
-        | Op::Truncate { disk, .. }
-        | Op::WriteFile { disk, .. }
-        | Op::ReadFile { disk, .. }
-        | Op::Remove { disk, .. }
-        | Op::Space { disk } => Some(*disk),
-        Op::Compute(_) => None,
     }
 }
 

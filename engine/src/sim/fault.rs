@@ -160,8 +160,6 @@ pub enum OpKind {
     Read,
     /// [`Op::Write`](crate::io::Op::Write)
     Write,
-    /// [`Op::Truncate`](crate::io::Op::Truncate)
-    Truncate,
     /// [`Op::WriteFile`](crate::io::Op::WriteFile)
     WriteFile,
     /// [`Op::ReadFile`](crate::io::Op::ReadFile)
