@@ -208,7 +208,7 @@ impl Log {
             if let Some(checkpointer) = self.checkpointer.borrow_mut().take() {
                 break checkpointer;
             }
-            // They are away while they are moved over a segment, which ends with a signal.
+            // They are away while they are moved over a segment or encoded, which ends with a signal.
             if self.halted.borrow().is_some() {
                 return None;
             }
@@ -231,6 +231,7 @@ impl Log {
         };
         let len = bytes.len();
         *self.checkpointer.borrow_mut() = Some(checkpointer);
+        self.changed.raise();
         let bytes = Arc::new(bytes);
         let writes = targets.iter().map(|&disk| self.write_checkpoint_on(disk, next, &bytes));
         let written = join_all(writes).await;
