@@ -50,24 +50,6 @@ pub(crate) struct Unplug {
     refused: Vec<Completion>,
 }
 
-/// The disk that a request is for.
-fn disk_of(op: &Op) -> Option<DiskIndex> {
-    match op {
-        Op::Attach { disk, .. }
-        | Op::Detach { disk }
-        | Op::List { disk }
-        | Op::Open { disk, .. }
-        | Op::Read { disk, .. }
-        | Op::Write { disk, .. }
-        | Op::Truncate { disk, .. }
-        | Op::WriteFile { disk, .. }
-        | Op::ReadFile { disk, .. }
-        | Op::Remove { disk, .. }
-        | Op::Space { disk } => Some(*disk),
-        Op::Compute(_) => None,
-    }
-}
-
 impl Driver for Unplug {
     fn name(&self) -> String {
         self.inner.name()
@@ -75,7 +57,7 @@ impl Driver for Unplug {
 
     fn submit(&mut self, id: OpId, op: Op) {
         let detach = matches!(op, Op::Detach { .. });
-        match disk_of(&op).map(|disk| self.plugs.check(disk)) {
+        match op.disk().map(|disk| self.plugs.check(disk)) {
             Some(Err(error)) if !detach => self.refused.push(Completion { id, result: Err(error) }),
             _ => self.inner.submit(id, op),
         }

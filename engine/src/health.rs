@@ -43,7 +43,7 @@ pub struct DiskHealth {
     pub segments: (u32, u32),
     /// Bytes free, and bytes in all, on its file system.
     pub space: (u64, u64),
-    /// Bytes written to the set but not yet durable here; 0 for a disk outside the current set.
+    /// Bytes committed but not yet durable here; 0 for a disk outside the current set.
     pub lag_bytes: u64,
     /// Whether it is in the set that new blocks go to.
     pub in_set: bool,

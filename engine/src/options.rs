@@ -78,9 +78,11 @@ pub struct Options {
     pub hot_bytes: usize,
     /// Bytes of segment indexes kept in memory for readers of partitions. Default 64 MiB.
     pub index_cache_bytes: usize,
-    /// A copy that has not completed a write for so long has stalled and is replaced (acceptance L4). Default 5 s: a virtual disk may stand still for a second.
+    /// A copy that has not completed a write for so long has stalled and is replaced (acceptance L4). It begins anew when the
+    /// process was suspended meanwhile. Default 5 s: a virtual disk may stand still for a second.
     pub stall_timeout: Duration,
-    /// A copy that lags so many bytes behind has stalled and is replaced. Default 64 MiB.
+    /// A copy that lacks so many bytes of what is committed has stalled and is replaced, or the log waits for it where it
+    /// cannot be spared. Default 64 MiB.
     pub lag_bytes: usize,
     /// Accounts that can exist, at most. Default 65,536.
     pub max_accounts: usize,

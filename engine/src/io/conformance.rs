@@ -20,7 +20,7 @@ const PATIENCE: u64 = 60_000_000_000;
 /// # Panics
 /// When the driver does not conform.
 pub fn run(make: impl Fn() -> (Box<dyn Driver>, PathBuf)) {
-    let checks: [fn(&mut Rig); 23] = [
+    let checks: [fn(&mut Rig); 22] = [
         a_missing_directory_is_created_only_on_demand,
         a_directory_is_locked_until_it_is_detached,
         what_is_not_open_is_not_found,
@@ -37,7 +37,6 @@ pub fn run(make: impl Fn() -> (Box<dyn Driver>, PathBuf)) {
         a_look_starts_and_finds_operations,
         a_poll_sleeps_no_longer_than_it_is_told,
         a_ring_is_kept_for_the_next_sleep,
-        a_truncation_cuts_and_never_extends,
         small_files_are_replaced_read_and_removed,
         computations_return_their_value,
         other_threads_read_open_files,
@@ -201,7 +200,6 @@ fn what_is_not_open_is_not_found(rig: &mut Rig) {
     // An open file of another disk.
     let data = Buffer::zeroed(PAGE).expect("map").share();
     rig.refused(Op::Write { disk: DiskIndex(1), file, offset: 0, data }, ErrorKind::NotFound);
-    rig.refused(Op::Truncate { disk: DiskIndex(1), file, len: 0 }, ErrorKind::NotFound);
     rig.refused(remove("nothing"), ErrorKind::NotFound);
     rig.refused(read_file("nothing", 1), ErrorKind::NotFound);
 }
@@ -215,7 +213,6 @@ fn on_disk(file: FileId) -> Vec<Op> {
         Op::Open { disk: DISK, name: "other".to_owned(), create: Some(PAGE as u64) },
         read(file, 0, 1),
         write(file, 0, 1, 1),
-        Op::Truncate { disk: DISK, file, len: 0 },
         write_file("small", b"1"),
         read_file("small", 1),
         remove("small"),
@@ -440,21 +437,6 @@ fn a_ring_is_kept_for_the_next_sleep(rig: &mut Rig) {
     let ringer = std::thread::spawn(move || bell.ring());
     timed(rig, long);
     ringer.join().expect("no panic");
-}
-
-fn a_truncation_cuts_and_never_extends(rig: &mut Rig) {
-    let file = rig.with_file(8);
-    rig.done(write(file, 0, 8, 1));
-    rig.done(Op::Truncate { disk: DISK, file, len: 3 * PAGE as u64 });
-    assert_eq!(rig.length("slot"), Some(3 * PAGE as u64));
-    assert_eq!(rig.read(file, 0, 8), vec![1; 3 * PAGE]);
-    rig.done(Op::Truncate { disk: DISK, file, len: 5 * PAGE as u64 });
-    assert_eq!(rig.length("slot"), Some(3 * PAGE as u64));
-    // What was cut off does not come back.
-    rig.done(write(file, 7, 1, 2));
-    assert_eq!(rig.read(file, 3, 4), vec![0; 4 * PAGE]);
-    rig.done(Op::Truncate { disk: DISK, file, len: 0 });
-    assert_eq!(rig.length("slot"), Some(0));
 }
 
 fn small_files_are_replaced_read_and_removed(rig: &mut Rig) {

@@ -275,16 +275,6 @@ impl OpenFile {
         Ok(())
     }
 
-    pub(super) fn truncate(&self, len: u64) -> io::Result<()> {
-        if !self.writable {
-            return Err(Errno::ROFS.into());
-        }
-        if self.file.metadata()?.len() > len {
-            self.file.set_len(len)?;
-        }
-        self.file.sync_all()
-    }
-
     /// Reads through the page cache, from any thread.
     pub(super) fn read_cached(&self, offset: u64, out: &mut [u8]) -> io::Result<usize> {
         let file = match self.cached.get() {

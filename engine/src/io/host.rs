@@ -87,15 +87,24 @@ impl Host {
                 self.lane(disk).push(id, Work::Attach { disk, path, create });
             }
             Op::Detach { disk } => self.detach(id, disk)?,
-            Op::List { disk }
-            | Op::Open { disk, .. }
-            | Op::WriteFile { disk, .. }
-            | Op::ReadFile { disk, .. }
-            | Op::Remove { disk, .. }
-            | Op::Space { disk } => {
-                let directory = Arc::clone(self.disks.get(&disk).ok_or_else(not_open)?);
-                self.lane(disk).push(id, Work::Directory { directory, op });
+            Op::List { disk } => self.on_directory(id, disk, |directory| directory.list().map(Output::Names))?,
+            Op::Open { disk, name, create } => {
+                let directory = self.directory(disk)?;
+                let open = move || Ok(Outcome::Opened(Box::new(directory.open(disk, &name, create)?)));
+                self.lane(disk).push(id, Work::Directory(Box::new(open)));
             }
+            Op::WriteFile { disk, name, bytes } => {
+                self.on_directory(id, disk, move |directory| directory.replace(&name, &bytes).map(|()| Output::Done))?
+            }
+            Op::ReadFile { disk, name, limit } => {
+                self.on_directory(id, disk, move |directory| directory.read_file(&name, limit).map(Output::Bytes))?;
+            }
+            Op::Remove { disk, name } => {
+                self.on_directory(id, disk, move |directory| directory.remove(&name).map(|()| Output::Done))?;
+            }
+            Op::Space { disk } => self.on_directory(id, disk, |directory| {
+                directory.space().map(|(free, total)| Output::Space { free, total })
+            })?,
             Op::Read { disk, file, offset, buffer, len } => {
                 let file = Arc::clone(self.file(disk, file)?);
                 self.lane(disk).push(id, Work::Read { file, offset, buffer, len });
@@ -104,12 +113,23 @@ impl Host {
                 let file = Arc::clone(self.file(disk, file)?);
                 self.lane(disk).push(id, Work::Write { file, offset, data });
             }
-            Op::Truncate { disk, file, len } => {
-                let file = Arc::clone(self.file(disk, file)?);
-                self.lane(disk).push(id, Work::Truncate { file, len });
-            }
             Op::Compute(job) => self.compute.push(id, Work::Compute(job)),
         }
+        Ok(())
+    }
+
+    fn directory(&self, disk: DiskIndex) -> io::Result<Arc<Directory>> {
+        self.disks.get(&disk).map(Arc::clone).ok_or_else(not_open)
+    }
+
+    fn on_directory(
+        &mut self,
+        id: OpId,
+        disk: DiskIndex,
+        work: impl FnOnce(&Directory) -> io::Result<Output> + Send + 'static,
+    ) -> io::Result<()> {
+        let directory = self.directory(disk)?;
+        self.lane(disk).push(id, Work::Directory(Box::new(move || work(&directory).map(Outcome::Plain))));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crossbeam::queue::SegQueue;
 
 use super::bell::Bell;
 use super::directory::{Directory, OpenFile};
-use super::{Buffer, DiskIndex, DiskTraits, Job, Op, OpId, Output, Slice};
+use super::{Buffer, DiskIndex, DiskTraits, Job, OpId, Output, Slice};
 
 /// The most threads that one driver has, those included that are stuck on disks that were let go.
 const MOST_THREADS: usize = 128;
@@ -24,10 +24,8 @@ pub(super) enum Work {
         path: PathBuf,
         create: bool,
     },
-    Directory {
-        directory: Arc<Directory>,
-        op: Op,
-    },
+    /// Anything that names a file.
+    Directory(Box<dyn FnOnce() -> io::Result<Outcome> + Send>),
     Read {
         file: Arc<OpenFile>,
         offset: u64,
@@ -38,10 +36,6 @@ pub(super) enum Work {
         file: Arc<OpenFile>,
         offset: u64,
         data: Slice,
-    },
-    Truncate {
-        file: Arc<OpenFile>,
-        len: u64,
     },
     /// Lets go of a disk: the last holder of each closes it.
     Close {
@@ -67,14 +61,10 @@ impl Work {
                 let traits = directory.traits().clone();
                 return Ok(Outcome::Attached(disk, Arc::new(directory), traits));
             }
-            Work::Directory { directory, op } => return on_directory(&directory, op),
+            Work::Directory(work) => return work(),
             Work::Read { file, offset, buffer, len } => Output::Read(file.read(offset, len, buffer)?),
             Work::Write { file, offset, data } => {
                 file.write(offset, &data)?;
-                Output::Done
-            }
-            Work::Truncate { file, len } => {
-                file.truncate(len)?;
                 Output::Done
             }
             Work::Close { directory, files } => {
@@ -89,35 +79,6 @@ impl Work {
         };
         Ok(Outcome::Plain(output))
     }
-}
-
-fn on_directory(directory: &Arc<Directory>, op: Op) -> io::Result<Outcome> {
-    let output = match op {
-        Op::List { .. } => Output::Names(directory.list()?),
-        Op::Open { disk, name, create } => {
-            return Ok(Outcome::Opened(Box::new(directory.open(disk, &name, create)?)));
-        }
-        Op::WriteFile { name, bytes, .. } => {
-            directory.replace(&name, &bytes)?;
-            Output::Done
-        }
-        Op::ReadFile { name, limit, .. } => Output::Bytes(directory.read_file(&name, limit)?),
-        Op::Remove { name, .. } => {
-            directory.remove(&name)?;
-            Output::Done
-        }
-        Op::Space { .. } => {
-            let (free, total) = directory.space()?;
-            Output::Space { free, total }
-        }
-        Op::Attach { .. }
-        | Op::Detach { .. }
-        | Op::Read { .. }
-        | Op::Write { .. }
-        | Op::Truncate { .. }
-        | Op::Compute(_) => unreachable!("not an operation on a directory"),
-    };
-    Ok(Outcome::Plain(output))
 }
 
 /// Work that has been done.

@@ -104,15 +104,6 @@ pub enum Op {
         /// The bytes, shared with the writes of the same block to other disks.
         data: Slice,
     },
-    /// Cut a file to `len` bytes, durably; a shorter file stays as it is. Output: [`Output::Done`].
-    Truncate {
-        /// The disk.
-        disk: DiskIndex,
-        /// The open file.
-        file: FileId,
-        /// The new length.
-        len: u64,
-    },
     /// Replace a small file as a whole, atomically and durably (temporary file, flush, rename, directory flush).
     /// Output: [`Output::Done`].
     WriteFile {
@@ -146,6 +137,26 @@ pub enum Op {
     },
     /// Run a computation off the log thread. Output: [`Output::Computed`].
     Compute(Job),
+}
+
+impl Op {
+    /// The disk that it is on; `None` for a computation.
+    #[must_use]
+    pub fn disk(&self) -> Option<DiskIndex> {
+        match self {
+            Op::Attach { disk, .. }
+            | Op::Detach { disk }
+            | Op::List { disk }
+            | Op::Open { disk, .. }
+            | Op::Read { disk, .. }
+            | Op::Write { disk, .. }
+            | Op::WriteFile { disk, .. }
+            | Op::ReadFile { disk, .. }
+            | Op::Remove { disk, .. }
+            | Op::Space { disk } => Some(*disk),
+            Op::Compute(_) => None,
+        }
+    }
 }
 
 /// A computation for [`Op::Compute`].

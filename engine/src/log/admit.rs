@@ -1,6 +1,9 @@
 //! Admission: a request is checked against the tables, given its sequences, and encoded into the open block.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
+use futures::executor::LocalSpawner;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
@@ -37,11 +40,14 @@ enum Verdict<'a> {
 
 impl Log {
     /// Takes a request in, or answers it with why not. One that must wait for room comes back.
-    pub(crate) fn admit(&self, request: Request) -> Option<Request> {
+    pub(crate) fn admit(self: &Rc<Log>, request: Request, spawner: &LocalSpawner) -> Option<Request> {
         match request {
             Request::Commit(commit) => self.admit_commit(commit).map(Request::Commit),
             Request::PutAccount(put) => self.admit_account(put).map(Request::PutAccount),
-            Request::Control(_) => unreachable!("control requests are not admitted to a block"),
+            Request::Control(control) => {
+                self.control(control, spawner);
+                None
+            }
         }
     }
 

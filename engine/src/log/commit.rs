@@ -95,7 +95,7 @@ impl Log {
     /// One block on its way at once; a second and further ones when they are worth it, up to the commit depth.
     fn may_send(&self, pipeline: &Pipeline, now: u64) -> bool {
         let Some(open) = pipeline.open.as_ref().filter(|open| open.frames > 0) else { return false };
-        if pipeline.paused {
+        if pipeline.paused || pipeline.held_back {
             return false;
         }
         let large = open.len >= self.options.block_bytes / 2;

@@ -214,7 +214,7 @@ fn disk_health(disk: &Disk, pipeline: &crate::log::pipeline::Pipeline) -> DiskHe
         direct: disk.traits.as_ref().is_some_and(|traits| traits.direct),
         segments: (disk.slots, disk.free.len() as u32),
         space: disk.space,
-        lag_bytes: member.map_or(0, |at| pipeline.lag(at).0 as u64),
+        lag_bytes: member.map_or(0, |at| pipeline.lag(at) as u64),
         in_set: member.is_some(),
     }
 }

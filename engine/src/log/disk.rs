@@ -1,11 +1,7 @@
 //! A disk as the log thread sees it: its identity, its standing, its superblock and its free slots.
 
-use std::io;
-
-use crate::format::SUPERBLOCK_SLOT;
 use crate::health::DiskState;
 use crate::io::{DiskIndex, DiskTraits, FileId};
-use crate::log::ops::{Ops, page};
 use crate::options::DiskConfig;
 use crate::types::{DiskId, Lsn};
 
@@ -91,6 +87,12 @@ impl Disk {
         self.is_live() && !self.joining && !self.draining && !self.full
     }
 
+    /// Whether it may serve where too few others do: though its upgrade domain is drained, and though it is full, with the
+    /// slot that is kept free for this.
+    pub(crate) fn serves_in_need(&self) -> bool {
+        self.is_live() && !self.joining && (!self.full || !self.free.is_empty())
+    }
+
     pub(crate) fn set(&mut self, state: DiskState, reason: impl Into<String>) {
         self.state = state;
         self.reason = reason.into();
@@ -103,16 +105,4 @@ impl Disk {
         self.slots = 0;
         self.next_slot = 0;
     }
-}
-
-/// Writes one superblock slot.
-pub(crate) async fn write_superblock(
-    ops: &Ops,
-    disk: DiskIndex,
-    file: FileId,
-    turn: u8,
-    bytes: &[u8],
-) -> io::Result<()> {
-    debug_assert_eq!(bytes.len(), SUPERBLOCK_SLOT, "a superblock fills its slot");
-    ops.write(disk, file, u64::from(turn) * SUPERBLOCK_SLOT as u64, page(bytes)?).await
 }

@@ -1,15 +1,16 @@
 //! What the superblocks say, and writing it to a majority of them.
 
+use std::io;
 use std::time::Duration;
 
-use futures::future::{Either, join_all, select};
+use futures::future::join_all;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{EpochEntry, Member, Seal, Superblock};
+use crate::format::{EpochEntry, Member, SUPERBLOCK_SLOT, Seal, Superblock};
 use crate::health::DiskState;
 use crate::io::{DiskIndex, FileId};
 use crate::log::Log;
-use crate::log::disk::write_superblock;
+use crate::log::ops::page;
 use crate::types::{DiskId, Epoch, LogId, SegmentId};
 
 /// The part of the superblocks that is the same on all disks.
@@ -59,15 +60,15 @@ impl Log {
                 .superblock(disk, id)
                 .encode()
                 .map_err(|error| Error::new(ErrorKind::LimitReached, format!("the superblock is full: {error}")))?;
-            let write = std::pin::pin!(write_superblock(&self.ops, disk, file, turn, &bytes));
-            let late = std::pin::pin!(self.ops.sleep(self.options.stall_timeout.max(Duration::from_millis(100))));
-            let (state, reason) = match select(write, late).await {
-                Either::Left((Ok(()), _)) => {
+            let (state, reason) = match self.write_superblock(disk, file, turn, &bytes).await {
+                Ok(()) => {
                     self.disks.borrow_mut()[disk.0].turn = 1 - turn;
                     return Ok(disk);
                 }
-                Either::Left((Err(error), _)) => (DiskState::Failed, format!("the superblock's write failed: {error}")),
-                Either::Right(_) => (DiskState::Stalled, "the superblock's write did not complete in time".into()),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    (DiskState::Stalled, "the superblock's write did not complete in time".into())
+                }
+                Err(error) => (DiskState::Failed, format!("the superblock's write failed: {error}")),
             };
             self.lose(disk, state, reason.clone());
             Err(Error::new(ErrorKind::RestoreDisk, reason))
@@ -91,6 +92,14 @@ impl Log {
                 Err(Error::new(ErrorKind::RestoreDisk, message))
             }
         }
+    }
+
+    /// Writes one superblock slot.
+    async fn write_superblock(&self, disk: DiskIndex, file: FileId, turn: u8, bytes: &[u8]) -> io::Result<()> {
+        debug_assert_eq!(bytes.len(), SUPERBLOCK_SLOT, "a superblock fills its slot");
+        let patience = self.options.stall_timeout.max(Duration::from_millis(100));
+        let offset = u64::from(turn) * SUPERBLOCK_SLOT as u64;
+        self.ops.write_within(patience, disk, file, offset, page(bytes)?).await
     }
 
     fn superblock_targets(&self) -> Vec<(DiskIndex, FileId, u8, DiskId)> {

@@ -4,6 +4,7 @@
 //! off), then [`recovery`] (how it starts) and [`reconfigure`] (how it loses and gains a disk).
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -87,6 +88,10 @@ pub(crate) struct Log {
     pub(crate) closed: Cell<bool>,
     /// None while a computation has it.
     pub(crate) checkpointer: RefCell<Option<seal::Checkpointer>>,
+    /// The disks that have the last checkpoint, as far as is known.
+    pub(crate) checkpoint_on: RefCell<BTreeSet<DiskIndex>>,
+    /// A disk may lack it.
+    pub(crate) offer_checkpoint: Cell<bool>,
     pub(crate) corrupt: Cell<(u64, u64)>,
     pub(crate) tokens: Cell<u16>,
     pub(crate) recovery_bytes: Cell<u64>,
@@ -123,9 +128,8 @@ impl Core {
         machine: Box<dyn StateMachine>,
         shared: Arc<Shared>,
     ) -> Core {
-        // Longer than a block's write may take: making a file and flushing its directory take longer, too.
-        let patience = shared.options.stall_timeout.max(Duration::from_millis(100)) * 4;
-        let log = Rc::new(Log::new(Ops::new(driver, patience), machine, shared));
+        let ops = Ops::new(driver, shared.options.stall_timeout);
+        let log = Rc::new(Log::new(ops, machine, shared));
         let tasks = LocalPool::new();
         let opened = Rc::new(RefCell::new(None));
         let (task_log, task_opened) = (Rc::clone(&log), Rc::clone(&opened));
@@ -161,7 +165,8 @@ impl Core {
                     return Phase::Failed(error);
                 }
                 None => {
-                    self.log.ops.poll(Some(wait), &mut self.done);
+                    // There are no blocks on their way that could be told.
+                    let _away = self.log.ops.poll(Some(wait), &mut self.done);
                     return Phase::Opening;
                 }
             }
@@ -176,7 +181,7 @@ impl Core {
             Some(wanted) if self.held.is_none() => self.log.shared.intake.prepare_sleep(wanted).then_some(wait),
             _ => Some(wait),
         };
-        self.log.ops.poll(wait, &mut self.done);
+        let away = self.log.ops.poll(wait, &mut self.done);
         self.log.shared.intake.awake();
         if let (Some(wanted), true) = (requests, within.is_some()) {
             let in_time = self.log.shared.intake.len() >= wanted;
@@ -190,6 +195,10 @@ impl Core {
             self.log.pump();
         }
         self.log.advance();
+        if away {
+            let now = self.log.ops.now();
+            self.log.with(|pipeline| pipeline.start_over(now));
+        }
         if self.log.closed.get() { Phase::Closed } else { Phase::Running }
     }
 
@@ -198,23 +207,19 @@ impl Core {
         self.log.batch_clock.set((self.log.ops.now(), self.log.ops.environment().wall()));
         let outstanding = self.log.shared.intake.in_use().0;
         self.log.with(|pipeline| pipeline.meet(outstanding));
+        let spawner = self.tasks.spawner();
         while let Some(request) = self.held.take().or_else(|| self.log.shared.intake.pop()) {
-            match request {
-                Request::Control(control) => self.log.control(control, &self.tasks.spawner()),
-                request => {
-                    let Some(waiting) = self.log.admit(request) else {
-                        if self.log.is_ripe() {
-                            self.log.pump();
-                        }
-                        continue;
-                    };
+            let Some(waiting) = self.log.admit(request, &spawner) else {
+                if self.log.is_ripe() {
                     self.log.pump();
-                    // Sent: there may be room now. Not sent: it waits for a completion.
-                    self.held = self.log.admit(waiting);
-                    if self.held.is_some() {
-                        return;
-                    }
                 }
+                continue;
+            };
+            self.log.pump();
+            // Sent: there may be room now. Not sent: it waits for a completion.
+            self.held = self.log.admit(waiting, &spawner);
+            if self.held.is_some() {
+                return;
             }
         }
     }
@@ -245,6 +250,8 @@ impl Log {
             closing: RefCell::new(None),
             closed: Cell::new(false),
             checkpointer: RefCell::new(None),
+            checkpoint_on: RefCell::default(),
+            offer_checkpoint: Cell::new(false),
             corrupt: Cell::new((0, 0)),
             tokens: Cell::new(1),
             recovery_bytes: Cell::new(0),

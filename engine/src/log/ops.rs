@@ -35,8 +35,10 @@ pub(crate) struct BlockDone {
 pub(crate) struct Ops {
     inner: Rc<RefCell<Inner>>,
     environment: Arc<dyn Environment>,
-    /// Nanoseconds that a task waits for an operation before it takes the disk for stalled.
-    patience: u64,
+    /// How long a task waits for an operation before it takes the disk for stalled.
+    patience: Duration,
+    /// A log thread that did not poll for longer than this, in nanoseconds, was away.
+    away: u64,
     /// For reads of up to a mebibyte, so that rebuild and scrub map no memory.
     reads: BufferPool,
 }
@@ -48,6 +50,8 @@ struct Inner {
     timers: BinaryHeap<Reverse<(u64, u64)>>,
     sleepers: FxHashMap<u64, oneshot::Sender<()>>,
     finished: Vec<Completion>,
+    /// When the last poll returned.
+    polled: u64,
     /// The disk of each member's token.
     tokens: FxHashMap<u16, DiskIndex>,
     /// Operations that have not returned, by disk.
@@ -61,13 +65,26 @@ impl Inner {
         }
         &mut self.in_flight[disk.0]
     }
+
+    /// Every operation on its way is waited for as long as if it began now.
+    fn start_over(&mut self, now: u64) {
+        let timers = std::mem::take(&mut self.timers).into_iter();
+        let patience = |id| self.waiting.get(&id).map(|waiting| now.saturating_add(waiting.patience));
+        self.timers = timers.map(|Reverse((at, id))| Reverse((patience(id).unwrap_or(at), id))).collect();
+    }
 }
 
-/// A task that waits for an operation, until it has waited too long, and the disk that the operation is on.
-type Waiting = (Option<oneshot::Sender<io::Result<Output>>>, Option<DiskIndex>);
+/// An operation that a task waits for.
+struct Waiting {
+    /// None once the task has waited too long.
+    task: Option<oneshot::Sender<io::Result<Output>>>,
+    disk: Option<DiskIndex>,
+    /// Nanoseconds that the task waits.
+    patience: u64,
+}
 
 impl Ops {
-    pub(crate) fn new(driver: Box<dyn Driver>, patience: Duration) -> Ops {
+    pub(crate) fn new(driver: Box<dyn Driver>, stall_timeout: Duration) -> Ops {
         let environment = driver.environment();
         let inner = Inner {
             driver,
@@ -76,12 +93,16 @@ impl Ops {
             timers: BinaryHeap::new(),
             sleepers: FxHashMap::default(),
             finished: Vec::new(),
+            polled: environment.now(),
             tokens: FxHashMap::default(),
             in_flight: Vec::new(),
         };
-        let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        // Longer than a block's write may take: making a file and flushing its directory take longer, too.
+        let patience = stall_timeout.max(Duration::from_millis(100)) * 4;
+        // A disk is given up when several looks in a row found its write undone, and the log thread was there between them.
+        let away = nanos(stall_timeout / 4);
         let reads = BufferPool::new(8, 1 << 20);
-        Ops { inner: Rc::new(RefCell::new(inner)), environment, patience, reads }
+        Ops { inner: Rc::new(RefCell::new(inner)), environment, patience, away, reads }
     }
 
     pub(crate) fn environment(&self) -> &Arc<dyn Environment> {
@@ -90,6 +111,11 @@ impl Ops {
 
     pub(crate) fn now(&self) -> u64 {
         self.environment.now()
+    }
+
+    /// When completions were last looked at: what was not done then may be done by now.
+    pub(crate) fn polled(&self) -> u64 {
+        self.inner.borrow().polled
     }
 
     pub(crate) fn with_driver<T>(&self, ask: impl FnOnce(&dyn Driver) -> T) -> T {
@@ -114,14 +140,21 @@ impl Ops {
         inner.driver.submit(OpId(id), Op::Write { disk, file, offset, data });
     }
 
-    /// Waits at the driver, wakes the tasks whose operations are done, and lists the blocks that are.
-    pub(crate) fn poll(&self, wait: Option<Duration>, blocks: &mut Vec<BlockDone>) {
+    /// Waits at the driver, wakes the tasks whose operations are done, and lists the blocks that are. Returns whether the
+    /// log thread was away before, because the process was suspended or something held it up: how long a disk took
+    /// meanwhile says nothing, and what is still on its way gets its whole time again.
+    #[must_use]
+    pub(crate) fn poll(&self, wait: Option<Duration>, blocks: &mut Vec<BlockDone>) -> bool {
         let mut inner = self.inner.borrow_mut();
-        let now = self.environment.now();
-        let until_timer = inner.timers.peek().map(|Reverse((at, _))| Duration::from_nanos(at.saturating_sub(now)));
+        let before = self.environment.now();
+        let until_timer = inner.timers.peek().map(|Reverse((at, _))| Duration::from_nanos(at.saturating_sub(before)));
         let wait = wait.map(|wait| until_timer.map_or(wait, |timer| timer.min(wait)));
         let mut finished = std::mem::take(&mut inner.finished);
         inner.driver.poll(wait, &mut finished);
+        let now = self.environment.now();
+        let overslept = now.saturating_sub(before).saturating_sub(wait.map_or(0, nanos));
+        let away = before.saturating_sub(inner.polled) + overslept > self.away;
+        inner.polled = now;
         for Completion { id: OpId(id), result } in finished.drain(..) {
             if id & BLOCK != 0 {
                 let (token, sequence) = ((id >> 48) as u16 & 0x7fff, id & ((1 << 48) - 1));
@@ -129,7 +162,7 @@ impl Ops {
                     *inner.count(disk) -= 1;
                 }
                 blocks.push(BlockDone { token, sequence, result: result.map(drop) });
-            } else if let Some((task, disk)) = inner.waiting.remove(&id) {
+            } else if let Some(Waiting { task, disk, .. }) = inner.waiting.remove(&id) {
                 if let Some(disk) = disk {
                     *inner.count(disk) -= 1;
                 }
@@ -138,12 +171,14 @@ impl Ops {
             }
         }
         inner.finished = finished;
-        let now = self.environment.now();
+        if away {
+            inner.start_over(now);
+        }
         while inner.timers.peek().is_some_and(|Reverse((at, _))| *at <= now) {
             let Some(Reverse((_, id))) = inner.timers.pop() else { break };
             inner.sleepers.remove(&id).map(|sleeper| sleeper.send(()));
             // A disk that has stalled must not hold up a task for ever. The operation is still in flight.
-            let late = inner.waiting.get_mut(&id).and_then(|(task, _)| task.take());
+            let late = inner.waiting.get_mut(&id).and_then(|waiting| waiting.task.take());
             drop(late.map(|task| task.send(Err(io::ErrorKind::TimedOut.into()))));
         }
         // Deadlines of what has returned need not wake anybody.
@@ -151,20 +186,26 @@ impl Ops {
         while timers.peek().is_some_and(|Reverse((_, id))| !sleepers.contains_key(id) && !waiting.contains_key(id)) {
             timers.pop();
         }
+        away
     }
 
     fn submit(&self, op: Op) -> impl Future<Output = io::Result<Output>> + use<> {
+        self.submit_within(self.patience, op)
+    }
+
+    fn submit_within(&self, patience: Duration, op: Op) -> impl Future<Output = io::Result<Output>> + use<> {
         let (done, wait) = oneshot::channel();
         let mut inner = self.inner.borrow_mut();
         let id = inner.next;
         inner.next += 1;
-        let disk = disk_of(&op);
+        let disk = op.disk();
         if let Some(disk) = disk {
             *inner.count(disk) += 1;
         }
-        inner.waiting.insert(id, (Some(done), disk));
+        let patience = nanos(patience);
+        inner.waiting.insert(id, Waiting { task: Some(done), disk, patience });
         if disk.is_some() {
-            let at = self.environment.now().saturating_add(self.patience);
+            let at = self.environment.now().saturating_add(patience);
             inner.timers.push(Reverse((at, id)));
         }
         inner.driver.submit(OpId(id), op);
@@ -179,7 +220,7 @@ impl Ops {
     /// Completes `pause` from now.
     pub(crate) fn sleep(&self, pause: Duration) -> impl Future<Output = ()> + use<> {
         let (done, wait) = oneshot::channel();
-        let at = self.now().saturating_add(pause.as_nanos() as u64);
+        let at = self.now().saturating_add(nanos(pause));
         let mut inner = self.inner.borrow_mut();
         let id = inner.next;
         inner.next += 1;
@@ -228,6 +269,18 @@ impl Ops {
         self.submit(Op::Write { disk, file, offset, data }).await.map(drop)
     }
 
+    /// A write that is waited for no longer than `patience`: then it is `TimedOut`, and may still land.
+    pub(crate) async fn write_within(
+        &self,
+        patience: Duration,
+        disk: DiskIndex,
+        file: FileId,
+        offset: u64,
+        data: Slice,
+    ) -> io::Result<()> {
+        self.submit_within(patience, Op::Write { disk, file, offset, data }).await.map(drop)
+    }
+
     pub(crate) async fn write_file(&self, disk: DiskIndex, name: String, bytes: Arc<Vec<u8>>) -> io::Result<()> {
         self.submit(Op::WriteFile { disk, name, bytes }).await.map(drop)
     }
@@ -259,21 +312,8 @@ impl Ops {
     }
 }
 
-fn disk_of(op: &Op) -> Option<DiskIndex> {
-    match op {
-        Op::Attach { disk, .. }
-        | Op::Detach { disk }
-        | Op::List { disk }
-        | Op::Open { disk, .. }
-        | Op::Read { disk, .. }
-        | Op::Write { disk, .. }
-        | Op::Truncate { disk, .. }
-        | Op::WriteFile { disk, .. }
-        | Op::ReadFile { disk, .. }
-        | Op::Remove { disk, .. }
-        | Op::Space { disk } => Some(*disk),
-        Op::Compute(_) => None,
-    }
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn mismatch() -> io::Error {

@@ -62,6 +62,7 @@ pub(crate) struct Flying {
     pub(crate) records: u64,
     /// One bit for each member that has it durable.
     pub(crate) done: u16,
+    /// When it was sent, or when the log thread came back to it.
     pub(crate) started: u64,
     pub(crate) pending: Vec<Pending>,
 }
@@ -129,6 +130,8 @@ pub(crate) struct Pipeline {
     pub(crate) all: VecDeque<(u64, Pending)>,
     /// A set change is under way: nothing is sent.
     pub(crate) paused: bool,
+    /// Nothing is sent before a member that cannot be spared has caught up.
+    pub(crate) held_back: bool,
     /// How many transactions were outstanding at once of late: the most of it, forgotten block by block.
     pub(crate) crowd: u64,
     /// When the last block was answered.
@@ -348,12 +351,22 @@ impl Pipeline {
         }
     }
 
-    /// Memory of blocks sent to a member and not yet durable there, in bytes, and when the oldest of them was sent.
-    pub(crate) fn lag(&self, at: usize) -> (usize, Option<u64>) {
+    /// Memory of committed blocks that a member lacks, in bytes. Those that are not committed are bounded by the commit
+    /// depth, whoever lacks them.
+    pub(crate) fn lag(&self, at: usize) -> usize {
         let durable = self.members[at].durable;
-        let late = self.flying.iter().filter(|flying| flying.sequence > durable);
-        let oldest = self.flying.iter().find(|flying| flying.done & (1 << at) == 0).map(|flying| flying.started);
-        (late.map(|flying| flying.data.held()).sum(), oldest)
+        let late = self.flying.iter().filter(|flying| flying.sequence > durable && flying.sequence <= self.commit);
+        late.map(|flying| flying.data.held()).sum()
+    }
+
+    /// When the oldest block was sent that a member has not written, if there is one.
+    pub(crate) fn oldest(&self, at: usize) -> Option<u64> {
+        self.flying.iter().find(|flying| flying.done & (1 << at) == 0).map(|flying| flying.started)
+    }
+
+    /// The log thread was away: what is still on its way has its whole time before it.
+    pub(crate) fn start_over(&mut self, now: u64) {
+        self.flying.iter_mut().for_each(|flying| flying.started = now);
     }
 
     /// Whether every live member has every block that was sent.

@@ -27,7 +27,7 @@ pub(crate) enum Need {
     /// More of the log, or another copy: one free slot stays on the disk, so that a region whose disks are full can be
     /// opened, and its set be changed (invariant 19).
     Growth,
-    /// The first segment of an epoch.
+    /// The first segment of an epoch, or the second copy without which a region is not opened.
     Epoch,
 }
 

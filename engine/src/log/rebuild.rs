@@ -26,7 +26,7 @@ impl Log {
         loop {
             let next = if self.halted.borrow().is_some() { None } else { self.next_to_rebuild(&skipped) };
             match next {
-                Some(id) => match self.rebuild_one(id).await {
+                Some(id) => match self.rebuild_one(id, Need::Growth).await {
                     Ok(true) => self.changed.raise(),
                     Ok(false) | Err(_) => {
                         skipped.insert(id);
@@ -53,6 +53,7 @@ impl Log {
             changed = true;
         }
         if changed {
+            self.offer_checkpoint.set(true);
             self.publish_all();
             self.changed.raise();
         }
@@ -103,7 +104,7 @@ impl Log {
     }
 
     /// Makes one more complete copy of a sealed segment. False when there is nowhere to, or it failed on the way.
-    pub(crate) async fn rebuild_one(&self, id: SegmentId) -> Result<bool> {
+    pub(crate) async fn rebuild_one(&self, id: SegmentId, need: Need) -> Result<bool> {
         let _stage = stage!(Rebuild);
         let _slots_stay = self.rebuilding.lock().await;
         let (target, seal, epoch, set) = {
@@ -115,7 +116,7 @@ impl Log {
         let (disk, known) = target;
         let slot = match known {
             Some(slot) => slot,
-            None => match self.fresh_slot(disk).await {
+            None => match self.fresh_slot(disk, need).await {
                 Ok(slot) => slot,
                 Err(error) => {
                     self.could_not_rebuild(disk, &error);
@@ -130,8 +131,8 @@ impl Log {
     }
 
     /// A slot whose old header is gone, so that a half-made copy is nobody's.
-    async fn fresh_slot(&self, disk: DiskIndex) -> std::io::Result<Slot> {
-        let slot = self.take_slot(disk, Need::Growth).await?;
+    async fn fresh_slot(&self, disk: DiskIndex, need: Need) -> std::io::Result<Slot> {
+        let slot = self.take_slot(disk, need).await?;
         let cleared = self.clear_header(disk, slot).await;
         if cleared.is_err() {
             self.free_slot(disk, slot);

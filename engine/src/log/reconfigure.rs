@@ -14,7 +14,7 @@ use crate::health::DiskState;
 use crate::io::{Buffer, DiskIndex};
 use crate::log::Log;
 use crate::log::admit::degraded;
-use crate::log::disk::Slot;
+use crate::log::disk::{Disk, Slot};
 use crate::log::pipeline::{Active, Flying, Member, OpenBlock, Pipeline};
 use crate::log::placement::{COPIES, QUORUM, choose};
 use crate::log::prepare::Need;
@@ -44,29 +44,54 @@ impl Log {
 
     /// A member that is too late in time or bytes has stalled (acceptance L4).
     fn find_stalled(&self) {
-        let now = self.ops.now();
-        let timeout = self.options.stall_timeout.as_nanos() as u64;
-        let stalled: Vec<(DiskIndex, String)> = self.with(|pipeline| {
-            let live = (0..pipeline.members.len()).filter(|&at| pipeline.members[at].live);
-            live.filter_map(|at| {
-                let (bytes, oldest) = pipeline.lag(at);
-                let late = oldest.map_or(0, |oldest| now.saturating_sub(oldest));
-                let disk = pipeline.members[at].disk;
-                if late > timeout {
-                    return Some((disk, format!("a write did not complete in {} ms", late / 1_000_000)));
-                }
-                (bytes > self.options.lag_bytes).then(|| (disk, format!("its copy lags {bytes} bytes behind")))
-            })
-            .collect()
+        let (looked, timeout) = (self.ops.polled(), self.options.stall_timeout.as_nanos() as u64);
+        self.lose_where(|_, at| {
+            let late = looked.saturating_sub(self.with(|pipeline| pipeline.oldest(at))?);
+            (late > timeout).then(|| format!("a write did not complete in {} ms", late / 1_000_000))
         });
-        for (disk, reason) in stalled {
-            self.lose(disk, DiskState::Stalled, reason);
+        let lagging = |at| self.with(|pipeline| Some(pipeline.lag(at)).filter(|lag| *lag > self.options.lag_bytes));
+        self.lose_where(|disk, at| {
+            let lag = lagging(at).filter(|_| self.can_spare(disk))?;
+            Some(format!("its copy lags {lag} bytes behind"))
+        });
+        // The log waits for one that it needs.
+        let waits = self.live_members().into_iter().any(|(_, at)| lagging(at).is_some());
+        self.with(|pipeline| pipeline.held_back = waits);
+    }
+
+    /// Gives up the members that have a reason, one after the other.
+    fn lose_where(&self, reason: impl Fn(DiskIndex, usize) -> Option<String>) {
+        for (disk, at) in self.live_members() {
+            if let Some(reason) = reason(disk, at) {
+                self.lose(disk, DiskState::Stalled, reason);
+            }
         }
     }
 
-    /// A set of two grows, and a set with a draining disk changes, as soon as it can.
+    fn live_members(&self) -> Vec<(DiskIndex, usize)> {
+        self.with(|pipeline| {
+            let members = pipeline.members.iter().enumerate();
+            members.filter(|(_, member)| member.live).map(|(at, member)| (member.disk, at)).collect()
+        })
+    }
+
+    /// Whether the log could go on without this member: what is committed stays on two that count, a set remains to be
+    /// chosen, and a majority of superblocks.
+    fn can_spare(&self, disk: DiskIndex) -> bool {
+        let others = self.live_members().into_iter().filter(|(other, _)| *other != disk).count();
+        let superblocks = self.attached().into_iter().filter(|other| *other != disk).count();
+        let set = self.choose_set_from(|other| other.takes_segments() && other.index != disk);
+        others >= QUORUM && set.len() >= QUORUM && superblocks >= self.meta.borrow().majority()
+    }
+
+    /// A set of two grows, and a set with a draining disk changes, as soon as it can. So does one that lost a disk while it
+    /// was made.
     fn find_better_set(&self) {
         if self.reconfigure.borrow().is_some() {
+            return;
+        }
+        if self.with(|pipeline| pipeline.members.iter().any(|member| !member.live)) {
+            *self.reconfigure.borrow_mut() = Some("a disk was lost before its set began".into());
             return;
         }
         let members: Vec<usize> = self.with(|pipeline| pipeline.members.iter().map(|member| member.disk.0).collect());
@@ -79,12 +104,16 @@ impl Log {
 
     /// The disks that the next segment should lie on, as many as can be had up to three: members of the present set first.
     pub(crate) fn choose_set(&self) -> Vec<usize> {
+        self.choose_set_from(Disk::takes_segments)
+    }
+
+    fn choose_set_from(&self, takes: impl Fn(&Disk) -> bool) -> Vec<usize> {
         let disks = self.disks.borrow();
         let members: Vec<usize> = match self.pipeline.borrow().as_ref() {
             Some(pipeline) => pipeline.members.iter().map(|member| member.disk.0).collect(),
             None => Vec::new(),
         };
-        let takes = |at: &usize| disks[*at].takes_segments();
+        let takes = |at: &usize| takes(&disks[*at]);
         let others = (0..disks.len()).filter(|at| !members.contains(at));
         let eligible: Vec<usize> = members.iter().copied().chain(others).filter(takes).collect();
         choose(self.options.placement, &self.options.disks, &[], &eligible)
@@ -98,7 +127,11 @@ impl Log {
         loop {
             // What is prepared was prepared for the old epoch: its slots are free for the new one.
             self.release_prepared();
-            let set: Vec<DiskIndex> = self.choose_set().into_iter().map(DiskIndex).collect();
+            let mut set = self.choose_set();
+            if set.len() < QUORUM {
+                set = self.choose_set_from(Disk::serves_in_need);
+            }
+            let set: Vec<DiskIndex> = set.into_iter().map(DiskIndex).collect();
             if set.len() < QUORUM {
                 let message =
                     "fewer than two healthy disks in different domains are left: restore disks and open again";
@@ -183,6 +216,9 @@ impl Log {
             pipeline.chain = seal.end_chain;
             let files = slots.iter().map(|slot| slot.file).collect();
             pipeline.active = Active::new(id, files, first, seal.end_chain);
+            let disks = self.disks.borrow();
+            pipeline.may_fill = set.iter().all(|disk| !disks[disk.0].full || !disks[disk.0].free.is_empty());
+            drop(disks);
             self.open_segment(pipeline, id, slots);
             again
         });

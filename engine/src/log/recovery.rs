@@ -265,7 +265,7 @@ impl Log {
         known.sort_unstable_by(|a, b| b.cmp(a));
         let log = self.meta.borrow().log();
         let after = self.catalog.borrow().iter().last().map_or(trim.0, |(id, _)| id.0 + 1);
-        for (number, disk) in known {
+        for (at, &(number, disk)) in known.iter().enumerate() {
             let name = checkpoint_name(SegmentId(number));
             let Ok(bytes) = self.ops.read_file(disk, name, DERIVED_LIMIT).await else { continue };
             self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
@@ -273,6 +273,10 @@ impl Log {
                 // One from a future that was lost, or from another log, is not this log's.
                 Ok(found) if found.log == log && (trim.0..=after).contains(&found.next_segment.0) => {
                     let next = found.next_segment;
+                    // Further copies are counted, not read.
+                    let copies = known[at..].iter().filter(|(other, _)| *other == number).map(|(_, disk)| *disk);
+                    *self.checkpoint_on.borrow_mut() = copies.collect();
+                    self.offer_checkpoint.set(true);
                     return Ok((Tables::from_checkpoint(found, self.options.client_window), next, bytes.len()));
                 }
                 _ => {}
@@ -349,9 +353,10 @@ impl Log {
             while self.catalog.borrow().get(id).is_some_and(|s| s.copies.iter().filter(|c| c.held).count() < QUORUM) {
                 // A disk that fails on the way makes room for another one.
                 let can_go_on = |segment: &Segment| self.target(segment).is_some();
-                if !self.rebuild_one(id).await? && !self.catalog.borrow().get(id).is_some_and(can_go_on) {
+                let made = self.rebuild_one(id, Need::Epoch).await?;
+                if !made && !self.catalog.borrow().get(id).is_some_and(can_go_on) {
                     let message = format!("segment {} is on one disk only, and no other disk can take a copy", id.0);
-                    return Err(Error::new(ErrorKind::RestoreDisk, message));
+                    return Err(Error::new(self.without_disks(), message));
                 }
             }
         }
@@ -397,15 +402,8 @@ impl Log {
             set = choose(self.options.placement, &self.options.disks, &[], &eligible);
             drop(disks);
             if set.len() < QUORUM {
-                let kind = if self.disks.borrow().iter().any(|disk| disk.full) {
-                    ErrorKind::NoSpace
-                } else {
-                    ErrorKind::RestoreDisk
-                };
-                return Err(Error::new(
-                    kind,
-                    "fewer than two usable disks in different domains: restore disks or add space",
-                ));
+                let message = "fewer than two usable disks in different domains: restore disks or add space";
+                return Err(Error::new(self.without_disks(), message));
             }
             for &at in &set {
                 self.disks.borrow_mut()[at]
@@ -414,6 +412,12 @@ impl Log {
         }
         debug_assert!(set.len() <= COPIES, "a set has three disks at most");
         Ok(set.into_iter().map(DiskIndex).collect())
+    }
+
+    /// What to do where too few disks can be written: give them space, if one is full, or bring one back.
+    fn without_disks(&self) -> ErrorKind {
+        let full = self.disks.borrow().iter().any(|disk| disk.full);
+        if full { ErrorKind::NoSpace } else { ErrorKind::RestoreDisk }
     }
 
     fn start_pipeline(
@@ -445,6 +449,7 @@ impl Log {
             committed: end,
             all: Default::default(),
             paused: false,
+            held_back: false,
             crowd: 0,
             answered_at: 0,
             impatient: 0,

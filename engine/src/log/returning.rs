@@ -46,6 +46,7 @@ impl Log {
         self.catalog.borrow_mut().forget_disk(disk);
         self.publish_all();
         self.disks.borrow_mut()[at].forget();
+        self.checkpoint_on.borrow_mut().remove(&disk);
         // A disk that was never attached, or whose lock is gone, has nothing to let go.
         drop(self.ops.detach(disk).await);
         let result = match self.ops.attach(disk, path, replace).await {

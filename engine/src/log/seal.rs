@@ -1,5 +1,6 @@
 //! What follows a segment's end: seal pages on its copies, its index on disk, the checkpoint moved on.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -80,9 +81,15 @@ impl Log {
             self.write_pages(segment, &seal, &copies).await;
             return true;
         }
-        let Some(segment) = self.next_to_index() else { return false };
-        self.write_index(segment).await;
-        true
+        if let Some(segment) = self.next_to_index() {
+            self.write_index(segment).await;
+            return true;
+        }
+        let offered = self.offer_checkpoint.take();
+        if offered {
+            self.write_checkpoint().await;
+        }
+        offered
     }
 
     /// The first sealed segment with a copy that holds everything and lacks its page.
@@ -193,20 +200,26 @@ impl Log {
         copies.map(|copy| copy.disk).filter(|disk| disks[disk.0].is_live()).collect()
     }
 
-    /// Writes the tables before the first unsealed segment to every live disk. Returns the segment that they reach,
-    /// once a quorum of disks has them.
+    /// Writes the tables before the first unsealed segment to every live disk that lacks them. Returns the segment that they
+    /// reach, once a quorum of disks has them.
     pub(crate) async fn write_checkpoint(&self) -> Option<SegmentId> {
         let mut seen = self.changed.seen();
         let checkpointer = loop {
             if let Some(checkpointer) = self.checkpointer.borrow_mut().take() {
                 break checkpointer;
             }
-            // They are away while they are moved over a segment, which ends with a signal.
+            // They are away while they are moved over a segment or encoded, which ends with a signal.
             if self.halted.borrow().is_some() {
                 return None;
             }
             self.changed.wait(&mut seen).await;
         };
+        let (next, old) = (checkpointer.next, checkpointer.written);
+        let targets = self.without_checkpoint(next, old);
+        if targets.is_empty() {
+            *self.checkpointer.borrow_mut() = Some(checkpointer);
+            return Some(next);
+        }
         let log = self.meta.borrow().log();
         let made = self.ops.compute(move || {
             let bytes = checkpointer.tables.to_checkpoint(log, checkpointer.next).encode();
@@ -216,29 +229,48 @@ impl Log {
             self.halt(crate::Error::new(crate::ErrorKind::System, "the checkpoint could not be computed"));
             return None;
         };
-        let (next, old, len) = (checkpointer.next, checkpointer.written, bytes.len());
+        let len = bytes.len();
         *self.checkpointer.borrow_mut() = Some(checkpointer);
-        if next == old {
-            return Some(next);
-        }
+        self.changed.raise();
         let bytes = Arc::new(bytes);
-        let live: Vec<DiskIndex> =
-            self.disks.borrow().iter().filter(|disk| disk.is_live()).map(|disk| disk.index).collect();
-        let writes = live.iter().map(|&disk| self.write_checkpoint_on(disk, next, &bytes));
+        let writes = targets.iter().map(|&disk| self.write_checkpoint_on(disk, next, &bytes));
         let written = join_all(writes).await;
-        if written.iter().filter(|ok| **ok).count() < QUORUM {
+        let written = targets.into_iter().zip(written).filter_map(|(disk, ok)| ok.then_some(disk));
+        if next == old {
+            self.checkpoint_on.borrow_mut().extend(written);
+            return self.safe_checkpoint();
+        }
+        let written: BTreeSet<DiskIndex> = written.collect();
+        if written.len() < QUORUM {
             return None;
         }
+        *self.checkpoint_on.borrow_mut() = written.clone();
         if let Some(checkpointer) = self.checkpointer.borrow_mut().as_mut() {
             checkpointer.written = next;
             checkpointer.written_bytes = len;
             checkpointer.pending_bytes = 0;
         }
-        for (&disk, _) in live.iter().zip(&written).filter(|(_, ok)| **ok) {
+        for disk in written {
             // What remains of an older checkpoint only takes space; the next opening removes it.
             drop(self.ops.remove(disk, checkpoint_name(old)).await);
         }
         Some(next)
+    }
+
+    /// The live disks that lack the checkpoint which reaches `next`, where that before reaches `old`.
+    fn without_checkpoint(&self, next: SegmentId, old: SegmentId) -> Vec<DiskIndex> {
+        let has = self.checkpoint_on.borrow();
+        let lacks = |disk: &DiskIndex| next != old || (next > SegmentId(1) && !has.contains(disk));
+        let disks = self.disks.borrow();
+        disks.iter().filter(|disk| disk.is_live()).map(|disk| disk.index).filter(lacks).collect()
+    }
+
+    /// How far the last checkpoint reaches, if a quorum of the disks that count has it.
+    pub(crate) fn safe_checkpoint(&self) -> Option<SegmentId> {
+        let disks = self.disks.borrow();
+        let has = self.checkpoint_on.borrow();
+        let safe = has.iter().filter(|disk| disks[disk.0].is_live()).count() >= QUORUM;
+        self.checkpointer.borrow().as_ref().map(|checkpointer| checkpointer.written).filter(|_| safe)
     }
 
     /// A disk without space for the checkpoint, without which nothing can be trimmed, gives up the indexes that it covers:

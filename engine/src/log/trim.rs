@@ -17,9 +17,11 @@ impl Log {
         let checkpoint = self.write_checkpoint().await;
         let old = self.meta.borrow().trim;
         // Without a new checkpoint, the last one still allows what it covers.
-        let written = self.checkpointer.borrow().as_ref().map_or(old, |checkpointer| checkpointer.written);
-        let first = self.first_to_keep(to, checkpoint.unwrap_or(written)).max(old);
+        let checkpoint = checkpoint.or_else(|| self.safe_checkpoint()).unwrap_or(old);
+        let first = self.first_to_keep(to, checkpoint).max(old);
         if first > old {
+            // The superblocks are written from it. If no majority takes it the region halts, and no slot is used again: the next
+            // opening finds either mark, and both are right.
             self.meta.borrow_mut().trim = first;
             self.write_catalog(|catalog| {
                 let last = SegmentId(first.0 - 1);

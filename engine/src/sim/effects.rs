@@ -57,12 +57,6 @@ impl State {
                 aligned(offset, data.len() as u64)?;
                 self.write(medium, inode, &file, offset, &data)
             }
-            Op::Truncate { len, .. } => {
-                if let Some(inode) = self.media[medium].inodes.get_mut(&inode) {
-                    inode.set_len(inode.len().min(len));
-                }
-                Ok(Output::Done)
-            }
             Op::WriteFile { bytes, .. } => self.write_file(medium, &file, &bytes),
             Op::ReadFile { limit, .. } => self.read_file(medium, &file, limit),
             Op::Remove { .. } => {
@@ -81,12 +75,12 @@ impl State {
 
     /// Refuses what the disk's condition does not allow.
     fn gate(&mut self, medium: usize, kind: OpKind, file: &str) -> io::Result<()> {
-        use OpKind::{Attach, Create, Detach, Remove, Truncate, Write, WriteFile};
+        use OpKind::{Attach, Create, Detach, Remove, Write, WriteFile};
         let condition = self.media[medium].condition;
         let error = match (condition, kind) {
             (_, Detach) => return Ok(()),
             (Condition::Lost, _) => Errno::IO,
-            (Condition::ReadOnly, Attach | Create | Write | Truncate | WriteFile | Remove) => Errno::ROFS,
+            (Condition::ReadOnly, Attach | Create | Write | WriteFile | Remove) => Errno::ROFS,
             (Condition::Full | Condition::FullForAll, Create | WriteFile) => Errno::NOSPC,
             (Condition::FullForAll, Write) => Errno::NOSPC,
             _ => return Ok(()),
@@ -361,11 +355,6 @@ impl State {
                 self.land(at, inode, 0, &bytes, Landing::Part);
             }
             (Op::Remove { .. }, Landing::Whole) => drop(self.media[at].names.remove(file)),
-            (Op::Truncate { len, .. }, Landing::Whole) => {
-                if let Some(inode) = self.media[at].inodes.get_mut(&inode) {
-                    inode.set_len(inode.len().min(len));
-                }
-            }
             _ => {}
         }
     }

@@ -45,11 +45,13 @@ pub enum FaultKind {
     FailedFlush,
     /// Wall time jumped.
     ClockJump,
+    /// The process stood still for a while, and perhaps its disks.
+    Suspended,
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [FaultKind; 19] = [
+    pub const ALL: [FaultKind; 20] = [
         FaultKind::Crash,
         FaultKind::CrashInFlight,
         FaultKind::TornByCrash,
@@ -69,6 +71,7 @@ impl FaultKind {
         FaultKind::LatentRead,
         FaultKind::FailedFlush,
         FaultKind::ClockJump,
+        FaultKind::Suspended,
     ];
 }
 
@@ -157,8 +160,6 @@ pub enum OpKind {
     Read,
     /// [`Op::Write`](crate::io::Op::Write)
     Write,
-    /// [`Op::Truncate`](crate::io::Op::Truncate)
-    Truncate,
     /// [`Op::WriteFile`](crate::io::Op::WriteFile)
     WriteFile,
     /// [`Op::ReadFile`](crate::io::Op::ReadFile)

@@ -98,6 +98,8 @@ pub(super) struct Run {
     pub(super) beyond: bool,
     /// Openings in a row that did not get through.
     broken_openings: u32,
+    /// Nanoseconds that processes stood still for.
+    pub(super) suspended: u64,
 }
 
 /// The temper of a schedule: one action in so many, 0 for never.
@@ -114,6 +116,7 @@ pub(super) struct Habits {
     pub(super) scrub: u32,
     pub(super) fault: u32,
     pub(super) clock: u32,
+    pub(super) suspend: u32,
 }
 
 impl Habits {
@@ -131,6 +134,7 @@ impl Habits {
             large: some(3, 50),
             burst: rng.u32(1..8),
             steps: rng.u32(5..60),
+            suspend: if rng.u8(..100) < 15 { 60 } else { 0 },
         }
     }
 }
@@ -166,6 +170,7 @@ impl Run {
             flush_failed: 0,
             beyond: false,
             broken_openings: 0,
+            suspended: 0,
             rng,
         }
     }

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 use crate::format::Seal;
 use crate::io::Driver;
-use crate::log::disk::Slot;
+use crate::log::disk::{Disk, Slot};
 use crate::log::{Core, Mode, Phase};
 use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
 use crate::sync::intake::Intake;
@@ -75,6 +75,10 @@ pub(super) struct Life<'a> {
     account: Option<Ticket<Result<AccountId>>>,
     others: Vec<Ticket<Result<()>>>,
     drained: Option<String>,
+    /// How often it may still be stopped: a process that is stopped again and again gives no disk up.
+    stops: u32,
+    /// Whether all disks but the victim, and the region, served after the last step.
+    in_order: bool,
 }
 
 /// Why a life stops working.
@@ -99,7 +103,19 @@ impl<'a> Life<'a> {
         let world = run.world.clone();
         world.note(|| format!("a life begins: {mode:?}, resuming from {resume}"));
         let (waiting, others) = (Vec::new(), Vec::new());
-        Life { run, core, shared, world, last, waiting, account: None, others, drained: None }
+        Life {
+            run,
+            core,
+            shared,
+            world,
+            last,
+            waiting,
+            account: None,
+            others,
+            drained: None,
+            stops: 4,
+            in_order: false,
+        }
     }
 
     /// Runs it to its end; `stage` lasts while the region opens.
@@ -155,13 +171,13 @@ impl<'a> Life<'a> {
     }
 
     fn open(&mut self) -> bool {
-        let patience = self.world.now() + PATIENCE;
+        let patience = self.awake() + PATIENCE;
         loop {
-            let phase = self.core.step(Duration::from_millis(1));
+            let phase = self.turn(Duration::from_millis(1));
             self.run.count();
             match phase {
                 Phase::Opening if self.run.failed() || !self.world.running() => return false,
-                Phase::Opening if self.world.now() > patience => {
+                Phase::Opening if self.awake() > patience => {
                     self.complain("the region opens for ever".to_owned());
                     return false;
                 }
@@ -194,7 +210,7 @@ impl<'a> Life<'a> {
             return self.world.crash();
         }
         if self.last {
-            self.run.habits.fault = 0;
+            (self.run.habits.fault, self.run.habits.suspend) = (0, 0);
             return self.make_whole();
         }
         if self.chance(2) {
@@ -244,11 +260,30 @@ impl<'a> Life<'a> {
         None
     }
 
+    /// The time, but for that in which the process stood still.
+    fn awake(&self) -> u64 {
+        self.world.now() - self.run.suspended
+    }
+
+    /// One step of the log thread, which now and then stood still before.
+    fn turn(&mut self, wait: Duration) -> Phase {
+        if self.stops > 0 && self.chance(self.run.habits.suspend) {
+            self.stops -= 1;
+            let rng = &mut self.run.rng;
+            let most = if rng.bool() { 100 } else { 20_000 };
+            let time = Duration::from_millis(rng.u64(1..most));
+            self.run.suspended += time.as_nanos() as u64;
+            self.world.suspend(time, self.run.rng.bool());
+        }
+        self.core.step(wait)
+    }
+
     fn step(&mut self, wait: Duration) -> Option<Stop> {
-        let phase = self.core.step(wait);
+        let phase = self.turn(wait);
         self.run.count();
         self.collect();
         self.check_failed_flush();
+        self.check_halted();
         match phase {
             _ if self.run.failed() || !self.world.running() => Some(Stop::Cut),
             Phase::Closed => Some(Stop::Closed),
@@ -273,14 +308,29 @@ impl<'a> Life<'a> {
         }
     }
 
+    /// While all disks but the victim are in order, and the process perhaps stands still, the region must go on. One that
+    /// closes gives up its disks while other tasks may still ask for them.
+    fn check_halted(&mut self) {
+        let log = self.core.log();
+        let serves = log.closing.borrow().is_none() && !log.closed.get();
+        let in_order = |disk: &Disk| disk.index.0 == self.victim() || disk.serves_in_need();
+        let in_order = log.disks.borrow().iter().all(in_order);
+        let expected = in_order && self.in_order && serves && self.world.running();
+        let halted = log.halted_error();
+        self.in_order = in_order && halted.is_none();
+        if let Some(error) = halted.filter(|_| expected) {
+            self.complain(format!("with one bad disk, {error}"));
+        }
+    }
+
     /// Steps until `done` says so; complains when that takes for ever.
     pub(super) fn step_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) -> Option<Stop> {
-        let patience = self.world.now() + PATIENCE;
+        let patience = self.awake() + PATIENCE;
         while !done(self) {
             if let Some(stop) = self.step(Duration::from_millis(5)) {
                 return Some(stop);
             }
-            if self.world.now() > patience {
+            if self.awake() > patience {
                 self.complain(format!("{what} takes for ever"));
                 return Some(Stop::Cut);
             }

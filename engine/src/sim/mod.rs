@@ -13,6 +13,8 @@ mod harness;
 mod life;
 mod medium;
 mod oracle;
+#[cfg(test)]
+mod scripts;
 mod state;
 #[cfg(test)]
 mod tests;

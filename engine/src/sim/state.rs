@@ -173,7 +173,7 @@ impl State {
 impl State {
     pub(super) fn submit(&mut self, process: u64, id: OpId, op: Op) {
         let Some(owner) = self.processes.get(&process) else { return };
-        let (kind, disk, file) = describe(&op);
+        let ((kind, file), disk) = (describe(&op), op.disk());
         let open = file.and_then(|file| owner.files.get(&file.0)).filter(|open| Some(open.disk) == disk).cloned();
         let (medium, missing) = match &op {
             Op::Attach { path, .. } => (Some(self.medium_at(path)), false),
@@ -318,6 +318,16 @@ impl State {
         self.now = until;
     }
 
+    pub(super) fn suspend(&mut self, time: Duration, disks: bool) {
+        self.fire(FaultKind::Suspended, None, None, "");
+        if disks {
+            let later = u64::try_from(time.as_nanos()).unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
+            let pending = std::mem::take(&mut self.pending).into_iter();
+            self.pending = pending.map(|((due, order), op)| ((due + later, order), op)).collect();
+        }
+        self.advance(time);
+    }
+
     pub(super) fn read_at(
         &mut self,
         process: u64,
@@ -460,22 +470,21 @@ impl State {
     }
 }
 
-/// An operation's kind, disk and open file.
-fn describe(op: &Op) -> (OpKind, Option<DiskIndex>, Option<FileId>) {
+/// An operation's kind and open file.
+fn describe(op: &Op) -> (OpKind, Option<FileId>) {
     match op {
-        Op::Attach { disk, .. } => (OpKind::Attach, Some(*disk), None),
-        Op::Detach { disk } => (OpKind::Detach, Some(*disk), None),
-        Op::List { disk } => (OpKind::List, Some(*disk), None),
-        Op::Open { disk, create: None, .. } => (OpKind::Open, Some(*disk), None),
-        Op::Open { disk, .. } => (OpKind::Create, Some(*disk), None),
-        Op::Read { disk, file, .. } => (OpKind::Read, Some(*disk), Some(*file)),
-        Op::Write { disk, file, .. } => (OpKind::Write, Some(*disk), Some(*file)),
-        Op::Truncate { disk, file, .. } => (OpKind::Truncate, Some(*disk), Some(*file)),
-        Op::WriteFile { disk, .. } => (OpKind::WriteFile, Some(*disk), None),
-        Op::ReadFile { disk, .. } => (OpKind::ReadFile, Some(*disk), None),
-        Op::Remove { disk, .. } => (OpKind::Remove, Some(*disk), None),
-        Op::Space { disk } => (OpKind::Space, Some(*disk), None),
-        Op::Compute(_) => (OpKind::Compute, None, None),
+        Op::Attach { .. } => (OpKind::Attach, None),
+        Op::Detach { .. } => (OpKind::Detach, None),
+        Op::List { .. } => (OpKind::List, None),
+        Op::Open { create: None, .. } => (OpKind::Open, None),
+        Op::Open { .. } => (OpKind::Create, None),
+        Op::Read { file, .. } => (OpKind::Read, Some(*file)),
+        Op::Write { file, .. } => (OpKind::Write, Some(*file)),
+        Op::WriteFile { .. } => (OpKind::WriteFile, None),
+        Op::ReadFile { .. } => (OpKind::ReadFile, None),
+        Op::Remove { .. } => (OpKind::Remove, None),
+        Op::Space { .. } => (OpKind::Space, None),
+        Op::Compute(_) => (OpKind::Compute, None),
     }
 }
 
@@ -485,7 +494,7 @@ fn extent(op: &Op) -> (Range<u64>, u64) {
     match op {
         Op::Read { offset, len, .. } => (*offset..offset.saturating_add(*len as u64), 0),
         Op::Write { offset, data, .. } => (*offset..offset.saturating_add(data.len() as u64), front(data)),
-        Op::Open { create: Some(len), .. } | Op::Truncate { len, .. } => (0..*len, 0),
+        Op::Open { create: Some(len), .. } => (0..*len, 0),
         Op::WriteFile { bytes, .. } => (0..bytes.len() as u64, front(bytes)),
         _ => (0..0, 0),
     }

@@ -113,6 +113,12 @@ impl World {
         self.lock().advance(by);
     }
 
+    /// Every process stands still for so long, as under SIGSTOP; with `disks`, so does what is on its way to the disks, as
+    /// in a virtual machine that is paused.
+    pub fn suspend(&self, time: Duration, disks: bool) {
+        self.lock().suspend(time, disks);
+    }
+
     /// Makes a sleeping `poll` return at this time at the latest, so that a test can act then. Replaces an earlier one.
     pub fn set_alarm(&self, at: Option<u64>) {
         self.lock().alarm = at;

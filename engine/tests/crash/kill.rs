@@ -12,7 +12,7 @@ use meridian::{DriverChoice, ErrorKind, Region};
 
 use crate::child::Word;
 use crate::ledger::{Keeper, Ledger};
-use crate::order::{Order, VARIABLE, has, options};
+use crate::order::{Order, STALL, VARIABLE, has, options};
 
 const WRITERS: u64 = 3;
 /// Rounds that one region lives through before the next one starts afresh.
@@ -147,6 +147,7 @@ impl Life {
             kill_at: (self.random.u8(..) < 80).then(|| self.random.u64(..1_500)),
             fail,
             trim: self.random.bool(),
+            stall: STALL,
             disks: self.disks.clone(),
         }
     }

@@ -14,3 +14,4 @@ mod load;
 mod memory;
 mod mounts;
 mod order;
+mod stop;

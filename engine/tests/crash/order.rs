@@ -8,6 +8,9 @@ use meridian::{DiskConfig, DriverChoice, Options};
 /// The variable that carries an order to the child.
 pub(crate) const VARIABLE: &str = "MERIDIAN_CHILD";
 
+/// How long these tests wait for a disk, unless they say otherwise.
+pub(crate) const STALL: Duration = Duration::from_secs(10);
+
 /// How a child process shall open a region and load it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Order {
@@ -22,12 +25,16 @@ pub(crate) struct Order {
     pub(crate) fail: Option<(usize, u64)>,
     /// Trim behind the writers.
     pub(crate) trim: bool,
+    /// Take a disk for stalled after so long.
+    pub(crate) stall: Duration,
     pub(crate) disks: Vec<PathBuf>,
 }
 
 impl Order {
     pub(crate) fn options(&self) -> Options {
-        options(&self.disks, self.driver)
+        let mut options = options(&self.disks, self.driver);
+        options.stall_timeout = self.stall;
+        options
     }
 
     /// One line of words.
@@ -36,7 +43,7 @@ impl Order {
         let optional = |number: Option<u64>| number.map_or("-".to_owned(), |number| number.to_string());
         let disks: Vec<String> = self.disks.iter().map(|disk| disk.display().to_string()).collect();
         format!(
-            "{} {} {} {} {} {} {} {} {}",
+            "{} {} {} {} {} {} {} {} {} {}",
             self.create,
             self.driver == DriverChoice::Uring,
             self.seed,
@@ -45,6 +52,7 @@ impl Order {
             optional(self.fail.map(|(disk, _)| disk as u64)),
             self.fail.map_or(0, |(_, after)| after),
             self.trim,
+            self.stall.as_millis(),
             disks.join(":")
         )
     }
@@ -60,7 +68,8 @@ impl Order {
             kill_at: number(words[4]),
             fail: number(words[5]).map(|disk| (disk as usize, number(words[6]).unwrap())),
             trim: words[7] == "true",
-            disks: words[8].split(':').map(PathBuf::from).collect(),
+            stall: Duration::from_millis(number(words[8]).unwrap()),
+            disks: words[9].split(':').map(PathBuf::from).collect(),
         }
     }
 }
@@ -75,6 +84,7 @@ fn an_order_arrives_as_it_was_given() {
         kill_at: Some(12),
         fail: Some((2, 30)),
         trim: true,
+        stall: Duration::from_millis(300),
         disks: vec!["/a/b".into(), "/c".into()],
     };
     assert_eq!(Order::decode(&order.encode()), order);
@@ -92,7 +102,7 @@ pub(crate) fn options(disks: &[PathBuf], driver: DriverChoice) -> Options {
     options.block_bytes = 64 << 10;
     options.transaction_bytes = 96 << 10;
     options.rebuild_bytes_per_second = 0;
-    options.stall_timeout = Duration::from_secs(10);
+    options.stall_timeout = STALL;
     options
 }
 

@@ -1,0 +1,360 @@
+//! Single scenarios of the real log on simulated disks, each written out by hand.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::error::{ErrorKind, Result};
+use crate::health::{DiskState, Health};
+use crate::io::{Driver, OpId};
+use crate::log::{Core, Mode, Phase};
+use crate::options::{DiskConfig, Options};
+use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared};
+use crate::sync::intake::Intake;
+use crate::sync::ticket::{Resolver, Ticket, ticket};
+use crate::transaction::{Receipt, Transaction};
+use crate::types::{AccountId, Ack, Lsn, PartitionId, SegmentId};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Small bounds over `disks` disks, and a second until a disk has stalled.
+fn options(disks: usize) -> Options {
+    let disks = (0..disks).map(|at| DiskConfig::new(format!("disk-{at}"), &format!("domain-{at}"), "zone"));
+    let mut options = Options::new(disks.collect());
+    options.segment_bytes = 1 << 20;
+    options.block_bytes = 8 << 10;
+    options.transaction_bytes = 16 << 10;
+    options.lag_bytes = 64 << 10;
+    options.stall_timeout = Duration::from_secs(1);
+    options
+}
+
+fn disk_path(disk: usize) -> PathBuf {
+    PathBuf::from(format!("disk-{disk}"))
+}
+
+/// A region, its clients, and the hand that steps it.
+struct Script {
+    world: World,
+    core: Core,
+    shared: Arc<Shared>,
+    account: AccountId,
+}
+
+impl Script {
+    /// Makes a region with one account.
+    fn create(options: Options) -> Script {
+        options.validate().expect("options that a region accepts");
+        let mut world = WorldOptions::new(1);
+        world.latency.tail_every = 0;
+        world.is_append = |OpId(id)| id >> 63 == 1;
+        let mut script = Script::start(World::new(world), options, Mode::Create).expect("a region");
+        let (done, ticket) = ticket();
+        let change = AccountChange::Create(Ack::Quorum);
+        script.ask(Request::PutAccount(PutAccount { name: "flights".to_owned(), change, done, at: 0 }), 0);
+        script.account = script.answer(ticket).expect("an account");
+        script
+    }
+
+    fn start(world: World, options: Options, mode: Mode) -> Result<Script> {
+        let driver = world.driver();
+        let intake = Intake::new(options.queue_transactions, options.queue_bytes as u64, driver.doorbell());
+        let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
+        let mut core = Core::start(mode, Box::<SimDriver>::new(driver), Box::new(()), Arc::clone(&shared));
+        loop {
+            match core.step(MS) {
+                Phase::Failed(error) => return Err(error),
+                Phase::Opening => assert!(world.now() < 600_000_000_000, "it does not open"),
+                Phase::Running | Phase::Closed => break,
+            }
+        }
+        Ok(Script { world, core, shared, account: AccountId::SYSTEM })
+    }
+
+    /// The power goes, `meanwhile` happens, and the region is opened again.
+    fn reopen(self, meanwhile: impl FnOnce(&World)) -> Result<Script> {
+        let Script { world, core, shared, account } = self;
+        world.crash();
+        drop(core);
+        meanwhile(&world);
+        let options = shared.options.clone();
+        Script::start(world, options, Mode::Open).map(|script| Script { account, ..script })
+    }
+
+    fn ask(&self, request: Request, bytes: usize) {
+        assert!(self.shared.intake.try_push(request, bytes as u64).is_ok(), "the queue has room");
+    }
+
+    fn control<T>(&mut self, make: impl FnOnce(Resolver<Result<T>>) -> Control) -> T {
+        let (done, ticket) = ticket();
+        self.ask(Request::Control(make(done)), 0);
+        self.answer(ticket).expect("an answer")
+    }
+
+    /// Hands over a transaction that fills a block of its own.
+    fn commit(&self) -> Ticket<Result<Receipt>> {
+        self.commit_to(Ack::Quorum)
+    }
+
+    fn commit_to(&self, ack: Ack) -> Ticket<Result<Receipt>> {
+        let transaction = Transaction::new(self.account, PartitionId(1)).record(vec![7; 12 << 10]).ack(ack);
+        let bytes = transaction.encoded_len().expect("a small transaction");
+        let (done, ticket) = ticket();
+        self.ask(Request::Commit(Commit { transaction, done, at: self.world.now(), bytes }), bytes);
+        ticket
+    }
+
+    /// Steps until the answer is there.
+    fn answer<T>(&mut self, ticket: Ticket<Result<T>>) -> Result<T> {
+        let patience = self.world.now() + 60_000_000_000;
+        while !ticket.is_done() {
+            self.core.step(MS);
+            assert!(self.world.now() < patience, "no answer in a minute");
+        }
+        ticket.wait().unwrap_or_else(|_| panic!("the region is gone"))
+    }
+
+    fn step_for(&mut self, time: Duration) {
+        let end = self.world.now() + time.as_nanos() as u64;
+        while self.world.now() < end {
+            self.core.step(MS);
+        }
+    }
+
+    fn set(&self, disks: &[usize], condition: Condition) {
+        disks.iter().for_each(|disk| self.world.set_condition(&disk_path(*disk), condition));
+    }
+
+    /// Stops the process for `time`, with every write that is on its way on a disk that stands still as long.
+    fn suspend(&self, disks: &[usize], time: Duration) {
+        self.set(disks, Condition::Stalled);
+        self.world.advance(time);
+        self.set(disks, Condition::Healthy);
+    }
+
+    /// As the log has it: a request would wait in line.
+    fn health(&self) -> Health {
+        self.core.log().health()
+    }
+
+    fn states(&self) -> Vec<DiskState> {
+        self.health().disks.into_iter().map(|disk| disk.state).collect()
+    }
+
+    /// That everything handed over is acknowledged.
+    fn all_acknowledged(&mut self, tickets: Vec<Ticket<Result<Receipt>>>) {
+        for ticket in tickets {
+            self.answer(ticket).expect("acknowledged");
+        }
+    }
+}
+
+#[test]
+fn two_slow_disks_are_not_given_up_for_blocks_that_nobody_has_committed() {
+    let mut options = options(3);
+    (options.lag_bytes, options.commit_depth) = (20 << 10, 8);
+    let mut script = Script::create(options);
+    script.set(&[1, 2], Condition::Stalled);
+    let tickets: Vec<_> = (0..8).map(|_| script.commit()).collect();
+    script.step_for(MS * 300);
+    script.set(&[1, 2], Condition::Healthy);
+    script.all_acknowledged(tickets);
+    assert_eq!(script.states(), [DiskState::Healthy; 3]);
+}
+
+#[test]
+fn a_disk_that_lacks_more_committed_bytes_than_allowed_is_given_up() {
+    let mut script = Script::create(options(3));
+    script.set(&[2], Condition::Stalled);
+    for _ in 0..8 {
+        let ticket = script.commit();
+        script.answer(ticket).expect("two disks are enough");
+    }
+    script.step_for(MS * 60);
+    let disk = script.health().disks.swap_remove(2);
+    assert_eq!(disk.state, DiskState::Stalled);
+    assert!(disk.reason.contains("bytes behind"), "not for the time that it took: {}", disk.reason);
+}
+
+#[test]
+fn a_late_disk_that_the_quorum_needs_is_waited_for() {
+    let mut script = Script::create(options(3));
+    script.set(&[2], Condition::Stalled);
+    let tickets: Vec<_> = (0..8).map(|_| script.commit()).collect();
+    script.all_acknowledged(tickets);
+    script.control(|done| Control::Fail { disk: 0, done });
+    let ticket = script.commit();
+    script.step_for(MS * 600);
+    script.set(&[2], Condition::Healthy);
+    script.answer(ticket).expect("the late disk has caught up");
+    assert_eq!(script.states(), [DiskState::Failed, DiskState::Healthy, DiskState::Healthy]);
+}
+
+#[test]
+fn one_that_a_majority_of_superblocks_needs_is_waited_for_and_holds_the_log_back() {
+    let mut script = Script::create(options(4));
+    script.control(|done| Control::Fail { disk: 3, done });
+    script.step_for(MS * 100);
+    script.set(&[2], Condition::Stalled);
+    let tickets: Vec<_> = (0..100).map(|_| script.commit()).collect();
+    script.step_for(MS * 300);
+    let lag = script.health().disks[2].lag_bytes;
+    assert!(lag > 64 << 10 && tickets.iter().any(|ticket| !ticket.is_done()), "{lag}");
+    script.step_for(MS * 300);
+    assert_eq!(script.health().disks[2].lag_bytes, lag);
+    script.set(&[2], Condition::Healthy);
+    script.all_acknowledged(tickets);
+    assert_eq!(script.states()[2], DiskState::Healthy);
+}
+
+#[test]
+fn a_disk_lost_at_any_step_of_the_change_that_takes_it_in_is_left_again() {
+    for steps in 0..150 {
+        let mut script = Script::create(options(4));
+        let first = script.health().disks.iter().position(|disk| disk.in_set).expect("a set");
+        let spare = script.health().disks.iter().position(|disk| !disk.in_set).expect("a spare");
+        script.control(|done| Control::Fail { disk: first, done });
+        (0..steps).for_each(|_| drop(script.core.step(MS / 100)));
+        script.control(|done| Control::Fail { disk: spare, done });
+        script.set(&[first, spare], Condition::Lost);
+        let ticket = script.commit_to(Ack::All);
+        let answer = script.answer(ticket);
+        assert!(answer.is_err(), "after {steps} steps three copies on two disks");
+    }
+}
+
+#[test]
+fn a_disk_that_is_drained_and_still_there_serves_when_another_fails() {
+    let mut script = Script::create(options(3));
+    script.control(|done| Control::Drain { upgrade_domain: "domain-0".to_owned(), on: true, done });
+    script.control(|done| Control::Fail { disk: 1, done });
+    let ticket = script.commit();
+    script.answer(ticket).expect("two disks are there");
+    script.control(|done| Control::Return { disk: 1, replace: false, done });
+    script.step_for(MS * 1000);
+    let in_set = script.health().disks.into_iter().map(|disk| disk.in_set).collect::<Vec<_>>();
+    assert_eq!(in_set, [false, true, true], "the drained disk leaves as soon as it can");
+}
+
+#[test]
+fn a_full_region_that_loses_a_disk_is_still_there_and_goes_on_once_it_was_trimmed() {
+    let mut options = options(3);
+    options.max_segments = Some(3);
+    let mut script = Script::create(options);
+    let refused = loop {
+        let ticket = script.commit();
+        if let Err(error) = script.answer(ticket) {
+            break error.kind();
+        }
+    };
+    assert_eq!(refused, ErrorKind::NoSpace);
+    script.control(|done| Control::Fail { disk: 0, done });
+    script.step_for(MS * 1000);
+    assert_eq!(script.health().halted, None);
+    script.control(|done| Control::Trim { to: Lsn::MAX, done });
+    script.step_for(MS * 1000);
+    let ticket = script.commit();
+    script.answer(ticket).expect("there is space again");
+}
+
+#[test]
+fn the_slot_that_full_disks_keep_free_takes_the_copy_without_which_the_region_does_not_open() {
+    let mut script = Script::create(options(4));
+    let ticket = script.commit();
+    script.answer(ticket).expect("on three disks");
+    script.step_for(MS * 100);
+    script.set(&[1, 2], Condition::Full);
+    // Enough to fill the segments that are there, so that the full disks leave the set.
+    while script.health().disks[1].in_set || script.health().disks[2].in_set {
+        let ticket = script.commit();
+        script.answer(ticket).expect("room on the others");
+    }
+    let mut script = script.reopen(|world| world.set_condition(&disk_path(0), Condition::Lost)).expect("opened");
+    let ticket = script.commit();
+    assert_eq!(script.answer(ticket).expect_err("every slot is taken").kind(), ErrorKind::NoSpace);
+    script.set(&[1, 2], Condition::Healthy);
+    script.step_for(MS * 2000);
+    let ticket = script.commit();
+    script.answer(ticket).expect("there is space again");
+}
+
+#[test]
+fn disks_are_not_given_up_for_time_in_which_the_process_was_suspended() {
+    let mut script = Script::create(options(3));
+    let ticket = script.commit();
+    script.core.step(MS / 100);
+    script.suspend(&[0, 1, 2], Duration::from_secs(60));
+    script.answer(ticket).expect("acknowledged");
+    assert_eq!(script.states(), [DiskState::Healthy; 3]);
+}
+
+#[test]
+fn a_process_suspended_at_any_step_of_a_set_change_goes_on() {
+    for steps in 0..150 {
+        let mut script = Script::create(options(3));
+        let (done, _failed) = ticket();
+        script.ask(Request::Control(Control::Fail { disk: 0, done }), 0);
+        let ticket = script.commit();
+        (0..steps).for_each(|_| drop(script.core.step(MS / 100)));
+        script.suspend(&[0, 1, 2], Duration::from_secs(60));
+        script.answer(ticket).unwrap_or_else(|error| panic!("after {steps} steps: {error}"));
+        assert_eq!(script.states(), [DiskState::Failed, DiskState::Healthy, DiskState::Healthy], "{steps}");
+    }
+}
+
+#[test]
+fn a_disk_that_stalls_is_given_up_soon_after_the_process_was_suspended() {
+    let mut script = Script::create(options(3));
+    script.set(&[2], Condition::Stalled);
+    let ticket = script.commit();
+    script.answer(ticket).expect("two disks are enough");
+    script.world.advance(Duration::from_secs(60));
+    script.step_for(MS * 900);
+    assert_eq!(script.states()[2], DiskState::Healthy, "it has not had its time yet");
+    script.step_for(MS * 200);
+    assert_eq!(script.states(), [DiskState::Healthy, DiskState::Healthy, DiskState::Stalled]);
+}
+
+/// A region with a few sealed segments and an empty active one.
+fn sealed() -> Script {
+    let mut script = Script::create(options(3));
+    for _ in 0..200 {
+        let ticket = script.commit_to(Ack::All);
+        script.answer(ticket).expect("three disks");
+    }
+    let mut script = script.reopen(|_| {}).expect("opened");
+    script.step_for(MS * 1000);
+    assert!(script.health().is_whole() && script.states() == [DiskState::Healthy; 3]);
+    script
+}
+
+#[test]
+fn a_trim_does_not_rest_on_a_checkpoint_that_one_disk_has() {
+    let mut script = sealed();
+    script.set(&[1, 2], Condition::Full);
+    assert_eq!(script.control(|done| Control::Trim { to: Lsn::MAX, done }).segment(), SegmentId(1));
+    script.set(&[1, 2], Condition::Healthy);
+    let mut script = script.reopen(|_| {}).expect("opened");
+    assert!(script.control(|done| Control::Trim { to: Lsn::MAX, done }).segment() > SegmentId(1));
+    let mut script = script.reopen(|world| world.set_condition(&disk_path(0), Condition::Lost)).expect("opened");
+    let ticket = script.commit();
+    script.answer(ticket).expect("acknowledged");
+}
+
+#[test]
+fn every_disk_can_be_replaced_in_turn_and_the_trimmed_region_opens() {
+    let mut script = sealed();
+    assert!(script.control(|done| Control::Trim { to: Lsn::MAX, done }).segment() > SegmentId(1));
+    for disk in 0..3 {
+        script.control(|done| Control::Fail { disk, done });
+        script.step_for(MS * 1000);
+        script.world.blank(&disk_path(disk));
+        script.control(|done| Control::Return { disk, replace: true, done });
+        script.step_for(MS * 1000);
+        assert!(script.health().is_whole() && script.states() == [DiskState::Healthy; 3], "{:?}", script.health());
+    }
+    let mut script = script.reopen(|_| {}).expect("opened");
+    let ticket = script.commit();
+    script.answer(ticket).expect("acknowledged");
+}
