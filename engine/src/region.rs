@@ -226,7 +226,7 @@ impl Region {
     }
 
     /// Takes the disks of an upgrade domain out of the sets, one domain at a time; returns when no new block goes there
-    /// (acceptance L7).
+    /// (acceptance L7). Where too few other disks are left, one that is drained and still there serves again.
     ///
     /// # Errors
     /// [`Degraded`](ErrorKind::Degraded) while the sets are not whole or another domain is drained;
