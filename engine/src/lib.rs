@@ -53,6 +53,7 @@ mod planted;
 
 mod error;
 pub mod format;
+pub mod geo;
 mod health;
 pub mod io;
 mod log;

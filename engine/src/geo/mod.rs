@@ -1,0 +1,86 @@
+//! What the geo link carries from a primary region to a secondary one, and how far it got.
+//!
+//! The secondary holds the primary's frames byte for byte, in the primary's order, in its own log on its own three disks. Nothing here
+//! does I/O or reads a clock: sessions and transport are the crate `meridian-wire`.
+
+use bytes::Bytes;
+
+use crate::region::Account;
+use crate::types::{AccountId, LogId, Lsn};
+
+/// What a region, an account or a partition holds, comparable across regions: equal content gives equal digests, whatever
+/// order it came in, and other content gives other digests but for chance (acceptance G7).
+///
+/// Additive: the digest of two sets of transactions is the sum of theirs. It finds accidents, not enemies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Digest {
+    /// The sum of the checksums of all transactions, each of which covers account, partition, sequence and records.
+    pub sum: u128,
+    /// How many records.
+    pub records: u64,
+}
+
+impl Digest {
+    /// Takes in a transaction: its checksum as stored, and its number of records.
+    pub fn add(&mut self, checksum: u64, records: u64) {
+        self.sum = self.sum.wrapping_add(u128::from(checksum));
+        self.records = self.records.wrapping_add(records);
+    }
+
+    /// Takes in what another digest holds.
+    pub fn merge(&mut self, other: Digest) {
+        self.sum = self.sum.wrapping_add(other.sum);
+        self.records = self.records.wrapping_add(other.records);
+    }
+}
+
+/// A moment of a primary's log, written into that log: every transaction of these accounts with a time up to `time` lies before it, now and
+/// for ever, and all that lies before it adds up to these digests.
+///
+/// When it has arrived, with everything before it, the last sync time is `time` (acceptance G9).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// In the clock of the primary's log: nanoseconds since the Unix epoch, never going back in one log.
+    pub time: u64,
+    /// The accounts that it is about, ascending.
+    pub accounts: Vec<(AccountId, Digest)>,
+}
+
+/// How far a secondary region holds what a primary's log has for it; durable there, never ahead of the data, never going back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The primary's log.
+    pub source: LogId,
+    /// Everything before this position of that log is here: a new session goes on from it.
+    pub position: Lsn,
+    /// The last sync time: the time of the last [`Mark`] that is here with everything before it; 0 before the first.
+    pub time: u64,
+}
+
+/// A stretch of a primary's log for [`Region::import`](crate::Region::import). The parts happened in the order of the fields.
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    /// The log that it comes from.
+    pub source: LogId,
+    /// An account made or changed at the start of the stretch.
+    pub account: Option<Account>,
+    /// Whole frames back to back as the primary wrote them; each item holds one or more.
+    pub frames: Vec<Bytes>,
+    /// A mark at the end of the stretch.
+    pub mark: Option<Mark>,
+    /// The end of the stretch: everything before this position of the source is here once this is imported.
+    pub position: Lsn,
+}
+
+/// What became of an [`Arrived`], once it is durable on a quorum here and was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// Records that were new.
+    pub records: u64,
+    /// Records that had arrived before.
+    pub duplicates: u64,
+    /// The progress that is now durable.
+    pub progress: Progress,
+    /// Accounts of the mark whose digest is another one here: their copies differ.
+    pub differ: Vec<AccountId>,
+}
