@@ -42,6 +42,10 @@ pub enum ErrorKind {
     LimitReached,
     /// A newer epoch exists: this writer, or this account epoch, has been superseded. Stop and reopen or reread.
     Fenced,
+    /// The account is a secondary here: what it holds arrives from its primary region. Write there.
+    Secondary,
+    /// What arrived does not follow what is here: records between are missing. Send from where the progress ends.
+    Gap,
     /// Another process, or another handle of this one, has the disk open.
     Locked,
     /// Too few disks can be read to go on safely. Restore the disks that the message names, then open again.

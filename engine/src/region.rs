@@ -10,8 +10,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Frame, FrameKind, MAX_MARKED};
+use crate::geo::{Arrived, Digest, Imported, Progress};
 use crate::health::{Health, SegmentHealth};
 use crate::io::{Driver, driver};
+use crate::log::geo::{Geo, Import};
 use crate::log::scrub::ScrubReport;
 use crate::log::{Core, Mode, Phase, placement};
 use crate::options::{Options, check_account_name};
@@ -20,7 +23,7 @@ use crate::stats::Stats;
 use crate::sync::intake::{Intake, Reason, Refused};
 use crate::sync::ticket::{Abandoned, Resolver, ticket};
 use crate::transaction::{Receipt, StateMachine, Transaction};
-use crate::types::{AccountId, Ack, Lsn};
+use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId};
 
 /// What makes a driver for the thread that it is called on, which is the one that uses it.
 pub trait MakeDriver: FnOnce() -> io::Result<Box<dyn Driver>> + Send + 'static {}
@@ -200,6 +203,74 @@ impl Region {
         self.shared.ask(|done| Request::PutAccount(PutAccount { name: name.to_owned(), change, done, at }))
     }
 
+    /// Takes in a stretch of another region's log, frame by frame as they are (acceptance G2, G3, G5): waits for room in the queue,
+    /// verifies every frame on the caller's thread, and returns the ticket for what became of it.
+    ///
+    /// What had arrived before is skipped, so that sending again is safe. After an error the frames before the one that it names stay;
+    /// the progress does not move. An account that arrives is made here as a secondary: local writes to it are refused.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for bytes that are not whole data frames, and for more than
+    /// [`Options::queue_bytes`] at once; [`Closed`](ErrorKind::Closed), [`Halted`](ErrorKind::Halted). Through the ticket, as
+    /// [`Ticket::wait`], and: [`Gap`](ErrorKind::Gap) when records before are missing, [`Fenced`](ErrorKind::Fenced) for another epoch than the
+    /// account's (invariant 13), [`Exists`](ErrorKind::Exists) when an account that arrives has the number or name of another one here,
+    /// [`NotFound`](ErrorKind::NotFound) for frames of an account that never arrived.
+    pub fn import(&self, arrived: Arrived) -> Result<Ticket<Imported>> {
+        let bytes = check_arrived(&arrived, &self.shared.options)?;
+        let (done, answer) = ticket();
+        let import = Import::new(arrived, done, self.shared.environment.now(), bytes);
+        let request = Request::Geo(Geo::Import(Box::new(import)));
+        self.shared.intake.push_blocking(request, bytes as u64).map_err(|refused| self.shared.refused(&refused))?;
+        Ok(Ticket { answer })
+    }
+
+    /// Writes a [`Mark`](crate::geo::Mark) of these accounts into the log and returns its position once it is committed. What the geo link
+    /// calls again and again, also while nothing is written, so that last sync time moves on (acceptance G9).
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`Secondary`](ErrorKind::Secondary) for an account whose primary is elsewhere;
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for more than [`MAX_MARKED`] accounts; otherwise as [`Ticket::wait`].
+    pub fn mark(&self, accounts: &[AccountId]) -> Result<Lsn> {
+        let mut accounts = accounts.to_vec();
+        accounts.sort_unstable();
+        accounts.dedup();
+        if accounts.len() > MAX_MARKED {
+            return Err(Error::invalid(format!("a mark of {} accounts, {MAX_MARKED} accepted", accounts.len())));
+        }
+        self.shared.ask(|done| Request::Geo(Geo::Mark { accounts, done }))
+    }
+
+    /// How far another region's log has arrived here, durably; `None` before anything did.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed).
+    pub fn progress(&self, source: LogId) -> Result<Option<Progress>> {
+        self.shared.ask(|done| Request::Geo(Geo::Progress { source, done }))
+    }
+
+    /// What an account holds: every record ever committed, the trimmed ones included.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed).
+    pub fn digest(&self, account: AccountId) -> Result<Digest> {
+        let (_, digest) = self.shared.ask(|done| Request::Geo(Geo::Digest { account, partition: None, done }))?;
+        Ok(digest)
+    }
+
+    /// The sequence after a partition's last committed record, and what the partition holds, the trimmed records included.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed).
+    pub fn partition_digest(&self, account: AccountId, partition: PartitionId) -> Result<(u64, Digest)> {
+        self.shared.ask(|done| Request::Geo(Geo::Digest { account, partition: Some(partition), done }))
+    }
+
+    /// The identity of the log, drawn when the region was made.
+    #[must_use]
+    pub fn log_id(&self) -> LogId {
+        self.shared.log_id()
+    }
+
     /// Every account, by id.
     ///
     /// # Errors
@@ -368,6 +439,18 @@ pub struct Account {
     pub epoch: u64,
     /// Its default ack level.
     pub ack: Ack,
+    /// Where its writes come from.
+    pub role: Role,
+}
+
+/// Where an account's writes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Role {
+    /// From the callers of this region.
+    #[default]
+    Primary,
+    /// From its primary, another region, over the geo link: [`Region::import`].
+    Secondary,
 }
 
 /// Holds back trimming while it lives.
@@ -382,25 +465,25 @@ impl Drop for RetentionPin {
     }
 }
 
-/// The answer to a submitted transaction: a future, or [`Ticket::wait`]. Dropping it does not take the transaction back.
+/// The answer to what was submitted: a future, or [`Ticket::wait`]. Dropping it does not take the transaction back.
 #[must_use = "the transaction is not known to be committed before its ticket says so"]
-pub struct Ticket {
-    answer: crate::sync::ticket::Ticket<Result<Receipt>>,
+pub struct Ticket<T = Receipt> {
+    answer: crate::sync::ticket::Ticket<Result<T>>,
 }
 
-impl Ticket {
+impl<T> Ticket<T> {
     /// Sleeps until the transaction is committed as it asked, and applied.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), [`Fenced`](ErrorKind::Fenced), [`Degraded`](ErrorKind::Degraded), [`NoSpace`](ErrorKind::NoSpace),
     /// [`LimitReached`](ErrorKind::LimitReached), [`RetryTooOld`](ErrorKind::RetryTooOld): it was not committed (with `Degraded`: not
     /// as asked). [`Indeterminate`](ErrorKind::Indeterminate), [`Halted`](ErrorKind::Halted): reopen and retry.
-    pub fn wait(self) -> Result<Receipt> {
+    pub fn wait(self) -> Result<T> {
         self.answer.wait().unwrap_or_else(|Abandoned| Err(stopped()))
     }
 
     /// As [`Ticket::wait`], for at most `time`; `None` means not yet.
-    pub fn wait_timeout(&mut self, time: Duration) -> Option<Result<Receipt>> {
+    pub fn wait_timeout(&mut self, time: Duration) -> Option<Result<T>> {
         self.answer.wait_timeout(time).map(|answer| answer.unwrap_or_else(|Abandoned| Err(stopped())))
     }
 
@@ -411,10 +494,10 @@ impl Ticket {
     }
 }
 
-impl Future for Ticket {
-    type Output = Result<Receipt>;
+impl<T> Future for Ticket<T> {
+    type Output = Result<T>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Receipt>> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
         Pin::new(&mut self.answer).poll(context).map(|answer| answer.unwrap_or_else(|Abandoned| Err(stopped())))
     }
 }
@@ -465,6 +548,34 @@ fn run(
     }
     shared.committed.close();
     shared.intake.abandon();
+}
+
+/// Every byte belongs to a whole data frame that verifies. Returns how many there are.
+fn check_arrived(arrived: &Arrived, options: &Options) -> Result<usize> {
+    let mut bytes = 0;
+    for item in &arrived.frames {
+        let mut rest = item.as_ref();
+        while !rest.is_empty() {
+            let frame = Frame::parse(rest).map_err(|error| Error::invalid(format!("what arrived: {error}")))?;
+            let header = frame.header();
+            if header.kind != FrameKind::Data || header.account == AccountId::SYSTEM {
+                return Err(Error::invalid("what arrived: a frame of the engine's own"));
+            }
+            rest = &rest[frame.len()..];
+        }
+        bytes += item.len();
+    }
+    if bytes > options.queue_bytes {
+        let most = options.queue_bytes;
+        return Err(Error::invalid(format!("{bytes} bytes arrived at once, queue_bytes accepts {most}")));
+    }
+    if let Some(account) = &arrived.account {
+        check_account_name(&account.name)?;
+        if account.id == AccountId::SYSTEM {
+            return Err(Error::invalid("account 0 is the system's own"));
+        }
+    }
+    Ok(bytes)
 }
 
 fn closed() -> Error {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use crate::error::{Error, Result};
 use crate::health::{Health, SegmentHealth};
 use crate::io::{DiskIndex, Environment, FileId, ReadAt, Slice};
+use crate::log::geo::Geo;
 use crate::log::index::IndexBuilder;
 use crate::options::Options;
 use crate::read::{IndexCache, ReadAhead};
@@ -22,6 +23,8 @@ pub(crate) enum Request {
     Commit(Commit),
     /// Make or change an account.
     PutAccount(PutAccount),
+    /// What the geo link wants.
+    Geo(Geo),
     /// Anything else.
     Control(Control),
 }

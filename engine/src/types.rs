@@ -65,7 +65,8 @@ pub struct DiskId(pub u128);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch(pub u64);
 
-/// An account's number in its region. 0 is the system's own.
+/// An account's number, the same in every region that holds it: the upper half is drawn with the log that it was made in. 0 is the
+/// system's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AccountId(pub u64);
 

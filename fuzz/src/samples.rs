@@ -1,11 +1,14 @@
 //! Valid encodings of every structure, drawn from a seed.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use meridian::format::{
     ALIGN, AccountRecord, BLOCK_HEADER, BlockHeader, Checkpoint, ClientCommit, DATA_START, EpochEntry, FrameHeader,
     FrameKind, IndexPartition, Member, PartitionRecord, Posting, Seal, SegmentHeader, SegmentIndex, Superblock,
-    encode_frame, finish_block, frame_len, padded,
+    SystemState, encode_account, encode_frame, encode_mark, encode_progress, finish_block, frame_len, padded,
 };
+use meridian::geo::{Digest, Progress};
 use meridian::{AccountId, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, SegmentId};
 
 use crate::mutate::Random;
@@ -112,6 +115,7 @@ pub fn index(random: &mut Random) -> Vec<u8> {
             next_sequence: first_sequence + u64::from(count),
             first_posting: postings.len() as u32,
             postings: count,
+            digest: digest(random),
         });
         for j in 0..count {
             postings.push(Posting { offset: pages(random) + 8 * j, sequence: first_sequence + u64::from(j) });
@@ -123,28 +127,61 @@ pub fn index(random: &mut Random) -> Vec<u8> {
         partitions,
         postings,
         clients: (0..random.below(6)).map(|_| client(random)).collect(),
-        system: (0..random.below(6)).map(|_| pages(random)).collect(),
+        system: system(random),
     };
     index.encode()
 }
 
-/// A checkpoint.
-pub fn checkpoint(random: &mut Random) -> Vec<u8> {
-    let account = |random: &mut Random| AccountRecord {
+fn digest(random: &mut Random) -> Digest {
+    Digest { sum: random.wide(), records: random.any() }
+}
+
+fn account(random: &mut Random) -> AccountRecord {
+    AccountRecord {
         id: AccountId(random.any()),
         name: label(random),
         epoch: random.any(),
         all: random.below(2) == 0,
-    };
+        secondary: random.below(2) == 0,
+    }
+}
+
+fn progress(random: &mut Random) -> Progress {
+    Progress { source: LogId(random.wide()), position: Lsn(random.any()), time: random.any() }
+}
+
+fn system(random: &mut Random) -> SystemState {
+    SystemState {
+        accounts: (0..random.below(6)).map(|_| account(random)).collect(),
+        progress: (0..random.below(4)).map(|_| progress(random)).collect(),
+        time: random.any(),
+    }
+}
+
+/// A system record of any kind.
+pub fn system_record(random: &mut Random) -> Vec<u8> {
+    match random.below(3) {
+        0 => encode_account(&account(random)),
+        1 => encode_progress(&progress(random)),
+        _ => {
+            let marked: BTreeMap<u64, Digest> = (0..random.below(9)).map(|_| (random.any(), digest(random))).collect();
+            encode_mark(&marked.into_iter().map(|(account, digest)| (AccountId(account), digest)).collect::<Vec<_>>())
+        }
+    }
+}
+
+/// A checkpoint.
+pub fn checkpoint(random: &mut Random) -> Vec<u8> {
     let partition = |random: &mut Random| PartitionRecord {
         account: AccountId(random.any()),
         partition: PartitionId(random.wide()),
         next_sequence: random.any(),
+        digest: digest(random),
     };
     let checkpoint = Checkpoint {
         log: LogId(random.wide()),
         next_segment: SegmentId(random.any() as u32),
-        accounts: (0..random.below(6)).map(|_| account(random)).collect(),
+        system: system(random),
         partitions: (0..random.below(20)).map(|_| partition(random)).collect(),
         clients: (0..random.below(6)).map(|_| client(random)).collect(),
     };

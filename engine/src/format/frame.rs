@@ -53,7 +53,8 @@ pub struct FrameHeader {
     pub epoch: u64,
     /// The partition sequence of the first record; record `i` has this plus `i`.
     pub first_sequence: u64,
-    /// When it was admitted: nanoseconds since the Unix epoch. Information only, no rule depends on it.
+    /// When it was admitted: nanoseconds since the Unix epoch, never below a mark of its log that comes before. What last sync time
+    /// is measured in; no other rule depends on it.
     pub time: u64,
     /// The client that sent it, or [`ClientId::NONE`].
     pub client: ClientId,
@@ -76,11 +77,11 @@ pub fn frame_len(records: &[Bytes]) -> Option<usize> {
     (length <= MAX_FRAME).then_some(length)
 }
 
-/// Writes the frame: each payload is copied once, then all is hashed once.
+/// Writes the frame: each payload is copied once, then all is hashed once. Returns its checksum.
 ///
 /// # Panics
 /// If `out` is not exactly [`frame_len`] bytes.
-pub fn encode_frame(header: &FrameHeader, records: &[Bytes], out: &mut [u8]) {
+pub fn encode_frame(header: &FrameHeader, records: &[Bytes], out: &mut [u8]) -> u64 {
     let length = out.len();
     assert!(!records.is_empty() && records.len() <= MAX_RECORDS, "a frame holds 1 to {MAX_RECORDS} records");
     assert!(length <= MAX_FRAME, "a frame has at most {MAX_FRAME} bytes");
@@ -96,7 +97,7 @@ pub fn encode_frame(header: &FrameHeader, records: &[Bytes], out: &mut [u8]) {
     }
     assert!(rest.len() < FRAME_ALIGN && length.is_multiple_of(FRAME_ALIGN), "out is exactly frame_len bytes");
     rest.fill(0);
-    stamp(out);
+    stamp(out)
 }
 
 fn put_header(header: &FrameHeader, length: u32, count: u16, out: &mut [u8]) {
@@ -150,6 +151,12 @@ impl<'a> Frame<'a> {
     #[must_use]
     pub fn header(&self) -> FrameHeader {
         self.header
+    }
+
+    /// The stored checksum: over everything else in the frame.
+    #[must_use]
+    pub fn checksum(&self) -> u64 {
+        u64_at(self.bytes, 0)
     }
 
     /// How many records; at least one.

@@ -4,7 +4,9 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::archive::{ENVELOPE, Kind, open_file, seal_file, unarchive};
 use super::codec::expect;
-use super::{DATA_START, FormatError, Result};
+use super::system::check_name;
+use super::{AccountRecord, DATA_START, FormatError, Result};
+use crate::geo::{Digest, Progress};
 use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
 
 /// Where everything in a sealed segment is.
@@ -20,8 +22,8 @@ pub struct SegmentIndex {
     pub postings: Vec<Posting>,
     /// The last commit of each client in the segment.
     pub clients: Vec<ClientCommit>,
-    /// Its system frames, each as the lower half of its [`Lsn`]: the block's offset and the frame's number in it.
-    pub system: Vec<u32>,
+    /// What its system records came to.
+    pub system: SystemState,
 }
 
 /// One partition's part of a segment.
@@ -39,6 +41,25 @@ pub struct IndexPartition {
     pub first_posting: u32,
     /// How many postings it has.
     pub postings: u32,
+    /// Of its records in the segment.
+    pub digest: Digest,
+}
+
+/// What system records come to: of one segment's, or of all up to a place.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct SystemState {
+    /// The accounts as last set.
+    pub accounts: Vec<AccountRecord>,
+    /// For each source the last progress.
+    pub progress: Vec<Progress>,
+    /// The latest time of a system frame: no mark claims more.
+    pub time: u64,
+}
+
+impl SystemState {
+    pub(super) fn check(&self) -> Result<()> {
+        self.accounts.iter().try_for_each(|account| check_name(ENVELOPE, account.name.len()))
+    }
 }
 
 /// One frame of a partition.
@@ -97,7 +118,7 @@ impl SegmentIndex {
             partitions: stored.partitions.iter().map(IndexPartition::from).collect(),
             postings: postings.map(|(&offset, &sequence)| Posting { offset, sequence }).collect(),
             clients: stored.clients.iter().map(ClientCommit::from).collect(),
-            system: stored.system,
+            system: stored.system.into(),
         };
         index.check()?;
         Ok(index)
@@ -115,10 +136,7 @@ impl SegmentIndex {
         if let Some(place) = self.postings.iter().position(|posting| posting.offset < DATA_START) {
             return Err(refuse("index: a posting before the first block", place));
         }
-        match self.system.iter().position(|&offset| offset < DATA_START) {
-            Some(place) => Err(refuse("index: a system frame before the first block", place)),
-            None => Ok(()),
-        }
+        self.system.check()
     }
 
     fn check_partition(&self, partition: &IndexPartition) -> std::result::Result<(), &'static str> {
@@ -149,7 +167,7 @@ struct Stored {
     posting_offsets: Vec<u32>,
     posting_sequences: Vec<u64>,
     clients: Vec<StoredClient>,
-    system: Vec<u32>,
+    system: StoredSystem,
 }
 
 #[derive(Archive, Serialize, Deserialize)]
@@ -160,6 +178,32 @@ struct StoredPartition {
     next_sequence: u64,
     first_posting: u32,
     postings: u32,
+    sum: u128,
+    records: u64,
+}
+
+/// A [`SystemState`] as archived, version 1; checkpoints hold one too.
+#[derive(Archive, Serialize, Deserialize)]
+pub(super) struct StoredSystem {
+    accounts: Vec<StoredAccount>,
+    progress: Vec<StoredProgress>,
+    time: u64,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+struct StoredAccount {
+    id: u64,
+    name: String,
+    epoch: u64,
+    all: bool,
+    secondary: bool,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+struct StoredProgress {
+    source: u128,
+    position: u64,
+    time: u64,
 }
 
 /// A [`ClientCommit`] as archived, version 1; checkpoints hold them too.
@@ -179,14 +223,15 @@ impl From<&SegmentIndex> for Stored {
             posting_offsets: index.postings.iter().map(|posting| posting.offset).collect(),
             posting_sequences: index.postings.iter().map(|posting| posting.sequence).collect(),
             clients: index.clients.iter().map(StoredClient::from).collect(),
-            system: index.system.clone(),
+            system: StoredSystem::from(&index.system),
         }
     }
 }
 
 impl From<&IndexPartition> for StoredPartition {
     fn from(index: &IndexPartition) -> StoredPartition {
-        let IndexPartition { account, partition, first_sequence, next_sequence, first_posting, postings } = *index;
+        let IndexPartition { account, partition, first_sequence, next_sequence, first_posting, postings, digest } =
+            *index;
         StoredPartition {
             partition: partition.0,
             account: account.0,
@@ -194,13 +239,24 @@ impl From<&IndexPartition> for StoredPartition {
             next_sequence,
             first_posting,
             postings,
+            sum: digest.sum,
+            records: digest.records,
         }
     }
 }
 
 impl From<&StoredPartition> for IndexPartition {
     fn from(stored: &StoredPartition) -> IndexPartition {
-        let StoredPartition { partition, account, first_sequence, next_sequence, first_posting, postings } = *stored;
+        let StoredPartition {
+            partition,
+            account,
+            first_sequence,
+            next_sequence,
+            first_posting,
+            postings,
+            sum,
+            records,
+        } = *stored;
         IndexPartition {
             account: AccountId(account),
             partition: PartitionId(partition),
@@ -208,6 +264,47 @@ impl From<&StoredPartition> for IndexPartition {
             next_sequence,
             first_posting,
             postings,
+            digest: Digest { sum, records },
+        }
+    }
+}
+
+impl From<&SystemState> for StoredSystem {
+    fn from(system: &SystemState) -> StoredSystem {
+        let account = |account: &AccountRecord| StoredAccount {
+            id: account.id.0,
+            name: account.name.clone(),
+            epoch: account.epoch,
+            all: account.all,
+            secondary: account.secondary,
+        };
+        let progress = |progress: &Progress| StoredProgress {
+            source: progress.source.0,
+            position: progress.position.0,
+            time: progress.time,
+        };
+        StoredSystem {
+            accounts: system.accounts.iter().map(account).collect(),
+            progress: system.progress.iter().map(progress).collect(),
+            time: system.time,
+        }
+    }
+}
+
+impl From<StoredSystem> for SystemState {
+    fn from(stored: StoredSystem) -> SystemState {
+        let account = |StoredAccount { id, name, epoch, all, secondary }| {
+            let id = AccountId(id);
+            AccountRecord { id, name, epoch, all, secondary }
+        };
+        let progress = |StoredProgress { source, position, time }| {
+            let (source, position) = (LogId(source), Lsn(position));
+            Progress { source, position, time }
+        };
+        SystemState {
+            accounts: stored.accounts.into_iter().map(account).collect(),
+            progress: stored.progress.into_iter().map(progress).collect(),
+            time: stored.time,
         }
     }
 }

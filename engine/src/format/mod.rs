@@ -14,18 +14,23 @@ mod frame;
 mod index;
 mod segment;
 mod superblock;
+mod system;
 #[cfg(test)]
 mod tests;
 
 pub use block::{Block, BlockHeader, Frames, MAX_BLOCK, finish_block, padded, peek_block_len};
-pub use checkpoint::{AccountRecord, Checkpoint, MAX_ACCOUNT_NAME, PartitionRecord, decode_account, encode_account};
+pub use checkpoint::{Checkpoint, PartitionRecord};
 pub use frame::{
     FRAME_HEADER, Frame, FrameHeader, FrameKind, MAX_FRAME, MAX_RECORDS, Records, encode_frame, frame_len,
     peek_frame_len,
 };
-pub use index::{ClientCommit, IndexPartition, Posting, SegmentIndex};
+pub use index::{ClientCommit, IndexPartition, Posting, SegmentIndex, SystemState};
 pub use segment::{MAX_SET, Seal, SegmentHeader};
 pub use superblock::{EpochEntry, Member, Superblock};
+pub use system::{
+    AccountRecord, MAX_ACCOUNT_NAME, MAX_MARKED, SystemRecord, decode_account, decode_mark, decode_progress,
+    encode_account, encode_mark, encode_progress,
+};
 
 /// The unit of I/O in bytes: blocks, pages and files are multiples of it, and start at multiples of it.
 pub const ALIGN: usize = 4096;

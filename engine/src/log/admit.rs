@@ -11,7 +11,7 @@ use crate::format::{
 };
 use crate::log::Log;
 use crate::log::pipeline::{Done, OpenBlock, Pending, Pipeline};
-use crate::log::tables::Retry;
+use crate::log::tables::{Retry, Tables};
 use crate::options::{check_account_name, padded_transaction};
 use crate::shared::{AccountChange, Commit, PutAccount, Request};
 use crate::transaction::{Receipt, Transaction};
@@ -30,6 +30,14 @@ struct Admission<'a> {
     client_sequence: u64,
     records: &'a [Bytes],
     all: bool,
+    mark: bool,
+}
+
+/// A frame to be given a place.
+pub(super) struct Entry {
+    pub(super) client: (ClientId, u64),
+    pub(super) count: u64,
+    pub(super) len: usize,
 }
 
 /// What a check came to.
@@ -44,6 +52,7 @@ impl Log {
         match request {
             Request::Commit(commit) => self.admit_commit(commit).map(Request::Commit),
             Request::PutAccount(put) => self.admit_account(put).map(Request::PutAccount),
+            Request::Geo(geo) => self.admit_geo(geo).map(Request::Geo),
             Request::Control(control) => {
                 self.control(control, spawner);
                 None
@@ -95,18 +104,7 @@ impl Log {
         let PutAccount { name, change, done, at } = put;
         let admitted = self.account_record(&name, change).and_then(|record| {
             let id = record.id;
-            let payload = [Bytes::from(encode_account(&record))];
-            let admission = Admission {
-                kind: FrameKind::System,
-                account: AccountId::SYSTEM,
-                partition: PartitionId(0),
-                epoch: 0,
-                client: ClientId::NONE,
-                client_sequence: 0,
-                records: &payload,
-                all: false,
-            };
-            let receipt = self.enter(&admission, at)?;
+            let receipt = self.enter_system(encode_account(&record), at, false)?;
             if receipt.is_some() {
                 self.tables.borrow_mut().put_account(record);
             }
@@ -126,6 +124,23 @@ impl Log {
         }
     }
 
+    /// Enters a record of the engine's own; nothing that comes after a mark gets its time.
+    pub(super) fn enter_system(&self, record: Vec<u8>, at: u64, mark: bool) -> Result<Option<Receipt>> {
+        let records = [Bytes::from(record)];
+        let admission = Admission {
+            kind: FrameKind::System,
+            account: AccountId::SYSTEM,
+            partition: PartitionId(0),
+            epoch: 0,
+            client: ClientId::NONE,
+            client_sequence: 0,
+            records: &records,
+            all: false,
+            mark,
+        };
+        self.enter(&admission, at)
+    }
+
     /// The account's record after the change.
     fn account_record(&self, name: &str, change: AccountChange) -> Result<AccountRecord> {
         check_account_name(name)?;
@@ -139,9 +154,16 @@ impl Log {
                 if tables.accounts().count() >= self.options.max_accounts {
                     return Err(Error::new(ErrorKind::LimitReached, "max_accounts is reached"));
                 }
-                Ok(AccountRecord { id: tables.next_account(), name: name.to_owned(), epoch: 1, all: ack == Ack::All })
+                Ok(AccountRecord {
+                    id: tables.next_account(self.meta.borrow().log()),
+                    name: name.to_owned(),
+                    epoch: 1,
+                    all: ack == Ack::All,
+                    secondary: false,
+                })
             }
             (_, None) => Err(Error::new(ErrorKind::NotFound, format!("there is no account {name:?}"))),
+            (_, Some(known)) if known.secondary => Err(secondary(&known)),
             (AccountChange::SetAck(ack), Some(known)) => Ok(AccountRecord { all: ack == Ack::All, ..known }),
             (AccountChange::Fence, Some(known)) => Ok(AccountRecord { epoch: known.epoch + 1, ..known }),
         }
@@ -156,6 +178,9 @@ impl Log {
         let account = tables.account(id);
         let account =
             account.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no account {}", id.0)))?;
+        if account.secondary {
+            return Err(secondary(account));
+        }
         if transaction.account_epoch.is_some_and(|epoch| epoch != account.epoch) {
             let message = format!("account {:?} is in epoch {}", account.name, account.epoch);
             return Err(Error::new(ErrorKind::Fenced, message));
@@ -185,6 +210,7 @@ impl Log {
             client_sequence,
             records: &transaction.records,
             all,
+            mark: false,
         }))
     }
 
@@ -193,11 +219,46 @@ impl Log {
         let records = admission.records;
         let records = if planted!(HalfTransaction) { &records[..records.len().div_ceil(2)] } else { records };
         let len = frame_len(records).ok_or_else(|| Error::invalid("a transaction has 1 to 65,535 records"))?;
+        let (wall, count) = (self.batch_clock.get().1, records.len() as u64);
+        let (account, partition) = (admission.account, admission.partition);
+        let client = (admission.client, admission.client_sequence);
+        let entry = Entry { client, count, len };
+        let receipt = self.place(&entry, |tables, out| {
+            let time = if admission.mark { tables.stamp_mark(wall) } else { tables.stamp(wall) };
+            tables.append(account, partition, count, &self.options, |first_sequence| {
+                let header = FrameHeader {
+                    kind: admission.kind,
+                    account,
+                    partition,
+                    epoch: admission.epoch,
+                    first_sequence,
+                    time,
+                    client: client.0,
+                    client_sequence: client.1,
+                };
+                encode_frame(&header, records, out)
+            })
+        })?;
+        if receipt.is_some() {
+            let now = self.batch_clock.get().0;
+            self.stats.borrow_mut().queue.saturating_record(now.saturating_sub(at));
+        }
+        Ok(receipt)
+    }
+
+    /// Gives a frame its place in the open block, where `write` writes it and returns its first sequence; `None` when there is no room
+    /// now.
+    pub(super) fn place(
+        &self,
+        entry: &Entry,
+        write: impl FnOnce(&mut Tables, &mut [u8]) -> Result<u64>,
+    ) -> Result<Option<Receipt>> {
+        let &Entry { len, count, client: (client, sequence), .. } = entry;
         if len > self.options.transaction_bytes {
             let most = self.options.transaction_bytes;
             return Err(Error::invalid(format!("the transaction has {len} bytes with its headers, {most} accepted")));
         }
-        let (now, wall) = self.batch_clock.get();
+        let now = self.batch_clock.get().0;
         self.with(|pipeline| {
             if let Some(error) = self.halted_error() {
                 return Err(error);
@@ -208,35 +269,21 @@ impl Log {
             if !self.make_room(pipeline, len, now)? {
                 return Ok(None);
             }
-            let count = records.len() as u64;
-            let mut tables = self.tables.borrow_mut();
-            let (account, partition) = (admission.account, admission.partition);
-            let first_sequence = tables.take_sequences(account, partition, count, &self.options)?;
             let Some(open) = pipeline.open.as_mut() else { return Ok(None) };
-            let header = FrameHeader {
-                kind: admission.kind,
-                account,
-                partition,
-                epoch: admission.epoch,
-                first_sequence,
-                time: wall,
-                client: admission.client,
-                client_sequence: admission.client_sequence,
-            };
-            encode_frame(&header, records, &mut open.buffer[open.len..open.len + len]);
+            let mut tables = self.tables.borrow_mut();
+            let first_sequence = write(&mut tables, &mut open.buffer[open.len..open.len + len])?;
             // The frame's place in its block, until the block has its own place in the log.
-            let receipt =
-                Receipt { lsn: Lsn(u64::from(open.frames)), first_sequence, records: count as u32, repeated: false };
+            let lsn = Lsn(u64::from(open.frames));
             open.len += len;
             open.frames += 1;
             open.records += count;
-            if admission.client != ClientId::NONE {
-                let (client, sequence) = (admission.client, admission.client_sequence);
-                let commit = ClientCommit { client, sequence, lsn: Lsn::MAX, first_sequence, records: count as u32 };
+            if client != ClientId::NONE {
+                let records = count as u32;
+                let commit = ClientCommit { client, sequence, lsn: Lsn::MAX, first_sequence, records };
                 tables.remember(commit, self.options.client_window);
+                open.clients.push((client, sequence, lsn.0 as u32));
             }
-            self.stats.borrow_mut().queue.saturating_record(now.saturating_sub(at));
-            Ok(Some(receipt))
+            Ok(Some(Receipt { lsn, first_sequence, records: count as u32, repeated: false }))
         })
     }
 
@@ -249,11 +296,12 @@ impl Log {
         let no_memory = |error| Error::new(ErrorKind::System, format!("no memory for a block: {error}"));
         let buffer = pipeline.memory.take(room).map_err(no_memory)?;
         let pending = Vec::with_capacity(pipeline.crowd as usize);
-        pipeline.open = Some(OpenBlock { buffer, len: BLOCK_HEADER, frames: 0, records: 0, opened: now, pending });
+        let (frames, records, clients) = (0, 0, Vec::new());
+        pipeline.open = Some(OpenBlock { buffer, len: BLOCK_HEADER, frames, records, clients, opened: now, pending });
         Ok(true)
     }
 
-    fn attach(&self, pending: Pending) {
+    pub(super) fn attach(&self, pending: Pending) {
         self.with(|pipeline| {
             let open = pipeline.open.as_mut().expect("the frame has just entered the open block");
             open.pending.push(pending);
@@ -269,12 +317,7 @@ impl Log {
                 pipeline.resolve(pending, Err(degraded()));
                 return;
             }
-            let open = pipeline.open.as_mut().map(|open| &mut open.pending);
-            let last = pipeline.flying.back_mut().filter(|flying| flying.sequence > pipeline.commit);
-            match open.or(last.map(|flying| &mut flying.pending)) {
-                Some(waiting) => waiting.push(pending),
-                None => pipeline.resolve(pending, Ok(())),
-            }
+            pipeline.answer_behind(pending);
         });
     }
 
@@ -292,7 +335,7 @@ impl Log {
     }
 
     /// Refuses a request and gives its room back.
-    fn refuse(&self, done: Done, error: Error, bytes: usize) {
+    pub(super) fn refuse(&self, done: Done, error: Error, bytes: usize) {
         self.with(|pipeline| {
             pipeline.released.0 += 1;
             pipeline.released.1 += bytes as u64;
@@ -303,6 +346,11 @@ impl Log {
 
 pub(crate) fn degraded() -> Error {
     Error::new(ErrorKind::Degraded, "three copies are asked for and only two disks of different domains are healthy")
+}
+
+fn secondary(account: &AccountRecord) -> Error {
+    let message = format!("account {:?} is a secondary here: write to its primary region", account.name);
+    Error::new(ErrorKind::Secondary, message)
 }
 
 fn no_space() -> Error {

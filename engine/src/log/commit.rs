@@ -13,7 +13,7 @@ use crate::log::pipeline::{CROWD, Flying, Pipeline};
 use crate::log::placement::COPIES;
 use crate::shared::{HotBlock, lock};
 use crate::transaction::Committed;
-use crate::types::{ClientId, Lsn, SegmentId};
+use crate::types::{Lsn, SegmentId};
 
 /// With a commit on its way, a further block waits until it holds this much: larger blocks cost less each.
 const WORTH_SENDING: usize = 64 << 10;
@@ -144,9 +144,9 @@ impl Log {
         let mut tables = self.tables.borrow_mut();
         for pending in flying.pending.iter_mut().filter(|pending| !pending.receipt.repeated) {
             pending.receipt.lsn = Lsn::new(segment, offset | pending.receipt.lsn.0 as u32);
-            if pending.client != ClientId::NONE {
-                tables.place(pending.client, pending.client_sequence, pending.receipt.lsn);
-            }
+        }
+        for &(client, sequence, ordinal) in &flying.clients {
+            tables.place(client, sequence, Lsn::new(segment, offset | ordinal));
         }
     }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures::executor::LocalSpawner;
 
-use crate::Account;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{AccountRecord, DATA_START};
 use crate::health::{CopyHealth, DiskHealth, DiskState, Health, SegmentHealth};
@@ -13,6 +12,7 @@ use crate::io::DiskIndex;
 use crate::log::disk::Disk;
 use crate::log::placement::COPIES;
 use crate::log::{Log, spawn};
+use crate::region::{Account, Role};
 use crate::shared::{Control, lock};
 use crate::types::{AccountId, Ack, Lsn, PartitionId};
 
@@ -71,7 +71,7 @@ impl Log {
             }
             // They are away while they are moved over a segment.
             if let Some(sealed) = self.checkpointer.borrow().as_ref() {
-                return Ok(sealed.tables.next_sequence(account, partition));
+                return Ok(sealed.tables.partition(account, partition).next_sequence);
             }
             if let Some(error) = self.halted_error() {
                 return Err(error);
@@ -221,5 +221,6 @@ fn disk_health(disk: &Disk, pipeline: &crate::log::pipeline::Pipeline) -> DiskHe
 
 fn account(record: &AccountRecord) -> Account {
     let ack = if record.all { Ack::All } else { Ack::Quorum };
-    Account { id: record.id, name: record.name.clone(), epoch: record.epoch, ack }
+    let role = if record.secondary { Role::Secondary } else { Role::Primary };
+    Account { id: record.id, name: record.name.clone(), epoch: record.epoch, ack, role }
 }

@@ -1,10 +1,14 @@
 //! The index of a segment in the making: which partition's transactions lie where, and whose retries they were.
 
+use std::collections::BTreeMap;
+
 use rustc_hash::FxHashMap;
 
 use crate::format::{
-    AccountRecord, ClientCommit, Frame, FrameHeader, FrameKind, IndexPartition, Posting, SegmentIndex, decode_account,
+    AccountRecord, ClientCommit, Frame, FrameHeader, FrameKind, IndexPartition, Posting, SegmentIndex, SystemRecord,
+    SystemState,
 };
+use crate::geo::{Digest, Progress};
 use crate::types::{AccountId, ClientId, LogId, Lsn, ORDINAL, PartitionId, SegmentId};
 
 /// Postings that one chunk of a partition holds, at most.
@@ -23,8 +27,10 @@ pub(crate) struct IndexBuilder {
     /// The full chunks of all partitions.
     full: Vec<Chunk>,
     clients: Vec<ClientCommit>,
-    system: Vec<u32>,
-    accounts: Vec<AccountRecord>,
+    accounts: BTreeMap<AccountId, AccountRecord>,
+    progress: BTreeMap<LogId, Progress>,
+    /// The latest time of a system frame.
+    time: u64,
 }
 
 /// A partition, and the chunk that its next posting goes to.
@@ -56,8 +62,9 @@ impl IndexBuilder {
             postings: Vec::new(),
             full: Vec::new(),
             clients: Vec::new(),
-            system: Vec::new(),
-            accounts: Vec::new(),
+            accounts: BTreeMap::new(),
+            progress: BTreeMap::new(),
+            time: 0,
         }
     }
 
@@ -66,7 +73,7 @@ impl IndexBuilder {
         assert_eq!(lsn.segment(), self.segment, "an index is of one segment");
         let header = frame.header();
         let count = frame.count() as u64;
-        self.post(&header, count, lsn.offset());
+        self.post(&header, count, lsn.offset(), frame.checksum());
         if header.client != ClientId::NONE {
             self.clients.push(ClientCommit {
                 client: header.client,
@@ -77,13 +84,22 @@ impl IndexBuilder {
             });
         }
         if header.kind == FrameKind::System {
-            self.system.push(lsn.offset());
-            self.accounts.extend(frame.record(0).and_then(|record| decode_account(record).ok()));
+            self.time = self.time.max(header.time);
+            self.add_system(frame.record(0).unwrap_or_default());
+        }
+    }
+
+    fn add_system(&mut self, record: &[u8]) {
+        match SystemRecord::decode(record) {
+            Ok(SystemRecord::Account(account)) => drop(self.accounts.insert(account.id, account)),
+            Ok(SystemRecord::Progress(progress)) => drop(self.progress.insert(progress.source, progress)),
+            // What does not decode is of a later version, which this one cannot know.
+            Ok(SystemRecord::Mark(_)) | Err(_) => {}
         }
     }
 
     /// Adds the posting of a frame with `count` records to its partition.
-    fn post(&mut self, header: &FrameHeader, count: u64, offset: u32) {
+    fn post(&mut self, header: &FrameHeader, count: u64, offset: u32, checksum: u64) {
         let (account, partition, sequence) = (header.account, header.partition, header.first_sequence);
         let posting = Posting { offset, sequence };
         let fresh = self.partitions.len() as u32;
@@ -91,8 +107,17 @@ impl IndexBuilder {
         if entry == fresh {
             let last = Chunk { start: self.postings.len() as u32, used: 1, room: 1, before: FIRST };
             let (first_sequence, next_sequence) = (sequence, sequence + count);
-            let partition =
-                IndexPartition { account, partition, first_sequence, next_sequence, first_posting: 0, postings: 1 };
+            let mut digest = Digest::default();
+            digest.add(checksum, count);
+            let partition = IndexPartition {
+                account,
+                partition,
+                first_sequence,
+                next_sequence,
+                first_posting: 0,
+                postings: 1,
+                digest,
+            };
             self.partitions.push(Entry { partition, last });
             self.postings.push(posting);
             return;
@@ -101,6 +126,7 @@ impl IndexBuilder {
         assert_eq!(partition.next_sequence, sequence, "sequences are dense");
         partition.next_sequence += count;
         partition.postings += 1;
+        partition.digest.add(checksum, count);
         if last.used == last.room {
             let room = (last.room * 2).min(CHUNK);
             let before = self.full.len() as u32;
@@ -117,11 +143,6 @@ impl IndexBuilder {
         let before = |chunk: &Chunk| self.full.get(chunk.before as usize).copied();
         std::iter::successors(Some(last), before)
             .map(|chunk| &self.postings[chunk.start as usize..(chunk.start + chunk.used) as usize])
-    }
-
-    /// The accounts that its system frames carry, in order.
-    pub(crate) fn accounts(&self) -> &[AccountRecord] {
-        &self.accounts
     }
 
     /// What it holds of a partition, without the places of its postings.
@@ -173,7 +194,12 @@ impl IndexBuilder {
             }
         }
         let clients = latest(&self.clients, window);
-        SegmentIndex { log, segment: self.segment, partitions, postings, clients, system: self.system.clone() }
+        let system = SystemState {
+            accounts: self.accounts.values().cloned().collect(),
+            progress: self.progress.values().copied().collect(),
+            time: self.time,
+        };
+        SegmentIndex { log, segment: self.segment, partitions, postings, clients, system }
     }
 }
 
@@ -217,7 +243,7 @@ mod tests {
             let (partition, sequence) = (u128::from(frame * 7 % partitions), list.len() as u64 * 2);
             let posting = Posting { offset: 8192 + (frame / 5) * 4096 + frame % 5, sequence };
             list.push(posting);
-            builder.post(&header(partition, sequence), 2, posting.offset);
+            builder.post(&header(partition, sequence), 2, posting.offset, u64::from(frame));
         }
         (builder, lists)
     }

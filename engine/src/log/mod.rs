@@ -29,6 +29,7 @@ pub(crate) mod catalog;
 pub(crate) mod commit;
 pub(crate) mod control;
 pub(crate) mod disk;
+pub(crate) mod geo;
 pub(crate) mod index;
 pub(crate) mod meta;
 pub(crate) mod ops;

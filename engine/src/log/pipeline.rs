@@ -11,6 +11,7 @@ use crate::format::{BLOCK_HEADER, BlockHeader, DATA_START, Seal, finish_block, p
 use crate::io::{Arena, Buffer, DiskIndex, FileId, Slice};
 use crate::log::admit::MAX_FRAMES;
 use crate::log::disk::Slot;
+use crate::log::geo::GeoDone;
 use crate::log::placement::{COPIES, QUORUM};
 use crate::sync::ticket::Resolver;
 use crate::transaction::Receipt;
@@ -27,6 +28,7 @@ pub(crate) const CROWD: u64 = 32;
 pub(crate) enum Done {
     Commit(Resolver<Result<Receipt>>),
     Account(AccountId, Resolver<Result<AccountId>>),
+    Geo(GeoDone),
 }
 
 /// A transaction on its way.
@@ -48,6 +50,8 @@ pub(crate) struct OpenBlock {
     pub(crate) len: usize,
     pub(crate) frames: u32,
     pub(crate) records: u64,
+    /// The frames of clients: the client, its sequence, the frame's number in the block.
+    pub(crate) clients: Vec<(ClientId, u64, u32)>,
     pub(crate) opened: u64,
     pub(crate) pending: Vec<Pending>,
 }
@@ -60,6 +64,8 @@ pub(crate) struct Flying {
     pub(crate) data: Slice,
     pub(crate) frames: u32,
     pub(crate) records: u64,
+    /// As the open block had them.
+    pub(crate) clients: Vec<(ClientId, u64, u32)>,
     /// One bit for each member that has it durable.
     pub(crate) done: u16,
     /// When it was sent, or when the log thread came back to it.
@@ -250,7 +256,7 @@ impl Pipeline {
 
     /// Gives the open block its place and header; what remains is to write it to every live member.
     pub(crate) fn launch(&mut self, now: u64) -> Option<&Flying> {
-        let OpenBlock { mut buffer, len, frames, records, pending, .. } = self.open.take()?;
+        let OpenBlock { mut buffer, len, frames, records, clients, pending, .. } = self.open.take()?;
         let block = padded(len);
         buffer.shrink(block);
         let header = BlockHeader {
@@ -272,6 +278,7 @@ impl Pipeline {
             data: buffer.share(),
             frames,
             records,
+            clients,
             done: 0,
             started: now,
             pending,
@@ -379,6 +386,7 @@ impl Pipeline {
         self.wakers.extend(match done {
             Done::Commit(done) => done.resolve_quietly(result),
             Done::Account(id, done) => done.resolve_quietly(result.map(|_| id)),
+            Done::Geo(done) => done.resolve(result),
         });
     }
 
@@ -388,6 +396,16 @@ impl Pipeline {
         self.released.0 += 1;
         self.released.1 += bytes as u64;
         self.answer(done, result.map(|()| receipt));
+    }
+
+    /// Answers when everything appended by now is committed.
+    pub(crate) fn answer_behind(&mut self, pending: Pending) {
+        let open = self.open.as_mut().map(|open| &mut open.pending);
+        let last = self.flying.back_mut().filter(|flying| flying.sequence > self.commit);
+        match open.or(last.map(|flying| &mut flying.pending)) {
+            Some(waiting) => waiting.push(pending),
+            None => self.resolve(pending, Ok(())),
+        }
     }
 
     /// Fails everything that is not answered, because the region stops.

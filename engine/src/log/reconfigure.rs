@@ -284,7 +284,7 @@ impl Log {
 
     /// Writes a block that was not committed into the new segment: the same frames under a new header.
     fn resend(&self, flying: Flying) {
-        let Flying { data, frames, records, pending, started, .. } = flying;
+        let Flying { data, frames, records, clients, pending, started, .. } = flying;
         let len = Block::trusted(&data).header().length as usize;
         let Ok(mut buffer) = Buffer::zeroed(data.len()) else {
             self.halt(Error::new(ErrorKind::System, "no memory to write a block again"));
@@ -297,7 +297,7 @@ impl Log {
             for pending in pending.iter_mut().filter(|pending| !pending.receipt.repeated) {
                 pending.receipt.lsn = Lsn(pending.receipt.lsn.0 & 0xfff);
             }
-            pipeline.open = Some(OpenBlock { buffer, len, frames, records, opened: started, pending });
+            pipeline.open = Some(OpenBlock { buffer, len, frames, records, clients, opened: started, pending });
             self.send(pipeline, self.ops.now());
             pipeline.open = later;
         });

@@ -231,9 +231,9 @@ impl Log {
         let mut checkpointed = None;
         for id in sealed {
             if checkpointed.is_none()
-                && let Some((index, accounts)) = self.load_index(id).await?
+                && let Some(index) = self.load_index(id).await
             {
-                tables.advance(&index, &accounts, window);
+                tables.advance(&index, window);
                 next = SegmentId(id.0 + 1);
                 self.write_catalog(|catalog| {
                     catalog.builders.remove(&id);
@@ -243,8 +243,7 @@ impl Log {
             checkpointed.get_or_insert_with(|| tables.clone());
             self.scan_into_builder(id).await?;
             let builder = self.builder(id);
-            let builder = lock(&builder);
-            tables.advance(&builder.finish(self.meta.borrow().log(), window), builder.accounts(), window);
+            tables.advance(&lock(&builder).finish(self.meta.borrow().log(), window), window);
         }
         tables.check_limits(&self.options)?;
         let sealed_tables = checkpointed.unwrap_or_else(|| tables.clone());
@@ -289,25 +288,18 @@ impl Log {
         Ok((Tables::default(), SegmentId(1), 0))
     }
 
-    /// A sealed segment's index from any of its disks, with the accounts that its system frames carry.
-    async fn load_index(&self, id: SegmentId) -> Result<Option<(SegmentIndex, Vec<crate::format::AccountRecord>)>> {
+    /// A sealed segment's index from any of its disks.
+    async fn load_index(&self, id: SegmentId) -> Option<SegmentIndex> {
         let log = self.meta.borrow().log();
         for disk in self.attached() {
             let Ok(bytes) = self.ops.read_file(disk, index_name(id), DERIVED_LIMIT).await else { continue };
             self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
-            let Ok(index) = SegmentIndex::decode(&bytes) else { continue };
-            if index.log != log || index.segment != id {
-                continue;
+            let index = SegmentIndex::decode(&bytes).ok();
+            if let Some(index) = index.filter(|index| index.log == log && index.segment == id) {
+                return Some(index);
             }
-            if !index.system.is_empty() {
-                // Accounts change seldom: the segment is read for them.
-                self.scan_into_builder(id).await?;
-                let accounts = lock(&self.builder(id)).accounts().to_vec();
-                return Ok(Some((index, accounts)));
-            }
-            return Ok(Some((index, Vec::new())));
         }
-        Ok(None)
+        None
     }
 
     /// Makes a sealed segment's index again by reading it, unless that was done when its end was found.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::{join_all, select};
 
-use crate::format::{AccountRecord, Seal};
+use crate::format::Seal;
 use crate::health::DiskState;
 use crate::io::{DiskIndex, FileId};
 use crate::log::Log;
@@ -19,7 +19,7 @@ use crate::log::placement::QUORUM;
 use crate::log::prepare::is_full;
 use crate::log::tables::Tables;
 use crate::shared::{ReadCatalog, ReadSegment};
-use crate::types::{DiskId, LogId, SegmentId};
+use crate::types::{DiskId, SegmentId};
 
 /// The file that holds the index of a sealed segment.
 pub(crate) fn index_name(segment: SegmentId) -> String {
@@ -168,8 +168,8 @@ impl Log {
         let Some(mut checkpointer) = self.checkpointer.borrow_mut().take() else { return };
         let (log, window) = (self.meta.borrow().log(), self.options.client_window);
         let made = self.ops.compute(move || {
-            let (index, accounts) = finish(&builder, log, window);
-            checkpointer.tables.advance(&index, &accounts, window);
+            let index = crate::shared::lock(&builder).finish(log, window);
+            checkpointer.tables.advance(&index, window);
             checkpointer.next = SegmentId(segment.0 + 1);
             let bytes = index.encode();
             checkpointer.pending_bytes += bytes.len();
@@ -392,13 +392,4 @@ impl Log {
     pub(crate) fn read_catalog(&self) -> std::sync::RwLockReadGuard<'_, ReadCatalog> {
         self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
-}
-
-fn finish(
-    builder: &Mutex<IndexBuilder>,
-    log: LogId,
-    window: usize,
-) -> (crate::format::SegmentIndex, Vec<AccountRecord>) {
-    let builder = crate::shared::lock(builder);
-    (builder.finish(log, window), builder.accounts().to_vec())
 }

@@ -1,11 +1,15 @@
 //! What the log knows of accounts, partitions and clients: derived from committed frames, checkpointed, never guessed.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{AccountRecord, Checkpoint, ClientCommit, IndexPartition, PartitionRecord, SegmentIndex};
+use crate::format::{
+    AccountRecord, Checkpoint, ClientCommit, IndexPartition, PartitionRecord, SegmentIndex, SystemState,
+};
+use crate::geo::{Digest, Progress};
 use crate::options::Options;
 use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
 
@@ -15,9 +19,26 @@ use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
 pub(crate) struct Tables {
     accounts: BTreeMap<AccountId, AccountRecord>,
     names: BTreeMap<String, AccountId>,
-    partitions: FxHashMap<(AccountId, PartitionId), u64>,
+    partitions: FxHashMap<(AccountId, PartitionId), Partition>,
+    digests: FxHashMap<AccountId, Digest>,
     clients: FxHashMap<ClientId, VecDeque<ClientCommit>>,
+    /// How far other logs have arrived here.
+    progress: BTreeMap<LogId, Progress>,
+    /// No frame gets a time below: a mark may have claimed what lies before it.
+    clock: u64,
 }
+
+/// What is known of a partition.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Partition {
+    /// The sequence that its next record gets.
+    pub(crate) next_sequence: u64,
+    /// Of all its records.
+    pub(crate) digest: Digest,
+}
+
+/// Other logs that may arrive in a region, at most.
+const MAX_SOURCES: usize = 64;
 
 /// What is known of a client's sequence.
 #[derive(Debug, PartialEq)]
@@ -43,9 +64,12 @@ impl Tables {
         self.accounts.values()
     }
 
-    /// The number for the next new account.
-    pub(crate) fn next_account(&self) -> AccountId {
-        AccountId(self.accounts.last_key_value().map_or(1, |(id, _)| id.0 + 1))
+    /// The number for the next account made in this log: the log's own in the upper half, so that two regions that hold each other's
+    /// accounts do not give out the same.
+    pub(crate) fn next_account(&self, log: LogId) -> AccountId {
+        let own = u64::from(log.0 as u32) << 32;
+        let last = self.accounts.range(AccountId(own)..=AccountId(own | u64::from(u32::MAX))).next_back();
+        AccountId(last.map_or(own | 1, |(id, _)| id.0 + 1))
     }
 
     pub(crate) fn put_account(&mut self, record: AccountRecord) {
@@ -53,32 +77,80 @@ impl Tables {
         self.accounts.insert(record.id, record);
     }
 
-    /// The sequence that the partition's next record gets.
-    pub(crate) fn next_sequence(&self, account: AccountId, partition: PartitionId) -> u64 {
-        self.partitions.get(&(account, partition)).copied().unwrap_or(0)
+    pub(crate) fn partition(&self, account: AccountId, partition: PartitionId) -> Partition {
+        self.partitions.get(&(account, partition)).copied().unwrap_or_default()
     }
 
-    /// Gives out `count` sequences of a partition; the first is returned.
-    pub(crate) fn take_sequences(
+    /// Of all records of an account.
+    pub(crate) fn digest(&self, account: AccountId) -> Digest {
+        self.digests.get(&account).copied().unwrap_or_default()
+    }
+
+    /// Gives out `count` sequences of a partition, of which the first goes to `write`, which writes the frame and returns its checksum.
+    pub(crate) fn append(
         &mut self,
         account: AccountId,
         partition: PartitionId,
         count: u64,
         options: &Options,
+        write: impl FnOnce(u64) -> u64,
     ) -> Result<u64> {
-        if let Some(next) = self.partitions.get_mut(&(account, partition)) {
-            let first = *next;
-            *next += count;
-            return Ok(first);
+        let exist = self.partitions.len();
+        let known = match self.partitions.entry((account, partition)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if exist >= options.max_partitions => {
+                return Err(Error::new(ErrorKind::LimitReached, format!("max_partitions: {exist} exist")));
+            }
+            Entry::Vacant(new) => new.insert(Partition::default()),
+        };
+        let first = known.next_sequence;
+        let checksum = write(first);
+        known.next_sequence += count;
+        known.digest.add(checksum, count);
+        self.digests.entry(account).or_default().add(checksum, count);
+        Ok(first)
+    }
+
+    /// The time for a frame admitted now.
+    pub(crate) fn stamp(&mut self, wall: u64) -> u64 {
+        self.clock = self.clock.max(wall);
+        self.clock
+    }
+
+    /// The time for a mark: what comes after it gets a later one.
+    pub(crate) fn stamp_mark(&mut self, wall: u64) -> u64 {
+        let time = self.stamp(wall);
+        self.clock = time + 1;
+        time
+    }
+
+    pub(crate) fn progress(&self, source: LogId) -> Option<Progress> {
+        self.progress.get(&source).copied()
+    }
+
+    /// Takes note of a source's progress, unless it is known to be further.
+    pub(crate) fn put_progress(&mut self, progress: Progress) {
+        let known = self.progress.entry(progress.source).or_insert(progress);
+        known.position = known.position.max(progress.position);
+        known.time = known.time.max(progress.time);
+    }
+
+    /// Whether there is room for another source, or none is needed.
+    pub(crate) fn admits_source(&self, source: LogId) -> Result<()> {
+        if self.progress.contains_key(&source) || self.progress.len() < MAX_SOURCES {
+            return Ok(());
         }
-        if self.partitions.len() >= options.max_partitions {
-            return Err(Error::new(
-                ErrorKind::LimitReached,
-                format!("max_partitions: {} exist", self.partitions.len()),
-            ));
+        Err(Error::new(ErrorKind::LimitReached, format!("{MAX_SOURCES} other logs arrive here already")))
+    }
+
+    fn put_system(&mut self, system: &SystemState) {
+        for account in &system.accounts {
+            self.put_account(account.clone());
         }
-        self.partitions.insert((account, partition), count);
-        Ok(0)
+        for progress in &system.progress {
+            self.put_progress(*progress);
+        }
+        self.clock = self.clock.max(system.time.saturating_add(1));
     }
 
     pub(crate) fn check_limits(&self, options: &Options) -> Result<()> {
@@ -94,10 +166,7 @@ impl Tables {
     /// What became of this client's sequence (acceptance L6).
     pub(crate) fn retry(&self, client: ClientId, sequence: u64, options: &Options) -> Result<Retry> {
         let Some(window) = self.clients.get(&client) else {
-            if self.clients.len() >= options.max_clients {
-                return Err(Error::new(ErrorKind::LimitReached, format!("max_clients: {} exist", self.clients.len())));
-            }
-            return Ok(Retry::New);
+            return self.admits_client(client, options).map(|()| Retry::New);
         };
         let at = window.partition_point(|commit| commit.sequence < sequence);
         if let Some(commit) = window.get(at).filter(|commit| commit.sequence == sequence) {
@@ -106,6 +175,14 @@ impl Tables {
         // A full window has forgotten what came before it.
         let too_old = at == 0 && window.len() >= options.client_window;
         Ok(if too_old { Retry::TooOld } else { Retry::New })
+    }
+
+    /// Whether there is room for another client, or none is needed.
+    pub(crate) fn admits_client(&self, client: ClientId, options: &Options) -> Result<()> {
+        if self.clients.contains_key(&client) || self.clients.len() < options.max_clients {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::LimitReached, format!("max_clients: {} exist", self.clients.len())))
     }
 
     /// Remembers a client's commit; the window keeps the highest sequences.
@@ -136,40 +213,45 @@ impl Tables {
         }
     }
 
-    /// Moves the tables over one more segment. `accounts` are the records of the frames in `index.system`.
-    pub(crate) fn advance(&mut self, index: &SegmentIndex, accounts: &[AccountRecord], window: usize) {
-        for &IndexPartition { account, partition, next_sequence, .. } in &index.partitions {
-            let next_sequence = if planted!(SequencesRestart) { 0 } else { next_sequence };
-            self.partitions.insert((account, partition), next_sequence);
+    /// Moves the tables over one more segment.
+    pub(crate) fn advance(&mut self, index: &SegmentIndex, window: usize) {
+        for &IndexPartition { account, partition, next_sequence, digest, .. } in &index.partitions {
+            let known = self.partitions.entry((account, partition)).or_default();
+            known.next_sequence = if planted!(SequencesRestart) { 0 } else { next_sequence };
+            known.digest.merge(digest);
+            self.digests.entry(account).or_default().merge(digest);
         }
         for commit in &index.clients {
             self.remember(*commit, window);
         }
-        for account in accounts {
-            self.put_account(account.clone());
-        }
+        self.put_system(&index.system);
     }
 
     pub(crate) fn to_checkpoint(&self, log: LogId, next_segment: SegmentId) -> Checkpoint {
-        let partitions = self.partitions.iter().map(|(&(account, partition), &next_sequence)| PartitionRecord {
+        let partitions = self.partitions.iter().map(|(&(account, partition), known)| PartitionRecord {
             account,
             partition,
-            next_sequence,
+            next_sequence: known.next_sequence,
+            digest: known.digest,
         });
         let mut partitions: Vec<PartitionRecord> = partitions.collect();
         partitions.sort_unstable_by_key(|record| (record.account, record.partition));
         let mut clients: Vec<ClientCommit> = self.clients.values().flatten().copied().collect();
         clients.sort_unstable_by_key(|commit| (commit.client, commit.sequence));
-        Checkpoint { log, next_segment, accounts: self.accounts.values().cloned().collect(), partitions, clients }
+        let system = SystemState {
+            accounts: self.accounts.values().cloned().collect(),
+            progress: self.progress.values().copied().collect(),
+            time: self.clock.saturating_sub(1),
+        };
+        Checkpoint { log, next_segment, system, partitions, clients }
     }
 
     pub(crate) fn from_checkpoint(checkpoint: Checkpoint, window: usize) -> Tables {
         let mut tables = Tables::default();
-        for account in checkpoint.accounts {
-            tables.put_account(account);
-        }
-        for PartitionRecord { account, partition, next_sequence } in checkpoint.partitions {
-            tables.partitions.insert((account, partition), next_sequence);
+        tables.put_system(&checkpoint.system);
+        for PartitionRecord { account, partition, next_sequence, digest } in checkpoint.partitions {
+            tables.partitions.insert((account, partition), Partition { next_sequence, digest });
+            tables.digests.entry(account).or_default().merge(digest);
         }
         for commit in checkpoint.clients.into_iter().filter(|_| !planted!(CheckpointForgetsClients)) {
             tables.remember(commit, window);
@@ -206,7 +288,7 @@ mod tests {
         let mut options = Options::new(vec![]);
         options.max_partitions = 1;
         let mut tables = Tables::default();
-        let mut take = |partition| tables.take_sequences(AccountId(1), PartitionId(partition), 2, &options);
+        let mut take = |partition| tables.append(AccountId(1), PartitionId(partition), 2, &options, |_| 0);
         assert_eq!((take(1).expect("room"), take(1).expect("room")), (0, 2));
         assert_eq!(take(2).expect_err("full").kind(), ErrorKind::LimitReached);
     }
@@ -215,11 +297,18 @@ mod tests {
     fn a_checkpoint_brings_the_tables_back() {
         let options = Options::new(vec![]);
         let mut tables = Tables::default();
-        tables.put_account(AccountRecord { id: AccountId(1), name: "a".into(), epoch: 3, all: true });
-        tables.take_sequences(AccountId(1), PartitionId(4), 7, &options).expect("room");
+        tables.put_account(AccountRecord { id: AccountId(1), name: "a".into(), epoch: 3, all: true, secondary: false });
+        tables.append(AccountId(1), PartitionId(4), 7, &options, |_| 99).expect("room");
         tables.remember(commit(1), 4);
-        let back = Tables::from_checkpoint(tables.to_checkpoint(LogId(1), SegmentId(2)), 4);
-        assert_eq!(back.next_sequence(AccountId(1), PartitionId(4)), 7);
+        let progress = Progress { source: LogId(5), position: Lsn(8), time: 3 };
+        tables.put_progress(progress);
+        let marked = tables.stamp_mark(70);
+        let mut back = Tables::from_checkpoint(tables.to_checkpoint(LogId(1), SegmentId(2)), 4);
+        let partition = back.partition(AccountId(1), PartitionId(4));
+        let digest = Digest { sum: 99, records: 7 };
+        assert_eq!((partition.next_sequence, partition.digest, back.digest(AccountId(1))), (7, digest, digest));
+        assert_eq!(back.progress(LogId(5)), Some(progress));
+        assert!(back.stamp(0) > marked, "nothing after a mark gets its time, whatever the clock says");
         assert_eq!(back.account_named("a").map(|account| account.epoch), Some(3));
         assert_eq!(back.client_commit(ClientId(9), 1), Some(&commit(1)));
     }

@@ -184,7 +184,7 @@ impl Shared {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn log_id(&self) -> LogId {
+    pub(crate) fn log_id(&self) -> LogId {
         lock(&self.log).unwrap_or(LogId(0))
     }
 

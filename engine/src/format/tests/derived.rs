@@ -1,6 +1,6 @@
-//! Superblocks, indexes, checkpoints and account records.
+//! Superblocks, indexes, checkpoints and system records.
 
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 use super::*;
@@ -68,9 +68,23 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_system()(
+        accounts in vec((any::<u64>(), ".{0,40}", any::<[bool; 2]>()), 0..9),
+        progress in vec(any::<(u128, u64, u64)>(), 0..5), time in any::<u64>(),
+    ) -> SystemState {
+        let account = |(id, name, [all, secondary]): (u64, String, [bool; 2])| {
+            AccountRecord { id: AccountId(id), name, epoch: id ^ 5, all, secondary }
+        };
+        let progress = progress.into_iter();
+        let progress = progress.map(|(source, position, time)| Progress { source: LogId(source), position: Lsn(position), time });
+        SystemState { accounts: accounts.into_iter().map(account).collect(), progress: progress.collect(), time }
+    }
+}
+
+prop_compose! {
     fn any_index()(
         log in any::<u128>(), segment in any::<u32>(), counts in vec(0..20u32, 0..10), base in any::<u32>(),
-        clients in vec(any_client(), 0..10), system in vec(DATA_START.., 0..10), offset in DATA_START..1 << 31,
+        clients in vec(any_client(), 0..10), system in any_system(), offset in DATA_START..1 << 31,
     ) -> SegmentIndex {
         let mut partitions = Vec::new();
         let mut postings = Vec::new();
@@ -82,6 +96,7 @@ prop_compose! {
                 next_sequence: u64::from(base) + u64::from(count) * 2,
                 first_posting: postings.len() as u32,
                 postings: count,
+                digest: Digest { sum: u128::from(base) << 70, records: u64::from(count) },
             });
             let posting = |j| Posting { offset: offset + j * 8, sequence: u64::from(base) + u64::from(j) * 2 };
             postings.extend((0..count).map(posting));
@@ -92,19 +107,19 @@ prop_compose! {
 
 prop_compose! {
     fn any_checkpoint()(
-        log in any::<u128>(), next_segment in any::<u32>(), accounts in vec((any::<u64>(), ".{0,40}", any::<bool>()), 0..9),
+        log in any::<u128>(), next_segment in any::<u32>(), system in any_system(),
         partitions in vec(any::<(u64, u128, u64)>(), 0..30), clients in vec(any_client(), 0..10),
     ) -> Checkpoint {
-        let account = |(id, name, all)| AccountRecord { id: AccountId(id), name, epoch: id ^ 5, all };
         let partition = |(account, partition, next_sequence)| PartitionRecord {
             account: AccountId(account),
             partition: PartitionId(partition),
             next_sequence,
+            digest: Digest { sum: partition ^ 77, records: next_sequence },
         };
         Checkpoint {
             log: LogId(log),
             next_segment: SegmentId(next_segment),
-            accounts: accounts.into_iter().map(account).collect(),
+            system,
             partitions: partitions.into_iter().map(partition).collect(),
             clients,
         }
@@ -134,9 +149,22 @@ proptest! {
     }
 
     #[test]
-    fn an_account_comes_back_as_it_went_in(id: u64, name in ".{0,200}", epoch: u64, all: bool) {
-        let account = AccountRecord { id: AccountId(id), name, epoch, all };
-        prop_assert_eq!(decode_account(&encode_account(&account)), Ok(account));
+    fn an_account_comes_back_as_it_went_in(id: u64, name in ".{0,200}", epoch: u64, all: bool, secondary: bool) {
+        let account = AccountRecord { id: AccountId(id), name, epoch, all, secondary };
+        let record = encode_account(&account);
+        prop_assert_eq!(decode_account(&record), Ok(account.clone()));
+        prop_assert_eq!(SystemRecord::decode(&record), Ok(SystemRecord::Account(account)));
+    }
+
+    #[test]
+    fn a_mark_and_a_progress_come_back_as_they_went_in(
+        marked in btree_map(any::<u64>(), any::<(u128, u64)>(), 0..20), source: u128, position: u64, time: u64,
+    ) {
+        let digest = |(account, (sum, records))| (AccountId(account), Digest { sum, records });
+        let marked: Vec<_> = marked.into_iter().map(digest).collect();
+        prop_assert_eq!(SystemRecord::decode(&encode_mark(&marked)), Ok(SystemRecord::Mark(marked)));
+        let progress = Progress { source: LogId(source), position: Lsn(position), time };
+        prop_assert_eq!(SystemRecord::decode(&encode_progress(&progress)), Ok(SystemRecord::Progress(progress)));
     }
 }
 
@@ -242,7 +270,7 @@ fn an_index_that_contradicts_itself_is_refused() {
     refused(unchecked_index(|i| i.partitions[1].next_sequence = 199), "sequences ascend");
     refused(unchecked_index(|i| i.postings[1].sequence = 100), "sequences ascend");
     refused(unchecked_index(|i| i.postings[1].offset = 8191), "before the first block");
-    refused(unchecked_index(|i| i.system[0] = 0), "before the first block");
+    refused(unchecked_index(|i| i.system.accounts[0].name = "x".repeat(MAX_ACCOUNT_NAME + 1)), "bytes of the name");
 }
 
 #[test]
@@ -257,12 +285,42 @@ fn an_account_record_is_exactly_one_account() {
     refused(decode(|r| r[0] = 2), "kind");
     refused(decode(|r| r[2] = 2), "version");
     refused(decode(|r| r[4] = 2), "ack level");
-    refused(decode(|r| r[5] = 1), "reserved");
+    refused(decode(|r| r[5] = 2), "role");
     refused(decode(|r| r[6] = 6), "bytes of the name");
     refused(decode(|r| r[7] = 0xFF), "bytes of the name");
     refused(decode(|r| r.push(0)), "bytes of the name");
     refused(decode(|r| r[26] = 0xFF), "UTF-8");
     assert_eq!(decode_account(&record()), Ok(account("flights")));
+}
+
+#[test]
+fn a_mark_is_exactly_one_mark() {
+    let decode = |change: fn(&mut Vec<u8>)| {
+        let mut record = encode_mark(&marked());
+        change(&mut record);
+        SystemRecord::decode(&record)
+    };
+    refused(decode(|r| r.truncate(7)), "bytes");
+    refused(decode(|r| r[0] = 9), "kind");
+    refused(decode(|r| r[2] = 2), "version");
+    refused(decode(|r| r[4] = 1), "zeros");
+    refused(decode(|r| r.truncate(8 + 63)), "bytes of accounts");
+    refused(decode(|r| r[8] = 9), "ascend");
+    assert_eq!(decode(|_| {}), Ok(SystemRecord::Mark(marked())));
+}
+
+#[test]
+fn a_progress_is_exactly_one_progress() {
+    let decode = |change: fn(&mut Vec<u8>)| {
+        let mut record = encode_progress(&progress());
+        change(&mut record);
+        SystemRecord::decode(&record)
+    };
+    refused(decode(|r| r[2] = 2), "version");
+    refused(decode(|r| r[7] = 1), "zeros");
+    refused(decode(|r| r.truncate(39)), "progress: bytes");
+    refused(decode(|r| r.push(0)), "progress: bytes");
+    assert_eq!(decode(|_| {}), Ok(SystemRecord::Progress(progress())));
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn hostile_number() -> impl Strategy<Value = u64> {
 fn read_all(bytes: &[u8]) {
     let _ = (peek_frame_len(bytes), peek_block_len(bytes));
     let _ = (SegmentHeader::decode(bytes), Seal::decode(bytes), Superblock::decode(bytes));
-    let _ = (SegmentIndex::decode(bytes), Checkpoint::decode(bytes), decode_account(bytes));
+    let _ = (SegmentIndex::decode(bytes), Checkpoint::decode(bytes), SystemRecord::decode(bytes));
     if let Ok(frame) = Frame::parse(bytes) {
         assert!(frame.len() <= bytes.len());
         assert_eq!(frame.records().count(), frame.count());

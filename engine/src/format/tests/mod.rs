@@ -11,6 +11,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
+use crate::geo::{Digest, Progress};
 use crate::types::{AccountId, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, SegmentId};
 
 const LOG: LogId = LogId(0x1111_2222_3333_4444_5555_6666_7777_8888);
@@ -136,6 +137,7 @@ fn index() -> SegmentIndex {
         next_sequence: 200,
         first_posting,
         postings,
+        digest: Digest { sum: u128::MAX - 5, records: 100 },
     };
     let posting = |offset, sequence| Posting { offset, sequence };
     SegmentIndex {
@@ -144,24 +146,44 @@ fn index() -> SegmentIndex {
         partitions: vec![partition(1, 9, 0, 2), partition(7, 1, 2, 1), partition(7, 2, 3, 0)],
         postings: vec![posting(8320, 100), posting(9000, 103), posting(8500, 199)],
         clients: vec![client_commit(1), client_commit(2)],
-        system: vec![8192 + 128],
+        system: system_state(),
     }
 }
 
 fn checkpoint() -> Checkpoint {
-    let partition =
-        |partition| PartitionRecord { account: AccountId(7), partition: PartitionId(partition), next_sequence: 8 };
+    let partition = |partition| PartitionRecord {
+        account: AccountId(7),
+        partition: PartitionId(partition),
+        next_sequence: 8,
+        digest: Digest { sum: 1 << 100, records: 8 },
+    };
     Checkpoint {
         log: LOG,
         next_segment: SegmentId(18),
-        accounts: vec![account("flights"), account("an account whose name is long")],
+        system: system_state(),
         partitions: vec![partition(1), partition(2)],
         clients: vec![client_commit(3)],
     }
 }
 
 fn account(name: &str) -> AccountRecord {
-    AccountRecord { id: AccountId(7), name: name.into(), epoch: 2, all: true }
+    AccountRecord { id: AccountId(7), name: name.into(), epoch: 2, all: true, secondary: false }
+}
+
+fn progress() -> Progress {
+    Progress { source: LogId(1 << 90), position: Lsn(8192), time: 1_700_000_000_000_000_000 }
+}
+
+fn system_state() -> SystemState {
+    SystemState {
+        accounts: vec![account("flights"), account("an account whose name is long")],
+        progress: vec![progress()],
+        time: 1_700_000_000_000_000_001,
+    }
+}
+
+fn marked() -> Vec<(AccountId, Digest)> {
+    vec![(AccountId(3), Digest::default()), (AccountId(9), Digest { sum: 1 << 101, records: 5 })]
 }
 
 /// Every structure: its name, a valid encoding, and its decoder.
@@ -258,8 +280,8 @@ fn the_bytes_of_this_version_have_not_changed() {
         ("segment header", 0xF50D_4C8C_9A8F_8F0D),
         ("seal", 0x0958_1FDA_4197_6DDE),
         ("superblock", 0xBEE9_FBF5_E960_AE03),
-        ("index", 0x87BD_3320_F7F0_A802),
-        ("checkpoint", 0xA989_58EC_C532_973B),
+        ("index", 0xBB1B_3EF8_8B6A_43AD),
+        ("checkpoint", 0xF670_7D50_E638_B56A),
     ];
     assert_eq!(found, golden);
 }

@@ -1,0 +1,292 @@
+//! The log's side of the geo link: what arrives from another region is admitted, marks are entered, both sides are asked how they stand.
+
+use std::task::Waker;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{AccountRecord, Frame, encode_account, encode_mark, encode_progress};
+use crate::geo::{Arrived, Digest, Imported, Mark, Progress};
+use crate::log::Log;
+use crate::log::admit::Entry;
+use crate::log::pipeline::{Done, Pending};
+use crate::region::Account;
+use crate::sync::ticket::Resolver;
+use crate::transaction::Receipt;
+use crate::types::{AccountId, Ack, ClientId, LogId, Lsn, PartitionId};
+
+/// What the geo link asks of the log thread.
+pub(crate) enum Geo {
+    Import(Box<Import>),
+    Mark { accounts: Vec<AccountId>, done: Resolver<Result<Lsn>> },
+    Digest { account: AccountId, partition: Option<PartitionId>, done: Resolver<Result<(u64, Digest)>> },
+    Progress { source: LogId, done: Resolver<Result<Option<Progress>>> },
+}
+
+impl Geo {
+    /// Answers with why not, and says what it counted for in the intake.
+    fn refuse(self, error: Error) -> (Option<Waker>, usize) {
+        match self {
+            Geo::Import(import) => (import.done.resolve_quietly(Err(error)), import.bytes),
+            Geo::Mark { done, .. } => (done.resolve_quietly(Err(error)), 0),
+            Geo::Digest { done, .. } => (done.resolve_quietly(Err(error)), 0),
+            Geo::Progress { done, .. } => (done.resolve_quietly(Err(error)), 0),
+        }
+    }
+}
+
+/// A stretch of another log, its frames verified, and how far it is admitted.
+pub(crate) struct Import {
+    arrived: Arrived,
+    done: Resolver<Result<Imported>>,
+    /// When it was handed over.
+    at: u64,
+    /// What it counts for in the intake.
+    bytes: usize,
+    /// The next frame: an item of `arrived.frames`, and the offset in it.
+    next: (usize, usize),
+    records: u64,
+    duplicates: u64,
+}
+
+impl Import {
+    pub(crate) fn new(arrived: Arrived, done: Resolver<Result<Imported>>, at: u64, bytes: usize) -> Import {
+        Import { arrived, done, at, bytes, next: (0, 0), records: 0, duplicates: 0 }
+    }
+}
+
+/// Whom of the geo link to answer once everything that the answer rests on is committed, and what.
+pub(crate) enum GeoDone {
+    Import(Box<Imported>, Resolver<Result<Imported>>),
+    Mark(Resolver<Result<Lsn>>),
+    Digest(u64, Digest, Resolver<Result<(u64, Digest)>>),
+    Progress(Option<Progress>, Resolver<Result<Option<Progress>>>),
+}
+
+impl GeoDone {
+    pub(crate) fn resolve(self, result: Result<Receipt>) -> Option<Waker> {
+        match self {
+            GeoDone::Import(imported, done) => done.resolve_quietly(result.map(|_| *imported)),
+            GeoDone::Mark(done) => done.resolve_quietly(result.map(|receipt| receipt.lsn)),
+            GeoDone::Digest(next, digest, done) => done.resolve_quietly(result.map(|_| (next, digest))),
+            GeoDone::Progress(progress, done) => done.resolve_quietly(result.map(|_| progress)),
+        }
+    }
+}
+
+impl Log {
+    /// Takes a request of the geo link in, or answers it. One that must wait for room comes back, and goes on where it was.
+    pub(super) fn admit_geo(&self, request: Geo) -> Option<Geo> {
+        if let Some(error) = self.halted_error() {
+            self.refuse_geo(request, error);
+            return None;
+        }
+        match request {
+            Geo::Import(import) => return self.admit_import(import).map(Geo::Import),
+            Geo::Mark { accounts, done } => match self.enter_mark(&accounts) {
+                Ok(Some(receipt)) => self.attach(pending(GeoDone::Mark(done), receipt, 0, 0)),
+                Ok(None) => return Some(Geo::Mark { accounts, done }),
+                Err(error) => self.refuse_geo(Geo::Mark { accounts, done }, error),
+            },
+            Geo::Digest { account, partition, done } => {
+                let known = partition.map(|partition| self.tables.borrow().partition(account, partition));
+                let (next, digest) = match known {
+                    Some(partition) => (partition.next_sequence, partition.digest),
+                    None => (0, self.tables.borrow().digest(account)),
+                };
+                self.answer_behind(pending(GeoDone::Digest(next, digest, done), BEHIND, 0, 0));
+            }
+            Geo::Progress { source, done } => {
+                let progress = self.tables.borrow().progress(source);
+                self.answer_behind(pending(GeoDone::Progress(progress, done), BEHIND, 0, 0));
+            }
+        }
+        None
+    }
+
+    fn refuse_geo(&self, request: Geo, error: Error) {
+        self.with(|pipeline| {
+            let (waker, bytes) = request.refuse(error);
+            pipeline.released.0 += 1;
+            pipeline.released.1 += bytes as u64;
+            pipeline.wakers.extend(waker);
+        });
+    }
+
+    /// What has been appended answers, once it is committed.
+    fn answer_behind(&self, pending: Pending) {
+        self.with(|pipeline| pipeline.answer_behind(pending));
+    }
+
+    fn enter_mark(&self, accounts: &[AccountId]) -> Result<Option<Receipt>> {
+        let marked: Vec<(AccountId, Digest)> = {
+            let tables = self.tables.borrow();
+            for &id in accounts {
+                let account = tables.account(id).ok_or_else(|| unknown(id))?;
+                if account.secondary {
+                    let message = format!("account {:?} is a secondary here: its primary marks it", account.name);
+                    return Err(Error::new(ErrorKind::Secondary, message));
+                }
+            }
+            accounts.iter().map(|&id| (id, tables.digest(id))).collect()
+        };
+        self.enter_system(encode_mark(&marked), self.batch_clock.get().0, true)
+    }
+
+    fn admit_import(&self, mut import: Box<Import>) -> Option<Box<Import>> {
+        let entered = match self.enter_import(&mut import) {
+            Ok(entered) => entered,
+            Err(error) => {
+                self.refuse_geo(Geo::Import(import), error);
+                return None;
+            }
+        };
+        let Some((receipt, imported)) = entered else { return Some(import) };
+        let Import { done, at, bytes, .. } = *import;
+        let done = GeoDone::Import(Box::new(imported), done);
+        match receipt {
+            Some(receipt) => self.attach(pending(done, receipt, at, bytes)),
+            None => self.answer_behind(pending(done, BEHIND, at, bytes)),
+        }
+        None
+    }
+
+    /// Enters what is left of a stretch. `None`: there is no room now. The progress comes last: it is never durable before the
+    /// data; when it says nothing new, there is no receipt.
+    fn enter_import(&self, import: &mut Import) -> Result<Option<(Option<Receipt>, Imported)>> {
+        self.tables.borrow().admits_source(import.arrived.source)?;
+        if let Some(account) = &import.arrived.account {
+            if !self.enter_account(account)? {
+                return Ok(None);
+            }
+            import.arrived.account = None;
+        }
+        while let Some(item) = import.arrived.frames.get(import.next.0) {
+            let Some(frame) = Frame::trusted(&item[import.next.1..]) else {
+                import.next = (import.next.0 + 1, 0);
+                continue;
+            };
+            match self.enter_arrived(&frame)? {
+                None => return Ok(None),
+                Some(true) => import.records += frame.count() as u64,
+                Some(false) => import.duplicates += frame.count() as u64,
+            }
+            import.next.1 += frame.len();
+        }
+        let (progress, differ) = self.progress_after(&import.arrived);
+        let imported = Imported { records: import.records, duplicates: import.duplicates, progress, differ };
+        if self.tables.borrow().progress(progress.source) == Some(progress) {
+            return Ok(Some((None, imported)));
+        }
+        let receipt = self.enter_system(encode_progress(&progress), import.at, false)?;
+        let Some(receipt) = receipt else { return Ok(None) };
+        self.tables.borrow_mut().put_progress(progress);
+        Ok(Some((Some(receipt), imported)))
+    }
+
+    /// Makes or changes a secondary account. False: there is no room now.
+    fn enter_account(&self, account: &Account) -> Result<bool> {
+        let Account { id, name, epoch, ack, .. } = account.clone();
+        let record = AccountRecord { id, name, epoch, all: ack == Ack::All, secondary: true };
+        {
+            let tables = self.tables.borrow();
+            let (by_id, by_name) = (tables.account(id), tables.account_named(&record.name));
+            match (by_id, by_name) {
+                (None, None) if tables.accounts().count() >= self.options.max_accounts => {
+                    return Err(Error::new(ErrorKind::LimitReached, "max_accounts is reached"));
+                }
+                (None, None) => {}
+                (Some(known), Some(named)) if known.id == named.id && known.secondary => {
+                    if known.epoch > epoch {
+                        return Err(fenced(known, epoch));
+                    }
+                    if *known == record {
+                        return Ok(true);
+                    }
+                }
+                _ => {
+                    let message = format!("account {} or its name {:?} is another account here", id.0, record.name);
+                    return Err(Error::new(ErrorKind::Exists, message));
+                }
+            }
+        }
+        let entered = self.enter_system(encode_account(&record), self.batch_clock.get().0, false)?.is_some();
+        if entered {
+            self.tables.borrow_mut().put_account(record);
+        }
+        Ok(entered)
+    }
+
+    /// Enters a verified frame of another log as it is (invariant 10): true when it is new, false when it had arrived before, `None` when
+    /// there is no room now.
+    fn enter_arrived(&self, frame: &Frame<'_>) -> Result<Option<bool>> {
+        let header = frame.header();
+        let (account, partition, count) = (header.account, header.partition, frame.count() as u64);
+        {
+            let tables = self.tables.borrow();
+            let known = tables.account(account).ok_or_else(|| unknown(account))?;
+            if !known.secondary {
+                let message = format!("account {:?} is a primary here: nothing can arrive for it", known.name);
+                return Err(Error::invalid(message));
+            }
+            if known.epoch != header.epoch {
+                return Err(fenced(known, header.epoch));
+            }
+            let next = tables.partition(account, partition).next_sequence;
+            let end = header.first_sequence.saturating_add(count);
+            if end <= next {
+                return Ok(Some(false));
+            }
+            if header.first_sequence != next {
+                return Err(gap(known, partition, next, header.first_sequence));
+            }
+            if header.client != ClientId::NONE {
+                tables.admits_client(header.client, &self.options)?;
+            }
+        }
+        let client = (header.client, header.client_sequence);
+        let entry = Entry { client, count, len: frame.len() };
+        let placed = self.place(&entry, |tables, out| {
+            tables.append(account, partition, count, &self.options, |_| {
+                out.copy_from_slice(frame.bytes());
+                frame.checksum()
+            })
+        })?;
+        Ok(placed.map(|_| true))
+    }
+
+    /// Where the source stands here behind this stretch, and which accounts of its mark hold something else here. Last sync time
+    /// does not move over a difference.
+    fn progress_after(&self, arrived: &Arrived) -> (Progress, Vec<AccountId>) {
+        let tables = self.tables.borrow();
+        let known = tables.progress(arrived.source);
+        let known = known.unwrap_or(Progress { source: arrived.source, position: Lsn::ZERO, time: 0 });
+        let Mark { time, accounts } = arrived.mark.clone().unwrap_or(Mark { time: 0, accounts: Vec::new() });
+        let differ = accounts.into_iter().filter(|&(account, digest)| tables.digest(account) != digest);
+        let differ: Vec<AccountId> = differ.map(|(account, _)| account).collect();
+        let time = if differ.is_empty() { time.max(known.time) } else { known.time };
+        (Progress { position: arrived.position.max(known.position), time, ..known }, differ)
+    }
+}
+
+/// The receipt of what enters nothing itself: it has no place of its own in a block.
+const BEHIND: Receipt = Receipt { lsn: Lsn::ZERO, first_sequence: 0, records: 0, repeated: true };
+
+fn pending(done: GeoDone, receipt: Receipt, at: u64, bytes: usize) -> Pending {
+    Pending { done: Done::Geo(done), receipt, client: ClientId::NONE, client_sequence: 0, all: false, at, bytes }
+}
+
+fn unknown(account: AccountId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no account {}", account.0))
+}
+
+fn fenced(known: &AccountRecord, epoch: u64) -> Error {
+    let message = format!("account {:?} is in epoch {} here, epoch {epoch} arrived", known.name, known.epoch);
+    Error::new(ErrorKind::Fenced, message)
+}
+
+fn gap(known: &AccountRecord, partition: PartitionId, expected: u64, found: u64) -> Error {
+    let message = format!(
+        "account {:?}, partition {:#x}: sequence {expected} comes next here, {found} arrived",
+        known.name, partition.0
+    );
+    Error::new(ErrorKind::Gap, message)
+}

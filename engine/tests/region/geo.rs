@@ -1,0 +1,362 @@
+//! What arrives from another region: byte for byte, in order, once, with progress that is never ahead, and marks that never claim too much.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use meridian::format::{SystemRecord, decode_mark};
+use meridian::geo::{Arrived, Digest, Imported, Mark, Progress};
+use meridian::{
+    AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, Options, PartitionId, Region, Result, Role, StateMachine,
+    Transaction,
+};
+use tempfile::TempDir;
+
+use crate::common::options;
+
+/// What a transaction of a primary's log is to the other region.
+enum Piece {
+    Account(meridian::Account),
+    Mark(Mark),
+    Frame(Bytes),
+}
+
+fn piece(transaction: &Committed<'_>, accounts: &[AccountId]) -> Option<Piece> {
+    if !transaction.is_system() {
+        let carried = accounts.contains(&transaction.account());
+        return carried.then(|| Piece::Frame(Bytes::copy_from_slice(transaction.bytes())));
+    }
+    let (_, record) = transaction.records().next().unwrap();
+    match SystemRecord::decode(record).unwrap() {
+        SystemRecord::Account(known) if accounts.contains(&known.id) => Some(Piece::Account(meridian::Account {
+            id: known.id,
+            name: known.name,
+            epoch: known.epoch,
+            ack: if known.all { Ack::All } else { Ack::Quorum },
+            role: Role::Primary,
+        })),
+        SystemRecord::Mark(accounts) => Some(Piece::Mark(Mark { time: transaction.time(), accounts })),
+        _ => None,
+    }
+}
+
+/// What there is of the primary's log from a position on, a stretch for each block but where an account or a mark cuts one.
+fn stretches(primary: &Region, accounts: &[AccountId], from: Lsn) -> Vec<Arrived> {
+    let source = primary.log_id();
+    let mut log = primary.subscribe(from);
+    let mut stretches = Vec::new();
+    while let Some(block) = log.try_next().unwrap() {
+        let empty = |position| Arrived { source, account: None, frames: Vec::new(), mark: None, position };
+        let mut next = empty(block.end());
+        let mut here = Vec::new();
+        for transaction in block.transactions().filter(|transaction| transaction.lsn() >= from) {
+            match piece(&transaction, accounts) {
+                Some(Piece::Account(account)) => {
+                    next.position = transaction.lsn();
+                    here.push(std::mem::replace(&mut next, Arrived { account: Some(account), ..empty(block.end()) }));
+                }
+                Some(Piece::Mark(mark)) => {
+                    next.position = Lsn(transaction.lsn().0 + 1);
+                    here.push(Arrived { mark: Some(mark), ..std::mem::replace(&mut next, empty(block.end())) });
+                }
+                Some(Piece::Frame(frame)) => next.frames.push(frame),
+                None => {}
+            }
+        }
+        here.push(next);
+        stretches.extend(here);
+    }
+    stretches
+}
+
+/// Everything from where the secondary says that it stands.
+fn ship(primary: &Region, secondary: &Region, accounts: &[AccountId]) -> Vec<Imported> {
+    let from = secondary.progress(primary.log_id()).unwrap().map_or(Lsn::ZERO, |progress| progress.position);
+    let tickets: Vec<_> =
+        stretches(primary, accounts, from).into_iter().map(|arrived| secondary.import(arrived).unwrap()).collect();
+    tickets.into_iter().map(|ticket| ticket.wait().unwrap()).collect()
+}
+
+/// The frames of an account in log order.
+fn frames(region: &Region, account: AccountId) -> Vec<Vec<u8>> {
+    let mut log = region.subscribe(Lsn::ZERO);
+    let mut frames = Vec::new();
+    while let Some(block) = log.try_next().unwrap() {
+        let own = block.transactions().filter(|transaction| transaction.account() == account);
+        frames.extend(own.map(|transaction| transaction.bytes().to_vec()));
+    }
+    frames
+}
+
+struct Pair {
+    _dirs: [TempDir; 2],
+    options: [Options; 2],
+    primary: Region,
+    secondary: Region,
+    account: AccountId,
+}
+
+fn pair() -> Pair {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let options = [options(&dirs[0], 3), options(&dirs[1], 3)];
+    let [primary, secondary] = options.clone().map(|options| Region::create(options, ()).unwrap());
+    let account = primary.create_account("flights", Ack::Quorum).unwrap();
+    Pair { _dirs: dirs, options, primary, secondary, account }
+}
+
+fn fill(region: &Region, account: AccountId, transactions: u32, len: usize) {
+    let transaction = |number: u32| {
+        let partition = PartitionId(u128::from(number % 7));
+        let records = (0..=number % 3).map(|record| vec![(number + record) as u8; len + number as usize % 13]);
+        let transaction =
+            Transaction::new(account, partition).client(ClientId(u128::from(account.0)), u64::from(number));
+        records.fold(transaction, |transaction, record| transaction.record(record))
+    };
+    let tickets: Vec<_> = (0..transactions).map(|number| region.submit(transaction(number)).unwrap()).collect();
+    tickets.into_iter().for_each(|ticket| assert!(!ticket.wait().unwrap().repeated || transactions > 100));
+}
+
+#[test]
+fn a_secondary_holds_every_frame_byte_for_byte_and_other_accounts_stay_behind() {
+    let Pair { primary, secondary, account, .. } = &pair();
+    let other = primary.create_account("not carried", Ack::Quorum).unwrap();
+    fill(primary, *account, 900, 300);
+    fill(primary, other, 50, 300);
+    let imported = ship(primary, secondary, &[*account]);
+    assert_eq!(imported.iter().map(|imported| imported.records).sum::<u64>(), 1800);
+    assert_eq!(frames(secondary, *account), frames(primary, *account));
+    assert_eq!(secondary.digest(*account).unwrap(), primary.digest(*account).unwrap());
+    assert_eq!(secondary.digest(other).unwrap(), Digest::default());
+    let accounts = secondary.accounts().unwrap();
+    assert_eq!(
+        accounts.iter().map(|account| (&*account.name, account.role)).collect::<Vec<_>>(),
+        [("flights", Role::Secondary)]
+    );
+    for partition in (0..7).map(PartitionId) {
+        let here = secondary.partition_digest(*account, partition).unwrap();
+        assert!(here == primary.partition_digest(*account, partition).unwrap() && here.0 == here.1.records);
+    }
+}
+
+#[test]
+fn what_arrives_again_is_skipped_and_a_gap_is_refused() {
+    let Pair { primary, secondary, account, .. } = &pair();
+    fill(primary, *account, 100, 100);
+    ship(primary, secondary, &[*account]);
+    let held = frames(secondary, *account);
+    let again = stretches(primary, &[*account], Lsn::ZERO);
+    let again: Vec<_> = again.into_iter().map(|arrived| secondary.import(arrived).unwrap().wait().unwrap()).collect();
+    assert_eq!(
+        again
+            .iter()
+            .map(|imported| (imported.records, imported.duplicates))
+            .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)),
+        (0, 199)
+    );
+    let position = secondary.progress(primary.log_id()).unwrap().unwrap().position;
+    fill(primary, *account, 121, 100);
+    let mut rest = stretches(primary, &[*account], position);
+    let missing = rest.iter_mut().find(|arrived| !arrived.frames.is_empty()).unwrap();
+    missing.frames.remove(0);
+    let refused: Vec<Result<Imported>> =
+        rest.into_iter().map(|arrived| secondary.import(arrived).unwrap().wait()).collect();
+    let error = refused.into_iter().find_map(Result::err).expect("a gap is refused");
+    assert_eq!(error.kind(), ErrorKind::Gap, "{error}");
+    assert!(frames(secondary, *account).starts_with(&held), "what was there stays");
+    ship(primary, secondary, &[*account]);
+    assert_eq!(secondary.digest(*account).unwrap(), primary.digest(*account).unwrap());
+}
+
+#[test]
+fn a_secondary_refuses_local_writes_settings_and_marks() {
+    let Pair { primary, secondary, account, .. } = &pair();
+    fill(primary, *account, 3, 10);
+    ship(primary, secondary, &[*account]);
+    let write = secondary.commit(Transaction::new(*account, PartitionId(1)).record("no"));
+    let refused = [
+        write.map(drop),
+        secondary.fence_account("flights").map(drop),
+        secondary.set_account_ack("flights", Ack::All).map(drop),
+        secondary.mark(&[*account]).map(drop),
+    ];
+    assert!(refused.iter().all(|result| result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Secondary)));
+    let own = secondary.create_account("own", Ack::Quorum).unwrap();
+    secondary.commit(Transaction::new(own, PartitionId(1)).record("yes")).unwrap();
+    assert_ne!(own, *account);
+}
+
+#[test]
+fn an_account_of_another_name_or_number_or_epoch_is_not_mixed_up() {
+    let Pair { primary, secondary, account, .. } = &pair();
+    secondary.create_account("flights", Ack::Quorum).unwrap();
+    fill(primary, *account, 3, 10);
+    let refuse = |change: fn(&mut Arrived)| {
+        let mut last = None;
+        for mut arrived in stretches(primary, &[*account], Lsn::ZERO) {
+            change(&mut arrived);
+            last = last.or(secondary.import(arrived).unwrap().wait().err());
+        }
+        last.expect("refused").kind()
+    };
+    assert_eq!(refuse(|_| {}), ErrorKind::Exists);
+    let first = |region: &Region| region.accounts().unwrap()[0].id;
+    assert_ne!(first(primary), first(secondary), "no two regions give out one number");
+    let rename = |arrived: &mut Arrived| arrived.account.iter_mut().for_each(|account| account.name = "f".into());
+    assert_eq!(refuse(|arrived| arrived.account = None), ErrorKind::NotFound);
+    let renamed = stretches(primary, &[*account], Lsn::ZERO).into_iter().map(|mut arrived| {
+        rename(&mut arrived);
+        secondary.import(arrived).unwrap().wait()
+    });
+    renamed.for_each(|imported| drop(imported.unwrap()));
+    let older = |arrived: &mut Arrived| {
+        arrived.account.iter_mut().for_each(|account| (account.name, account.epoch) = ("f".into(), 0))
+    };
+    let mut fenced = stretches(primary, &[*account], Lsn::ZERO);
+    fenced.iter_mut().for_each(older);
+    let fenced = fenced.into_iter().find_map(|arrived| secondary.import(arrived).unwrap().wait().err()).unwrap();
+    assert_eq!(fenced.kind(), ErrorKind::Fenced);
+}
+
+#[test]
+fn a_fenced_account_goes_on_in_its_next_epoch_on_both_sides() {
+    let Pair { primary, secondary, account, .. } = &pair();
+    fill(primary, *account, 10, 10);
+    primary.fence_account("flights").unwrap();
+    let mut late = stretches(primary, &[*account], Lsn::ZERO);
+    fill(primary, *account, 20, 10);
+    ship(primary, secondary, &[*account]);
+    assert_eq!(frames(secondary, *account), frames(primary, *account));
+    assert_eq!(secondary.accounts().unwrap()[0].epoch, 2);
+    late.retain(|arrived| arrived.account.is_none() && !arrived.frames.is_empty());
+    let fenced = late.into_iter().find_map(|arrived| secondary.import(arrived).unwrap().wait().err());
+    assert_eq!(fenced.map(|error| error.kind()), Some(ErrorKind::Fenced), "an older epoch has no say any more");
+}
+
+#[test]
+fn progress_digests_and_retries_are_there_after_opening_again_and_after_a_trim() {
+    let Pair { primary, secondary, account, options, _dirs } = pair();
+    for round in 0..4 {
+        let transaction = |number| Transaction::new(account, PartitionId(round)).record(vec![number; 90_000]);
+        for number in 0..30u8 {
+            primary.commit(transaction(number).client(ClientId(round + 1), u64::from(number))).unwrap();
+        }
+        primary.mark(&[account]).unwrap();
+        ship(&primary, &secondary, &[account]);
+    }
+    let progress = secondary.progress(primary.log_id()).unwrap().unwrap();
+    assert!(progress.time > 0);
+    let digest = primary.digest(account).unwrap();
+    assert!(secondary.trim(Lsn::MAX).unwrap() > Lsn::ZERO);
+    secondary.close().unwrap();
+    primary.trim(Lsn::MAX).unwrap();
+    let source = primary.log_id();
+    primary.close().unwrap();
+    let [primary, secondary] = options.map(|options| Region::open(options, ()).unwrap());
+    assert_eq!((primary.log_id(), secondary.progress(source).unwrap()), (source, Some(progress)));
+    assert_eq!((primary.digest(account).unwrap(), secondary.digest(account).unwrap()), (digest, digest));
+    let retried = Transaction::new(account, PartitionId(3)).record(vec![29; 90_000]).client(ClientId(4), 29);
+    assert!(primary.commit(retried).unwrap().repeated);
+    fill(&primary, account, 10, 10);
+    primary.mark(&[account]).unwrap();
+    let last = ship(&primary, &secondary, &[account]).pop().unwrap();
+    assert!(last.differ.is_empty() && last.progress.time > progress.time);
+    assert_eq!(secondary.digest(account).unwrap(), primary.digest(account).unwrap());
+}
+
+#[test]
+fn a_stretch_larger_than_a_block_is_taken_in_whole() {
+    let Pair { primary, secondary, account, .. } = &pair();
+    fill(primary, *account, 600, 1000);
+    let mut all = stretches(primary, &[*account], Lsn::ZERO);
+    let account_made = all.iter_mut().find_map(|arrived| arrived.account.take());
+    let position = all.last().unwrap().position;
+    // Many frames in one item, as they lie in a block of the primary's.
+    let joined: Vec<u8> = all.iter().flat_map(|arrived| arrived.frames.iter().flatten().copied()).collect();
+    let source = primary.log_id();
+    let frames_joined = vec![Bytes::from(joined)];
+    let arrived = Arrived { source, account: account_made, frames: frames_joined, mark: None, position };
+    let imported = secondary.import(arrived).unwrap().wait().unwrap();
+    assert_eq!((imported.records, imported.progress), (1200, Progress { source, position, time: 0 }));
+    assert_eq!(frames(secondary, *account), frames(primary, *account));
+}
+
+#[test]
+fn bytes_that_are_not_whole_data_frames_are_refused_before_anything_is_taken() {
+    let Pair { primary, secondary, account, .. } = &pair();
+    fill(primary, *account, 3, 100);
+    let whole = stretches(primary, &[*account], Lsn::ZERO);
+    let frame = whole.iter().find_map(|arrived| arrived.frames.first()).unwrap();
+    let mut flipped = frame.to_vec();
+    flipped[100] ^= 1;
+    let cut = frame.slice(..frame.len() - 8);
+    for bytes in [Bytes::from(flipped), cut, Bytes::from(vec![0; 4096]), Bytes::from_static(b"x")] {
+        let frames = vec![frame.clone(), bytes];
+        let (source, position) = (primary.log_id(), Lsn::MAX);
+        let refused = secondary.import(Arrived { source, account: None, frames, mark: None, position });
+        assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::InvalidInput));
+    }
+    assert_eq!(secondary.progress(primary.log_id()).unwrap(), None);
+}
+
+#[test]
+fn a_difference_is_said_and_holds_last_sync_time_back() {
+    let Pair { primary, secondary, account, .. } = &pair();
+    fill(primary, *account, 20, 10);
+    primary.mark(&[*account]).unwrap();
+    let mut all = stretches(primary, &[*account], Lsn::ZERO);
+    // The last frame before the mark never arrives.
+    all.iter_mut().rev().find(|arrived| !arrived.frames.is_empty()).unwrap().frames.pop();
+    let imported = all.into_iter().map(|arrived| secondary.import(arrived).unwrap().wait().unwrap());
+    let differ: Vec<AccountId> = imported.flat_map(|imported| imported.differ).collect();
+    assert_eq!(differ, [*account]);
+    assert_eq!(secondary.progress(primary.log_id()).unwrap().unwrap().time, 0);
+}
+
+/// Keeps the times of what it is handed.
+#[derive(Clone, Default)]
+struct Times(Arc<std::sync::Mutex<Vec<(Lsn, u64)>>>);
+
+impl StateMachine for Times {
+    fn resume_from(&self) -> Lsn {
+        Lsn::ZERO
+    }
+
+    fn apply(&mut self, transaction: &Committed<'_>) {
+        self.0.lock().unwrap().push((transaction.lsn(), transaction.time()));
+    }
+}
+
+#[test]
+fn everything_with_a_time_up_to_a_marks_lies_before_it_whatever_is_written_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let times = Times::default();
+    let region = Region::create(options(&dir, 3), times.clone()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    let stop = AtomicBool::new(false);
+    let marks = std::thread::scope(|scope| {
+        for thread in 0..4u128 {
+            let (region, stop) = (&region, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    region.commit(Transaction::new(account, PartitionId(thread)).record("x")).unwrap();
+                }
+            });
+        }
+        let marks: Vec<Lsn> = (0..200).map(|_| region.mark(&[account]).unwrap()).collect();
+        stop.store(true, Ordering::Relaxed);
+        marks
+    });
+    let idle = region.mark(&[account]).unwrap();
+    let time = |at: Lsn| region.read(at).unwrap().transaction(at).unwrap().time();
+    let last = time(*marks.last().unwrap());
+    assert!(time(idle) > last, "it moves while nothing is written");
+    let seen = times.0.lock().unwrap().clone();
+    for mark in marks {
+        let claimed = time(mark);
+        assert!(seen.iter().all(|&(lsn, time)| time > claimed || lsn < mark), "mark {mark} claims too much");
+        let block = region.read(mark).unwrap();
+        let record = block.transaction(mark).unwrap().records().next().unwrap().1;
+        let before = seen.iter().filter(|(lsn, _)| *lsn < mark).count() as u64;
+        assert_eq!(decode_mark(record).unwrap()[0].1.records, before, "its digest is of what lies before it");
+    }
+}
