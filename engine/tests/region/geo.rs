@@ -113,7 +113,9 @@ fn fill(region: &Region, account: AccountId, transactions: u32, len: usize) {
         records.fold(transaction, |transaction, record| transaction.record(record))
     };
     let tickets: Vec<_> = (0..transactions).map(|number| region.submit(transaction(number)).unwrap()).collect();
-    tickets.into_iter().for_each(|ticket| assert!(!ticket.wait().unwrap().repeated || transactions > 100));
+    for ticket in tickets {
+        ticket.wait().unwrap();
+    }
 }
 
 #[test]
