@@ -332,6 +332,7 @@ impl Log {
                 return Vec::new();
             }
         };
+        let life = self.disks.borrow()[disk.0].life;
         let mut found = Vec::new();
         let (mut next, mut unread) = (0, false);
         for (name, len) in names {
@@ -356,7 +357,7 @@ impl Log {
             let same =
                 |seal: &Seal| header.as_ref().is_some_and(|h| (h.segment, h.epoch) == (seal.segment, seal.epoch));
             let seal = seal.filter(|seal| seal.log == log && same(seal));
-            found.push(SlotFound { disk, slot: Slot { number, file }, header, seal });
+            found.push(SlotFound { disk, slot: Slot { number, file, life }, header, seal });
         }
         let mut disks = self.disks.borrow_mut();
         disks[disk.0].next_slot = next;

@@ -143,6 +143,7 @@ impl Log {
                 result = Err(error);
             }
         }
+        self.leaving.set(true);
         for disk in self.attached() {
             drop(self.ops.detach(disk).await);
         }

@@ -13,6 +13,8 @@ pub(crate) const SUPERBLOCK: &str = "superblock";
 pub(crate) struct Slot {
     pub(crate) number: u32,
     pub(crate) file: FileId,
+    /// Of the disk, when the file was opened.
+    pub(crate) life: u32,
 }
 
 impl Slot {
@@ -37,6 +39,8 @@ pub(crate) struct Disk {
     pub(crate) draining: bool,
     /// It is being taken back: what it holds is not known yet, so it takes nothing and does not count.
     pub(crate) joining: bool,
+    /// How often it was forgotten: what began in an earlier life has nothing to say of this one.
+    pub(crate) life: u32,
     /// The last creation of a slot found no space.
     pub(crate) full: bool,
     pub(crate) traits: Option<DiskTraits>,
@@ -64,6 +68,7 @@ impl Disk {
             reason: "not attached yet".into(),
             draining: false,
             joining: false,
+            life: 0,
             full: false,
             traits: None,
             superblock: None,
@@ -100,6 +105,7 @@ impl Disk {
 
     /// Forgets what was known of its files; its copies must be found again.
     pub(crate) fn forget(&mut self) {
+        self.life += 1;
         self.superblock = None;
         self.free.clear();
         self.slots = 0;

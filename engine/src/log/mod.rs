@@ -86,6 +86,8 @@ pub(crate) struct Log {
     pub(crate) reconfigure: RefCell<Option<String>>,
     pub(crate) halted: RefCell<Option<Error>>,
     pub(crate) closing: RefCell<Option<Resolver<Result<()>>>>,
+    /// The disks are being given up: what fails from now on says nothing of them.
+    pub(crate) leaving: Cell<bool>,
     pub(crate) closed: Cell<bool>,
     /// None while a computation has it.
     pub(crate) checkpointer: RefCell<Option<seal::Checkpointer>>,
@@ -249,6 +251,7 @@ impl Log {
             reconfigure: RefCell::new(None),
             halted: RefCell::new(None),
             closing: RefCell::new(None),
+            leaving: Cell::new(false),
             closed: Cell::new(false),
             checkpointer: RefCell::new(None),
             checkpoint_on: RefCell::default(),
@@ -320,7 +323,7 @@ impl Log {
         {
             let mut disks = self.disks.borrow_mut();
             let disk = &mut disks[disk.0];
-            if !matches!(disk.state, DiskState::Healthy | DiskState::Rebuilding) {
+            if !matches!(disk.state, DiskState::Healthy | DiskState::Rebuilding) || self.leaving.get() {
                 return;
             }
             disk.set(state, reason.clone());
@@ -344,7 +347,7 @@ impl Log {
 
     /// Stops the region for good: nothing more is acknowledged.
     pub(crate) fn halt(&self, error: Error) {
-        if self.halted.borrow().is_some() {
+        if self.halted.borrow().is_some() || self.leaving.get() {
             return;
         }
         *lock(&self.shared.halted) = Some(error.clone());

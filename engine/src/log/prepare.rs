@@ -146,11 +146,15 @@ impl Log {
         let log = self.meta.borrow().log();
         let header = SegmentHeader { log, segment: id, epoch, size: self.options.segment_bytes, set: set.to_vec() };
         let bytes = header.encode();
+        let lives = self.lives(disks);
         let made = join_all(disks.iter().map(|&disk| self.prepare_on(disk, &bytes, need))).await;
         if made.iter().all(Result::is_ok) {
             return Ok(made.into_iter().flatten().collect());
         }
-        for (&disk, made) in disks.iter().zip(made) {
+        // A disk may have been given up and counted again while the others were written.
+        let same = self.lives(disks).into_iter().zip(lives).map(|(now, then)| now == then);
+        let made = disks.iter().zip(made).zip(same).filter(|(_, same)| *same);
+        for ((&disk, made), _) in made {
             match made {
                 Ok(slot) => self.clear_slot(disk, slot).await,
                 Err(error) if is_full(&error) => self.disks.borrow_mut()[disk.0].full = true,
@@ -158,6 +162,11 @@ impl Log {
             }
         }
         Err(())
+    }
+
+    fn lives(&self, disks: &[DiskIndex]) -> Vec<u32> {
+        let all = self.disks.borrow();
+        disks.iter().map(|disk| all[disk.0].life).collect()
     }
 
     async fn prepare_on(&self, disk: DiskIndex, header: &[u8], need: Need) -> io::Result<Slot> {
@@ -176,6 +185,7 @@ impl Log {
     pub(crate) async fn clear_slot(&self, disk: DiskIndex, slot: Slot) {
         match self.clear_header(disk, slot).await {
             Ok(()) => self.free_slot(disk, slot),
+            Err(_) if self.disks.borrow()[disk.0].life != slot.life => {}
             Err(error) => self.lose(disk, DiskState::Failed, format!("a slot could not be cleared: {error}")),
         }
     }
@@ -208,13 +218,10 @@ impl Log {
             disk.next_slot += 1;
             disk.next_slot - 1
         };
+        let life = self.lives(&[disk]);
         let made = self.make_slot(disk, number).await;
-        if made.is_err() {
-            {
-                // The disk may have been given up and counted again meanwhile.
-                let slots = &mut self.disks.borrow_mut()[disk.0].slots;
-                *slots = slots.saturating_sub(1);
-            }
+        if made.is_err() && self.lives(&[disk]) == life {
+            self.disks.borrow_mut()[disk.0].slots -= 1;
             drop(self.ops.remove(disk, Slot::name(number)).await);
         }
         made
@@ -223,6 +230,7 @@ impl Log {
     /// Creates a slot and writes all of it once: a durable write into written blocks needs no metadata.
     async fn make_slot(&self, disk: DiskIndex, number: u32) -> io::Result<Slot> {
         let size = u64::from(self.options.segment_bytes);
+        let life = self.disks.borrow()[disk.0].life;
         let file = self.ops.open(disk, Slot::name(number), Some(size)).await?;
         let zeros = Buffer::zeroed(FILL.min(size as usize))?.share();
         let mut at = 0;
@@ -231,11 +239,15 @@ impl Log {
             self.ops.write(disk, file, at, zeros.part(0..len)).await?;
             at += len as u64;
         }
-        Ok(Slot { number, file })
+        Ok(Slot { number, file, life })
     }
 
+    /// Gives a slot back. One of an earlier life of its disk was found anew, or is gone.
     pub(crate) fn free_slot(&self, disk: DiskIndex, slot: Slot) {
-        self.disks.borrow_mut()[disk.0].free.push(slot);
+        let disk = &mut self.disks.borrow_mut()[disk.0];
+        if slot.life == disk.life {
+            disk.free.push(slot);
+        }
     }
 }
 

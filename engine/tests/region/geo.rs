@@ -7,7 +7,7 @@ use bytes::Bytes;
 use meridian::format::{SystemRecord, decode_mark};
 use meridian::geo::{Arrived, Digest, Imported, Mark, Progress};
 use meridian::{
-    AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, Options, PartitionId, Region, Result, Role, StateMachine,
+    AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, Options, PartitionId, Region, Role, StateMachine,
     Transaction,
 };
 use tempfile::TempDir;
@@ -157,13 +157,14 @@ fn what_arrives_again_is_skipped_and_a_gap_is_refused() {
     );
     let position = secondary.progress(primary.log_id()).unwrap().unwrap().position;
     fill(primary, *account, 121, 100);
-    let mut rest = stretches(primary, &[*account], position);
-    let missing = rest.iter_mut().find(|arrived| !arrived.frames.is_empty()).unwrap();
-    missing.frames.remove(0);
-    let refused: Vec<Result<Imported>> =
-        rest.into_iter().map(|arrived| secondary.import(arrived).unwrap().wait()).collect();
-    let error = refused.into_iter().find_map(Result::err).expect("a gap is refused");
+    let rest = stretches(primary, &[*account], position);
+    let mut frames_left: Vec<Bytes> = rest.iter().flat_map(|arrived| arrived.frames.clone()).collect();
+    frames_left.remove(0);
+    let (source, end) = (primary.log_id(), rest.last().unwrap().position);
+    let arrived = Arrived { source, account: None, frames: frames_left, mark: None, position: end };
+    let error = secondary.import(arrived).unwrap().wait().expect_err("a gap is refused");
     assert_eq!(error.kind(), ErrorKind::Gap, "{error}");
+    assert_eq!(secondary.progress(source).unwrap().unwrap().position, position);
     assert!(frames(secondary, *account).starts_with(&held), "what was there stays");
     ship(primary, secondary, &[*account]);
     assert_eq!(secondary.digest(*account).unwrap(), primary.digest(*account).unwrap());
