@@ -18,9 +18,12 @@ use super::{Buffer, DiskIndex, DiskTraits, Slice};
 pub(super) const ALIGN: usize = 4096;
 /// The file whose lock is the disk's.
 const LOCK: &str = "LOCK";
-/// How long, and how often, an attachment waits for the last writes of a killed process.
-const PREDECESSOR_PAUSE: Duration = Duration::from_millis(1);
+/// How long an attachment pauses where it waits,
+const PAUSE: Duration = Duration::from_millis(1);
+/// how often at most for the last writes of a killed process,
 const PREDECESSOR_PAUSES: u32 = 10_000;
+/// and how often for a process that is being started.
+const STARTING_PAUSES: u32 = 200;
 /// Appended to a file's name for the copy that will replace it.
 const TEMPORARY: &str = ".tmp";
 
@@ -53,10 +56,8 @@ impl Directory {
         let dir =
             File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
         let lock = open_lock(&dir)?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-            Errno::WOULDBLOCK => io::Error::new(ErrorKind::WouldBlock, "the directory is locked by another opener"),
-            errno => errno.into(),
-        })?;
+        // A process that this one is starting has the lock of what was just closed here until it runs its own program.
+        outwait(&lock, STARTING_PAUSES, "the directory is locked by another opener")?;
         let traits = DiskTraits { direct: probe_direct(&dir)? };
         let directory = Directory { dir, _lock: lock, traits, replacing: Mutex::new(()) };
         directory.outwait_predecessor()?;
@@ -74,24 +75,14 @@ impl Directory {
     /// lock with it; but each file with one under way is still open then, and keeps the shared lock that every open
     /// data file has.
     fn outwait_predecessor(&self) -> io::Result<()> {
-        let mut pauses = 0;
+        let mut pauses = PREDECESSOR_PAUSES;
         for (name, _) in self.list()? {
             // The lock's file is locked by us. Whatever cannot be opened was not left open by an engine.
             if name == LOCK {
                 continue;
             }
             let Ok(file) = self.openat(&name, OFlags::RDONLY) else { continue };
-            while let Err(errno) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                if errno != Errno::WOULDBLOCK {
-                    return Err(errno.into());
-                }
-                if pauses == PREDECESSOR_PAUSES {
-                    let what = "writes of the previous process are still under way";
-                    return Err(io::Error::new(ErrorKind::WouldBlock, what));
-                }
-                pauses += 1;
-                std::thread::sleep(PREDECESSOR_PAUSE);
-            }
+            pauses -= outwait(&file, pauses, "writes of the previous process are still under way")?;
         }
         Ok(())
     }
@@ -375,6 +366,19 @@ fn make_directory(path: &Path) -> io::Result<()> {
     }
     let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(above)?.sync_all()
+}
+
+/// Takes the lock, after so many pauses at most; returns how many it took.
+fn outwait(file: &File, pauses: u32, what: &'static str) -> io::Result<u32> {
+    for paused in 0.. {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(paused),
+            Err(Errno::WOULDBLOCK) if paused < pauses => std::thread::sleep(PAUSE),
+            Err(Errno::WOULDBLOCK) => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Err(io::Error::new(ErrorKind::WouldBlock, what))
 }
 
 fn open_lock(dir: &File) -> io::Result<File> {

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use meridian::format::{SystemRecord, decode_mark};
 use meridian::geo::{Arrived, Digest, Imported, Mark, Progress};
 use meridian::{
-    AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, Options, PartitionId, Region, Role, StateMachine,
-    Transaction,
+    AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, Options, PartitionId, Region, Role, StateMachine, Transaction,
 };
 use tempfile::TempDir;
 
