@@ -5,6 +5,12 @@
 
 use bytes::Bytes;
 
+mod receiver;
+mod shipper;
+
+pub use receiver::{Delivered, Receiver};
+pub use shipper::{Acknowledged, Acknowledgement, Batch, Lag, MOST_BATCH_BYTES, Shipper, ShipperOptions, Waiting};
+
 use crate::region::Account;
 use crate::types::{AccountId, LogId, Lsn};
 

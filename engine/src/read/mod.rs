@@ -42,6 +42,11 @@ impl BlockView {
         Lsn::new(self.segment, self.offset + self.data.len() as u32)
     }
 
+    /// The bytes as they lie in the log.
+    pub(crate) fn data(&self) -> &Slice {
+        &self.data
+    }
+
     /// Its transactions in log order, the engine's own included.
     pub fn transactions(&self) -> impl Iterator<Item = Committed<'_>> {
         let frames = Block::trusted(&self.data).frames().enumerate();

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use meridian::format::{SystemRecord, decode_mark};
-use meridian::geo::{Arrived, Digest, Imported, Mark, Progress};
+use meridian::format::{Frame, decode_mark};
+use meridian::geo::{
+    Arrived, Batch, Delivered, Digest, Imported, Lag, Progress, Receiver, Shipper, ShipperOptions, Waiting,
+};
 use meridian::{
     AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, Options, PartitionId, Region, Role, StateMachine, Transaction,
 };
@@ -13,59 +15,26 @@ use tempfile::TempDir;
 
 use crate::common::options;
 
-/// What a transaction of a primary's log is to the other region.
-enum Piece {
-    Account(meridian::Account),
-    Mark(Mark),
-    Frame(Bytes),
-}
-
-fn piece(transaction: &Committed<'_>, accounts: &[AccountId]) -> Option<Piece> {
-    if !transaction.is_system() {
-        let carried = accounts.contains(&transaction.account());
-        return carried.then(|| Piece::Frame(Bytes::copy_from_slice(transaction.bytes())));
-    }
-    let (_, record) = transaction.records().next().unwrap();
-    match SystemRecord::decode(record).unwrap() {
-        SystemRecord::Account(known) if accounts.contains(&known.id) => Some(Piece::Account(meridian::Account {
-            id: known.id,
-            name: known.name,
-            epoch: known.epoch,
-            ack: if known.all { Ack::All } else { Ack::Quorum },
-            role: Role::Primary,
-        })),
-        SystemRecord::Mark(accounts) => Some(Piece::Mark(Mark { time: transaction.time(), accounts })),
-        _ => None,
-    }
-}
-
-/// What there is of the primary's log from a position on, a stretch for each block but where an account or a mark cuts one.
+/// What a shipper makes of the primary's log from a position on, as it arrives.
 fn stretches(primary: &Region, accounts: &[AccountId], from: Lsn) -> Vec<Arrived> {
-    let source = primary.log_id();
+    let mut shipper = Shipper::new(ShipperOptions::default(), accounts.iter().copied(), from);
+    let mut receiver = Receiver::new(primary.log_id(), from);
     let mut log = primary.subscribe(from);
     let mut stretches = Vec::new();
-    while let Some(block) = log.try_next().unwrap() {
-        let empty = |position| Arrived { source, account: None, frames: Vec::new(), mark: None, position };
-        let mut next = empty(block.end());
-        let mut here = Vec::new();
-        for transaction in block.transactions().filter(|transaction| transaction.lsn() >= from) {
-            match piece(&transaction, accounts) {
-                Some(Piece::Account(account)) => {
-                    next.position = transaction.lsn();
-                    here.push(std::mem::replace(&mut next, Arrived { account: Some(account), ..empty(block.end()) }));
-                }
-                Some(Piece::Mark(mark)) => {
-                    next.position = Lsn(transaction.lsn().0 + 1);
-                    here.push(Arrived { mark: Some(mark), ..std::mem::replace(&mut next, empty(block.end())) });
-                }
-                Some(Piece::Frame(frame)) => next.frames.push(frame),
-                None => {}
-            }
+    loop {
+        while let Some(batch) = shipper.poll(u64::MAX) {
+            stretches.push(receiver.receive(delivered(batch)).unwrap());
         }
-        here.push(next);
-        stretches.extend(here);
+        let Some(block) = log.try_next().unwrap() else { return stretches };
+        shipper.offer(&block, 0);
     }
-    stretches
+}
+
+fn delivered(batch: Batch) -> Delivered {
+    let Batch { number, account, frames, mark, position, bytes } = batch;
+    let frames: Vec<u8> = frames.iter().flat_map(|slice| slice.iter().copied()).collect();
+    assert_eq!(frames.len(), bytes);
+    Delivered { number, account, frames: frames.into(), mark, position }
 }
 
 /// Everything from where the secondary says that it stands.
@@ -74,6 +43,20 @@ fn ship(primary: &Region, secondary: &Region, accounts: &[AccountId]) -> Vec<Imp
     let tickets: Vec<_> =
         stretches(primary, accounts, from).into_iter().map(|arrived| secondary.import(arrived).unwrap()).collect();
     tickets.into_iter().map(|ticket| ticket.wait().unwrap()).collect()
+}
+
+/// Each frame by itself.
+fn split(items: &[Bytes]) -> Vec<Bytes> {
+    let mut frames = Vec::new();
+    for item in items {
+        let mut at = 0;
+        while at < item.len() {
+            let len = Frame::parse(&item[at..]).unwrap().len();
+            frames.push(item.slice(at..at + len));
+            at += len;
+        }
+    }
+    frames
 }
 
 /// The frames of an account in log order.
@@ -157,7 +140,7 @@ fn what_arrives_again_is_skipped_and_a_gap_is_refused() {
     let position = secondary.progress(primary.log_id()).unwrap().unwrap().position;
     fill(primary, *account, 121, 100);
     let rest = stretches(primary, &[*account], position);
-    let mut frames_left: Vec<Bytes> = rest.iter().flat_map(|arrived| arrived.frames.clone()).collect();
+    let mut frames_left: Vec<Bytes> = rest.iter().flat_map(|arrived| split(&arrived.frames)).collect();
     frames_left.remove(0);
     let (source, end) = (primary.log_id(), rest.last().unwrap().position);
     let arrived = Arrived { source, account: None, frames: frames_left, mark: None, position: end };
@@ -287,7 +270,7 @@ fn bytes_that_are_not_whole_data_frames_are_refused_before_anything_is_taken() {
     let Pair { primary, secondary, account, .. } = &pair();
     fill(primary, *account, 3, 100);
     let whole = stretches(primary, &[*account], Lsn::ZERO);
-    let frame = whole.iter().find_map(|arrived| arrived.frames.first()).unwrap();
+    let frame = &whole.iter().find_map(|arrived| split(&arrived.frames).first().cloned()).unwrap();
     let mut flipped = frame.to_vec();
     flipped[100] ^= 1;
     let cut = frame.slice(..frame.len() - 8);
@@ -307,7 +290,9 @@ fn a_difference_is_said_and_holds_last_sync_time_back() {
     primary.mark(&[*account]).unwrap();
     let mut all = stretches(primary, &[*account], Lsn::ZERO);
     // The last frame before the mark never arrives.
-    all.iter_mut().rev().find(|arrived| !arrived.frames.is_empty()).unwrap().frames.pop();
+    let last = all.iter_mut().rev().find(|arrived| !arrived.frames.is_empty()).unwrap();
+    last.frames = split(&last.frames);
+    last.frames.pop();
     let imported = all.into_iter().map(|arrived| secondary.import(arrived).unwrap().wait().unwrap());
     let differ: Vec<AccountId> = imported.flat_map(|imported| imported.differ).collect();
     assert_eq!(differ, [*account]);
@@ -361,4 +346,45 @@ fn everything_with_a_time_up_to_a_marks_lies_before_it_whatever_is_written_meanw
         let before = seen.iter().filter(|(lsn, _)| *lsn < mark).count() as u64;
         assert_eq!(decode_mark(record).unwrap()[0].1.records, before, "its digest is of what lies before it");
     }
+}
+
+#[test]
+fn batches_are_cut_by_bytes_and_time_and_marks_and_wait_for_the_window() {
+    let Pair { primary, account, .. } = &pair();
+    fill(primary, *account, 200, 1000);
+    primary.mark(&[*account]).unwrap();
+    fill(primary, *account, 440, 1000);
+    let options = ShipperOptions { batch_bytes: 20_000, batch_time: 1_000, window: 50_000 };
+    let mut shipper = Shipper::new(options, [*account], Lsn::ZERO);
+    let mut log = primary.subscribe(Lsn::ZERO);
+    let (mut marks, mut sent, mut flying, mut now, mut last) = (0, Vec::new(), Vec::new(), 0, 0);
+    loop {
+        now += 400;
+        while let Some(batch) = shipper.poll(now) {
+            assert!(batch.bytes < options.batch_bytes + 4_000, "a batch goes out as soon as it is full");
+            assert!(!batch.frames.is_empty() || batch.account.is_some() || batch.mark.is_some());
+            flying.push(batch.bytes);
+            last = batch.number;
+            assert!(flying.iter().sum::<usize>() as u64 <= options.window || flying.len() == 1);
+            marks += usize::from(batch.mark.is_some());
+            sent.extend(batch.frames.iter().flat_map(|slice| slice.iter().copied()));
+        }
+        match shipper.waiting(now) {
+            Waiting::Window => {
+                let acknowledged = shipper.acknowledge(last).unwrap();
+                assert_eq!(acknowledged.len(), flying.iter().filter(|bytes| **bytes > 0).count());
+                flying.clear();
+            }
+            Waiting::Batch | Waiting::Block if shipper.wants_block() => match log.try_next().unwrap() {
+                Some(block) => shipper.offer(&block, now),
+                None if shipper.waiting(now) == Waiting::Block => break,
+                None => {}
+            },
+            _ => {}
+        }
+    }
+    assert_eq!((marks, sent), (1, frames(primary, *account).concat()));
+    shipper.acknowledge(last).unwrap();
+    assert_eq!((shipper.lag(), shipper.position()), (Lag::default(), primary.committed()));
+    assert!(shipper.acknowledge(u64::MAX).is_err() && shipper.acknowledge(0).is_err());
 }

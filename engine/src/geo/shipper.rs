@@ -1,0 +1,369 @@
+//! The primary's side of a session: committed blocks go in, batches come out, acknowledgements move the marks behind them.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Block, FrameHeader, FrameKind, SystemRecord};
+use crate::geo::Mark;
+use crate::io::Slice;
+use crate::read::BlockView;
+use crate::region::{Account, Role};
+use crate::types::{AccountId, Ack, Lsn, ORDINAL};
+
+/// A stretch of log with nothing to carry is reported when it is so long.
+const SILENT: u64 = 16 << 20;
+
+/// How a [`Shipper`] cuts batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShipperOptions {
+    /// A batch that holds so many bytes goes out. 1 to 4 MiB; default 1 MiB.
+    pub batch_bytes: usize,
+    /// A batch goes out so long after its first transaction, in nanoseconds. Default 1 ms.
+    pub batch_time: u64,
+    /// Bytes that may be on their way without an acknowledgement, as the other side grants them. A larger batch goes alone.
+    pub window: u64,
+}
+
+impl Default for ShipperOptions {
+    fn default() -> ShipperOptions {
+        ShipperOptions { batch_bytes: 1 << 20, batch_time: 1_000_000, window: 64 << 20 }
+    }
+}
+
+/// The largest [`ShipperOptions::batch_bytes`]: with the largest transaction, it bounds what the other side has to take at once.
+pub const MOST_BATCH_BYTES: usize = 4 << 20;
+
+/// What goes to the other side at once. Its parts happened in the order of the fields.
+pub struct Batch {
+    /// Dense in a session, from 1.
+    pub number: u64,
+    /// A carried account was made or changed.
+    pub account: Option<Account>,
+    /// Whole frames of carried accounts, as they lie in the primary's blocks; neighbours are one slice. No payload is copied.
+    pub frames: Vec<Slice>,
+    /// A mark of every carried account.
+    pub mark: Option<Mark>,
+    /// Everything before this position of the log that is carried is here or in a batch before.
+    pub position: Lsn,
+    /// The bytes of all frames.
+    pub bytes: usize,
+}
+
+/// How far the other side has what it was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// The batch, and all before it.
+    pub number: u64,
+    /// The position that is durable there.
+    pub position: Lsn,
+    /// The last sync time there.
+    pub time: u64,
+    /// Accounts whose copies were found to differ at a mark.
+    pub differ: Vec<AccountId>,
+}
+
+/// What was acknowledged just now, for the histogram of commit to remotely durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// The time of the oldest transaction in it, in the clock of the log.
+    pub time: u64,
+    /// How many records.
+    pub records: u64,
+}
+
+/// What a [`Shipper`] waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// The next committed block.
+    Block,
+    /// A fuller batch, or its time.
+    Batch,
+    /// The other side: the window is full.
+    Window,
+    /// Nothing: a batch is ready.
+    Nothing,
+}
+
+/// What was offered and is not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Lag {
+    /// Bytes of frames.
+    pub bytes: u64,
+    /// Records.
+    pub records: u64,
+    /// The time of the oldest transaction, in the clock of the log; 0 when there is none.
+    pub oldest: u64,
+}
+
+/// The sender of one session: holds no block longer than until its batch is taken, and does no I/O.
+///
+/// `acknowledged <= shipped <= offered`, always. After a cut a new session makes a new shipper, from where the other side says that it is.
+///
+/// ```
+/// use meridian::geo::{Shipper, ShipperOptions, Waiting};
+/// # use meridian::{Ack, DiskConfig, Lsn, Options, PartitionId, Region, Transaction};
+/// # let home = tempfile::tempdir()?;
+/// # let disks = ["a", "b", "c"].map(|name| DiskConfig::new(home.path().join(name), name, "zone-1"));
+/// # let mut options = Options::new(disks.to_vec());
+/// # options.segment_bytes = 8 << 20;
+/// # let region = Region::create(options, ())?;
+/// let account = region.create_account("flights", Ack::Quorum)?;
+/// region.commit(Transaction::new(account, PartitionId::named("EWR/UA")).record("UA 1545"))?;
+/// let mut shipper = Shipper::new(ShipperOptions::default(), [account], Lsn::ZERO);
+/// let mut log = region.subscribe(Lsn::ZERO);
+/// while let Some(block) = log.try_next()? {
+///     shipper.offer(&block, 0);
+/// }
+/// let made = shipper.poll(2_000_000).expect("the account's making is a batch of its own");
+/// let batch = shipper.poll(2_000_000).expect("its time has come");
+/// assert!(made.account.is_some() && batch.bytes > 0);
+/// assert_eq!(shipper.waiting(2_000_000), Waiting::Block);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Shipper {
+    options: ShipperOptions,
+    accounts: BTreeSet<AccountId>,
+    resume: Lsn,
+    open: Open,
+    ready: VecDeque<Closed>,
+    /// Sent and not acknowledged, in order.
+    flying: VecDeque<Flying>,
+    flying_bytes: u64,
+    next_number: u64,
+    offered: Lsn,
+    shipped: Lsn,
+    acknowledged: Lsn,
+}
+
+/// The batch in the making.
+#[derive(Default)]
+struct Open {
+    account: Option<Account>,
+    frames: Vec<Slice>,
+    bytes: usize,
+    records: u64,
+    /// The time of its first transaction in the log's clock.
+    time: u64,
+    /// When its first part was offered.
+    since: Option<u64>,
+}
+
+struct Closed {
+    open: Open,
+    mark: Option<Mark>,
+    position: Lsn,
+}
+
+struct Flying {
+    number: u64,
+    position: Lsn,
+    bytes: u64,
+    records: u64,
+    time: u64,
+}
+
+impl Shipper {
+    /// Ships these accounts from `resume` on: the position that the other side holds everything before.
+    ///
+    /// # Panics
+    /// When [`ShipperOptions::batch_bytes`] is 0 or above [`MOST_BATCH_BYTES`].
+    #[must_use]
+    pub fn new(options: ShipperOptions, accounts: impl IntoIterator<Item = AccountId>, resume: Lsn) -> Shipper {
+        assert!((1..=MOST_BATCH_BYTES).contains(&options.batch_bytes), "batch_bytes: 1 to {MOST_BATCH_BYTES}");
+        Shipper {
+            options,
+            accounts: accounts.into_iter().collect(),
+            resume,
+            open: Open::default(),
+            ready: VecDeque::new(),
+            flying: VecDeque::new(),
+            flying_bytes: 0,
+            next_number: 1,
+            offered: resume,
+            shipped: resume,
+            acknowledged: resume,
+        }
+    }
+
+    /// Whether another block can be offered: what was offered before is in batches, and those are taken.
+    #[must_use]
+    pub fn wants_block(&self) -> bool {
+        self.ready.is_empty() && self.open.bytes < self.options.batch_bytes
+    }
+
+    /// Takes in the next committed block of the log. `now` is any clock that [`Shipper::poll`] shares, in nanoseconds.
+    ///
+    /// # Panics
+    /// When a block comes twice or out of order.
+    pub fn offer(&mut self, block: &BlockView, now: u64) {
+        assert!(block.end() > self.offered, "blocks are offered in order");
+        let data = block.data();
+        // Neighbouring frames make one slice.
+        let mut run = 0..0;
+        let trusted = Block::trusted(data);
+        let last = u64::from(trusted.header().frames).saturating_sub(1);
+        for (ordinal, (at, frame)) in (0..).zip(trusted.frames()) {
+            let lsn = Lsn(block.lsn().0 & !u64::from(ORDINAL) | ordinal);
+            let behind = if ordinal == last { block.end() } else { Lsn(lsn.0 + 1) };
+            if lsn < self.resume {
+                continue;
+            }
+            let (header, at) = (frame.header(), at as usize);
+            if header.kind == FrameKind::System {
+                self.close_run(data, &mut run);
+                self.offered = behind;
+                self.offer_system(lsn, &header, frame.record(0).unwrap_or_default(), now);
+                continue;
+            }
+            if !self.accounts.contains(&header.account) {
+                continue;
+            }
+            if run.end != at {
+                self.close_run(data, &mut run);
+                run = at..at;
+            }
+            run.end += frame.len();
+            let open = &mut self.open;
+            if open.records == 0 {
+                open.time = header.time;
+            }
+            open.since.get_or_insert(now);
+            open.bytes += frame.len();
+            open.records += frame.count() as u64;
+            if open.bytes >= self.options.batch_bytes {
+                self.close_run(data, &mut run);
+                self.close(None, behind);
+            }
+        }
+        self.close_run(data, &mut run);
+        self.offered = block.end();
+    }
+
+    fn close_run(&mut self, data: &Slice, run: &mut std::ops::Range<usize>) {
+        if run.start < run.end {
+            self.open.frames.push(data.part(run.clone()));
+        }
+        *run = 0..0;
+    }
+
+    fn offer_system(&mut self, lsn: Lsn, header: &FrameHeader, record: &[u8], now: u64) {
+        match SystemRecord::decode(record) {
+            Ok(SystemRecord::Account(known)) if self.accounts.contains(&known.id) => {
+                self.close(None, lsn);
+                let ack = if known.all { Ack::All } else { Ack::Quorum };
+                let (id, name, epoch) = (known.id, known.name, known.epoch);
+                self.open.account = Some(Account { id, name, epoch, ack, role: Role::Primary });
+                self.open.since.get_or_insert(now);
+                self.close(None, self.offered);
+            }
+            Ok(SystemRecord::Mark(marked)) => {
+                let carried: Vec<_> = marked.into_iter().filter(|(id, _)| self.accounts.contains(id)).collect();
+                if carried.len() == self.accounts.len() {
+                    let mark = Mark { time: header.time, accounts: carried };
+                    self.close(Some(mark), self.offered);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The open batch is complete: everything before `position` is in it or in one before.
+    fn close(&mut self, mark: Option<Mark>, position: Lsn) {
+        if self.open.since.is_none() && mark.is_none() {
+            return;
+        }
+        let open = std::mem::take(&mut self.open);
+        self.ready.push_back(Closed { open, mark, position });
+    }
+
+    /// The next batch, if one is complete or its time has come, and the window has room for it.
+    pub fn poll(&mut self, now: u64) -> Option<Batch> {
+        if self.waiting(now) != Waiting::Nothing {
+            return None;
+        }
+        let Closed { open, mark, position } = self.ready.pop_front().unwrap_or_else(|| {
+            let open = std::mem::take(&mut self.open);
+            Closed { open, mark: None, position: self.offered }
+        });
+        let Open { account, frames, bytes, records, time, .. } = open;
+        let number = self.next_number;
+        self.next_number += 1;
+        self.flying_bytes += bytes as u64;
+        self.flying.push_back(Flying { number, position, bytes: bytes as u64, records, time });
+        assert!(self.shipped <= position && position <= self.offered, "shipped <= offered");
+        self.shipped = position;
+        Some(Batch { number, account, frames, mark, position, bytes })
+    }
+
+    /// What it waits for now.
+    #[must_use]
+    pub fn waiting(&self, now: u64) -> Waiting {
+        let bytes = self.ready.front().map_or(self.open.bytes, |closed| closed.open.bytes) as u64;
+        let due = !self.ready.is_empty() || self.deadline().is_some_and(|at| at <= now);
+        let silent = self.offered.0 - self.shipped.0 >= SILENT && self.open.since.is_none();
+        if !due && !silent {
+            return if self.open.since.is_some() { Waiting::Batch } else { Waiting::Block };
+        }
+        if self.flying_bytes > 0 && self.flying_bytes + bytes > self.options.window {
+            return Waiting::Window;
+        }
+        Waiting::Nothing
+    }
+
+    /// When the open batch goes out at the latest, in the clock of [`Shipper::offer`].
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        self.open.since.map(|since| since + self.options.batch_time)
+    }
+
+    /// Takes in an acknowledgement: everything up to its batch is durable on the other side. Returns what was on its way.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a batch that was not sent, or is acknowledged already: end the session.
+    pub fn acknowledge(&mut self, number: u64) -> Result<Vec<Acknowledged>> {
+        let first = self.flying.front().map_or(self.next_number, |flying| flying.number);
+        if !(first..self.next_number).contains(&number) {
+            let message =
+                format!("batch {number} was acknowledged, {first} to {} are on their way", self.next_number - 1);
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+        let count = (number - first + 1) as usize;
+        let mut acknowledged = Vec::with_capacity(count);
+        for Flying { position, bytes, records, time, .. } in self.flying.drain(..count) {
+            self.flying_bytes -= bytes;
+            assert!(self.acknowledged <= position && position <= self.shipped, "acknowledged <= shipped");
+            self.acknowledged = position;
+            acknowledged.push(Acknowledged { time, records });
+        }
+        acknowledged.retain(|batch| batch.records > 0);
+        Ok(acknowledged)
+    }
+
+    /// The other side holds everything before this position.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
+        self.acknowledged
+    }
+
+    /// Everything before this position was looked at.
+    #[must_use]
+    pub fn offered(&self) -> Lsn {
+        self.offered
+    }
+
+    /// What was offered and is not acknowledged. What still lies in the log comes on top.
+    #[must_use]
+    pub fn lag(&self) -> Lag {
+        let ready = self.ready.iter().map(|closed| &closed.open).chain([&self.open]);
+        let ready = ready.map(|open| (open.bytes as u64, open.records, open.time));
+        let flying = self.flying.iter().map(|flying| (flying.bytes, flying.records, flying.time));
+        flying.chain(ready).filter(|(_, records, _)| *records > 0).fold(
+            Lag::default(),
+            |lag, (bytes, records, time)| Lag {
+                bytes: lag.bytes + bytes,
+                records: lag.records + records,
+                oldest: if lag.records == 0 { time } else { lag.oldest },
+            },
+        )
+    }
+}
