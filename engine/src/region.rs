@@ -381,6 +381,14 @@ impl Region {
         Lsn(self.shared.committed.get())
     }
 
+    /// The bytes of log between two positions, headers and what fills a segment's end included: how far a reader is behind.
+    #[must_use]
+    pub fn distance(&self, from: Lsn, to: Lsn) -> u64 {
+        let bytes =
+            |at: Lsn| u64::from(at.segment().0) * u64::from(self.shared.options.segment_bytes) + u64::from(at.offset());
+        bytes(to).saturating_sub(bytes(from))
+    }
+
     fn control<T>(&self, make: impl FnOnce(Resolver<Result<T>>) -> Control) -> Result<T> {
         self.shared.ask(|done| Request::Control(make(done)))
     }

@@ -1,6 +1,7 @@
 //! Reading: by position, a partition in order, and the tail; hot blocks first, then the segments.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Block, DATA_START, Frame};
@@ -171,6 +172,21 @@ impl Subscription {
             }
             self.shared.committed.wait_for_blocking(self.next.0 + 1).map_err(|_| self.shared.ended())?;
         }
+    }
+
+    /// As [`Subscription::next_blocking`], but waits at most for `time`; `None` when there was none.
+    ///
+    /// # Errors
+    /// As [`Subscription::next_blocking`].
+    pub fn next_timeout(&mut self, time: Duration) -> Result<Option<BlockView>> {
+        if let Some(block) = self.try_next()? {
+            return Ok(Some(block));
+        }
+        match self.shared.committed.wait_for_timeout(self.next.0 + 1, time) {
+            Some(reached) => reached.map_err(|_| self.shared.ended())?,
+            None => return Ok(None),
+        }
+        self.try_next()
     }
 
     /// The next committed block; completes when there is one. Any runtime will do; what is not in memory is read on the

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::park;
-use super::prims::{AtomicU64, CachePadded, Mutex, Ordering, fence};
+use super::prims::{AtomicU64, CachePadded, Deadline, Mutex, Ordering, fence};
 
 /// The watermark will not move any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,11 @@ impl Watermark {
     /// [`Closed`], when it never will be.
     pub(crate) fn wait_for_blocking(&self, number: u64) -> Result<(), Closed> {
         park::block_on(self.wait_for(number))
+    }
+
+    /// As [`Watermark::wait_for_blocking`], but not longer than `time`: `None` after that.
+    pub(crate) fn wait_for_timeout(&self, number: u64, time: Duration) -> Option<Result<(), Closed>> {
+        park::block_until(&mut self.wait_for(number), Deadline::after(time))
     }
 
     /// Ends every wait for a number that was not reached, those to come as well.

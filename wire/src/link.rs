@@ -1,0 +1,528 @@
+//! The primary's side: ships what is committed to the secondary, again and again until it has it, and says how far that is.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use meridian::geo::{Acknowledgement, Batch, Lag, MOST_BATCH_BYTES, Shipper, ShipperOptions, Waiting};
+use meridian::{AccountId, ErrorKind, LogId, Lsn, PartitionId, Region, RetentionPin, Subscription};
+
+use crate::clock::{self, Clock};
+use crate::codec::{Hello, Message, Welcome};
+use crate::compress::{Adaptive, Compression};
+use crate::error::{Result, WireError};
+use crate::listener::start;
+use crate::session::{self, Peer};
+use crate::transport::{Connection, Security, check_address};
+
+/// How long a thread sleeps, at most, before it looks whether the link is to stop.
+const NAP: Duration = Duration::from_millis(50);
+/// So long after the last message a ping goes out: it finds a dead connection, and measures the way.
+const PING: u64 = 500_000_000;
+
+/// How a primary ships.
+#[derive(Clone, Debug)]
+pub struct LinkOptions {
+    /// Where the secondary listens.
+    pub address: SocketAddr,
+    /// The cluster that both regions belong to.
+    pub cluster: String,
+    /// What this region is called there.
+    pub region: String,
+    /// The secondary.
+    pub peer: Peer,
+    /// How both prove who they are.
+    pub security: Security,
+    /// The accounts that are shipped.
+    pub accounts: Vec<AccountId>,
+    /// A batch that holds so many bytes goes out, 1 to 4 MiB. Default 1 MiB.
+    pub batch_bytes: usize,
+    /// A batch goes out so long after its first transaction. Default 1 ms.
+    pub batch_time: Duration,
+    /// How often the log is marked, so that last sync time moves on. Default 200 ms.
+    pub mark_interval: Duration,
+    /// Whether frames are compressed. Default: where it pays.
+    pub compression: Compression,
+    /// How long the other side may be silent or slow. Default 10 s.
+    pub patience: Duration,
+    /// The longest wait before another attempt to connect. Default 2 s.
+    pub longest_retry: Duration,
+}
+
+impl LinkOptions {
+    /// The defaults.
+    #[must_use]
+    pub fn new(address: SocketAddr, cluster: &str, region: &str, peer: Peer, accounts: Vec<AccountId>) -> LinkOptions {
+        LinkOptions {
+            address,
+            cluster: cluster.to_owned(),
+            region: region.to_owned(),
+            peer,
+            security: Security::Loopback,
+            accounts,
+            batch_bytes: 1 << 20,
+            batch_time: Duration::from_millis(1),
+            mark_interval: Duration::from_millis(200),
+            compression: Compression::Adaptive,
+            patience: Duration::from_secs(10),
+            longest_retry: Duration::from_secs(2),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        check_address(&self.security, self.address)?;
+        let invalid = |what: String| Err(WireError::InvalidInput(what));
+        if !(1..=MOST_BATCH_BYTES).contains(&self.batch_bytes) {
+            return invalid(format!("batch_bytes: {} given, 1 to {MOST_BATCH_BYTES} accepted", self.batch_bytes));
+        }
+        if self.accounts.is_empty() {
+            return invalid("accounts: at least one".into());
+        }
+        if self.mark_interval.is_zero() || self.patience.is_zero() {
+            return invalid("mark_interval and patience: more than nothing".into());
+        }
+        Ok(())
+    }
+}
+
+/// Whether what is committed gets to the secondary (acceptance G10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LinkState {
+    /// A session is up.
+    Live,
+    /// There is none; another attempt is made soon.
+    #[default]
+    Unavailable,
+    /// What the secondary lacks was trimmed here: nothing is shipped any more (FAULT-MODEL invariant 12).
+    Gap,
+}
+
+/// What the secondary is behind for (acceptance T2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Cause {
+    /// It is not behind, but for what is on its way.
+    #[default]
+    None,
+    /// There is no session.
+    Unavailable,
+    /// The other side refuses what it is sent; [`LinkStatus::ended`] has its words.
+    Refused,
+    /// The window is full: the secondary's disks or processor.
+    Secondary,
+    /// Sending takes the time: the link.
+    Link,
+    /// The log here is read as fast as it goes: catching up.
+    Reading,
+    /// What it lacks was trimmed.
+    Gap,
+}
+
+/// How a link stands.
+#[derive(Clone, Debug)]
+pub struct LinkStatus {
+    /// Whether it ships.
+    pub state: LinkState,
+    /// Why the secondary is behind.
+    pub cause: Cause,
+    /// Everything before this position is durable on the secondary.
+    pub position: Lsn,
+    /// Every write of the shipped accounts up to this time is there (acceptance G9): nanoseconds since the Unix epoch, 0 before the first.
+    pub last_sync_time: u64,
+    /// What was read from the log and is not acknowledged.
+    pub lag: Lag,
+    /// Bytes of log behind that.
+    pub unread: u64,
+    /// Accounts whose copy was found to differ, and were not seen equal since.
+    pub differ: Vec<AccountId>,
+    /// Bytes of frames shipped, and what went over the wire for them.
+    pub shipped: (u64, u64),
+    /// Sessions begun.
+    pub sessions: u64,
+    /// Why the last session or attempt ended.
+    pub ended: Option<String>,
+    /// From a ping to its pong, in nanoseconds; 0 before the first.
+    pub round_trip: u64,
+    /// From a transaction's time to its durability on the secondary, in nanoseconds, one count a record.
+    pub remotely_durable: Histogram<u64>,
+}
+
+/// What one partition lacks on the secondary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionLag {
+    /// Its account.
+    pub account: AccountId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// What is missing there.
+    pub lag: Lag,
+}
+
+/// Ships the committed log of a region to its secondary, in threads of its own, until it is stopped or dropped.
+pub struct Link {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    region: Arc<Region>,
+    options: LinkOptions,
+    log: LogId,
+    clock: Clock,
+    state: Mutex<State>,
+    /// Something that a thread waits for has changed.
+    changed: Condvar,
+}
+
+struct State {
+    stopping: bool,
+    status: LinkStatus,
+    refused: bool,
+    shipper: Option<Shipper>,
+    /// Holds back trimming from what is not acknowledged on.
+    _pin: RetentionPin,
+    /// Why the session's reader ended.
+    reader: Option<WireError>,
+    /// Nanoseconds spent in sending, reading and waiting for the window of late.
+    spent: [u64; 3],
+}
+
+/// What the shipping thread spends its time on, by place in [`State::spent`].
+const SENDING: usize = 0;
+const READING: usize = 1;
+const WINDOW: usize = 2;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    /// Begins to ship. From now on nothing that the secondary lacks is trimmed.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](WireError::InvalidInput) for options; [`Connection`](WireError::Connection) when no thread can be started. A
+    /// secondary that cannot be reached is no error: it is tried again.
+    pub fn start(region: Arc<Region>, options: LinkOptions) -> Result<Link> {
+        options.check()?;
+        let histogram = Histogram::new(3).map_err(|error| WireError::InvalidInput(error.to_string()))?;
+        let status = LinkStatus {
+            state: LinkState::Unavailable,
+            cause: Cause::Unavailable,
+            position: Lsn::ZERO,
+            last_sync_time: 0,
+            lag: Lag::default(),
+            unread: 0,
+            differ: Vec::new(),
+            shipped: (0, 0),
+            sessions: 0,
+            ended: None,
+            round_trip: 0,
+            remotely_durable: histogram,
+        };
+        let _pin = region.pin(Lsn::ZERO);
+        let (stopping, refused, shipper, reader, spent) = (false, false, None, None, [0; 3]);
+        let state = State { stopping, status, refused, shipper, _pin, reader, spent };
+        let (log, clock) = (region.log_id(), Clock::start());
+        let shared =
+            Arc::new(Shared { region, options, log, clock, state: Mutex::new(state), changed: Condvar::new() });
+        let (ships, marks) = (Arc::clone(&shared), Arc::clone(&shared));
+        let threads = vec![
+            start("meridian-ship", move || ships.keep_shipping())?,
+            start("meridian-mark", move || marks.keep_marking())?,
+        ];
+        Ok(Link { shared, threads })
+    }
+
+    /// How it stands now.
+    #[must_use]
+    pub fn status(&self) -> LinkStatus {
+        let state = self.shared.lock();
+        let mut status = state.status.clone();
+        let offered = state.shipper.as_ref().map_or(status.position, Shipper::offered);
+        status.lag = state.shipper.as_ref().map(Shipper::lag).unwrap_or_default();
+        status.unread = self.shared.region.distance(offered, self.shared.region.committed());
+        status.cause = cause(&state, &status);
+        status
+    }
+
+    /// What each partition lacks on the secondary, those that lack the oldest first, `most` at most. It reads that part of the log.
+    ///
+    /// # Errors
+    /// [`Region`](WireError::Region) when the log cannot be read.
+    pub fn lag_by_partition(&self, most: usize) -> Result<Vec<PartitionLag>> {
+        let from = self.shared.lock().status.position;
+        let mut log = self.shared.region.subscribe(from);
+        let mut lags: BTreeMap<(AccountId, PartitionId), Lag> = BTreeMap::new();
+        while let Some(block) = log.try_next()? {
+            for transaction in block.transactions().filter(|transaction| transaction.lsn() >= from) {
+                let key = (transaction.account(), transaction.partition());
+                if transaction.is_system() || !self.shared.options.accounts.contains(&key.0) {
+                    continue;
+                }
+                let lag = lags.entry(key).or_insert(Lag { oldest: transaction.time(), ..Lag::default() });
+                lag.bytes += transaction.bytes().len() as u64;
+                lag.records += transaction.len() as u64;
+            }
+        }
+        let lags = lags.into_iter().map(|((account, partition), lag)| PartitionLag { account, partition, lag });
+        let mut lags: Vec<PartitionLag> = lags.collect();
+        lags.sort_by_key(|behind| behind.lag.oldest);
+        lags.truncate(most);
+        Ok(lags)
+    }
+
+    /// Stops shipping. What the secondary lacks can be trimmed from now on.
+    pub fn stop(mut self) {
+        self.shut();
+    }
+
+    fn shut(&mut self) {
+        self.shared.lock().stopping = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.shut();
+    }
+}
+
+fn cause(state: &State, status: &LinkStatus) -> Cause {
+    match status.state {
+        LinkState::Gap => Cause::Gap,
+        LinkState::Unavailable if state.refused => Cause::Refused,
+        LinkState::Unavailable => Cause::Unavailable,
+        LinkState::Live if status.lag.records == 0 && status.unread == 0 => Cause::None,
+        LinkState::Live => {
+            let longest = (0..3).max_by_key(|&at| state.spent[at]).filter(|&at| state.spent[at] > 0);
+            match longest {
+                Some(SENDING) => Cause::Link,
+                Some(WINDOW) => Cause::Secondary,
+                Some(_) => Cause::Reading,
+                None => Cause::None,
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Sleeps; false when the link is to stop.
+    fn pause(&self, time: Duration) -> bool {
+        let waited = self.changed.wait_timeout_while(self.lock(), time, |state| !state.stopping);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.stopping
+    }
+
+    /// Marks the log while a session is up, also while nothing is written.
+    fn keep_marking(&self) {
+        while self.pause(self.options.mark_interval) {
+            if self.lock().status.state == LinkState::Live {
+                // A region that cannot commit shows that itself; last sync time stands still.
+                drop(self.region.mark(&self.options.accounts));
+            }
+        }
+    }
+
+    /// One session after the other.
+    fn keep_shipping(self: &Arc<Shared>) {
+        let mut wait = Duration::from_millis(25);
+        loop {
+            let before = self.lock().status.sessions;
+            let ended = self.session();
+            let (gap, closed) = match &ended {
+                Err(WireError::Region(error)) => {
+                    (error.kind() == ErrorKind::Trimmed, matches!(error.kind(), ErrorKind::Closed | ErrorKind::Halted))
+                }
+                _ => (false, false),
+            };
+            let met = {
+                let mut state = self.lock();
+                state.shipper = None;
+                state.refused = matches!(ended, Err(WireError::Refused { .. }));
+                state.status.state = if gap { LinkState::Gap } else { LinkState::Unavailable };
+                state.status.ended = ended.err().map(|error| error.to_string());
+                state.status.sessions > before
+            };
+            if gap || closed {
+                return;
+            }
+            wait = if met { Duration::from_millis(25) } else { (wait * 2).min(self.options.longest_retry) };
+            // Links that lost their peer together do not come back together.
+            let jitter = clock::nonce().map_or(0, |nonce| (nonce % 1000) as u32);
+            if !self.pause(wait * (1000 + jitter) / 2000) {
+                return;
+            }
+        }
+    }
+
+    /// Connects, and ships until something ends the session.
+    fn session(self: &Arc<Shared>) -> Result<()> {
+        let LinkOptions { address, peer, security, patience, .. } = &self.options;
+        let connection = Arc::new(Connection::connect(*address, &peer.name, security, *patience)?);
+        let hello = Hello {
+            challenge: 0,
+            nonce: 0,
+            cluster: self.options.cluster.clone(),
+            from: self.options.region.clone(),
+            to: peer.region.clone(),
+            log: self.log,
+        };
+        let welcome = session::introduce(&connection, &hello, *patience)?;
+        if welcome.position > self.region.committed() {
+            return Err(WireError::Protocol("the secondary holds more of this log than there is"));
+        }
+        self.begin(&welcome);
+        let (shared, theirs) = (Arc::clone(self), Arc::clone(&connection));
+        let reader = start("meridian-acked", move || {
+            let ended = shared.take_answers(&theirs).err();
+            shared.lock().reader = ended;
+            shared.changed.notify_all();
+        })?;
+        let shipped = self.ship(&connection, welcome.position);
+        connection.shut();
+        drop(reader.join());
+        // What the other side said last tells more than a broken pipe.
+        match self.lock().reader.take() {
+            Some(refused @ WireError::Refused { .. }) => Err(refused),
+            _ => shipped,
+        }
+    }
+
+    fn begin(&self, welcome: &Welcome) {
+        let &Welcome { position, time, window, .. } = welcome;
+        let (batch_bytes, batch_time) = (self.options.batch_bytes, self.options.batch_time.as_nanos() as u64);
+        let options = ShipperOptions { batch_bytes, batch_time, window };
+        let pin = self.region.pin(position);
+        let mut state = self.lock();
+        state.shipper = Some(Shipper::new(options, self.options.accounts.iter().copied(), position));
+        state._pin = pin;
+        state.reader = None;
+        state.spent = [0; 3];
+        state.status.state = LinkState::Live;
+        state.status.sessions += 1;
+        state.status.position = position;
+        state.status.last_sync_time = state.status.last_sync_time.max(time);
+    }
+
+    fn ship(&self, connection: &Connection, from: Lsn) -> Result<()> {
+        let mut log = self.region.subscribe(from);
+        let mut compression = Adaptive::new(self.options.compression)?;
+        let mut last = self.clock.now();
+        loop {
+            let now = self.clock.now();
+            let (batch, waiting) = {
+                let mut state = self.lock();
+                if state.stopping {
+                    return Ok(());
+                }
+                if let Some(ended) = state.reader.take() {
+                    return Err(ended);
+                }
+                let Some(shipper) = state.shipper.as_mut() else { return Ok(()) };
+                (shipper.poll(now), shipper.waiting(now))
+            };
+            if let Some(batch) = batch {
+                self.send(connection, &batch, &mut compression)?;
+                last = now;
+            } else if waiting == Waiting::Window {
+                let state = self.lock();
+                drop(self.changed.wait_timeout(state, NAP).unwrap_or_else(PoisonError::into_inner));
+                self.spend(WINDOW, now);
+            } else {
+                self.feed(&mut log, now)?;
+            }
+            if now.saturating_sub(last) > PING {
+                session::write(connection, &Message::Ping(now))?;
+                last = now;
+            }
+        }
+    }
+
+    /// Offers the next block, when there is one before the open batch is due.
+    fn feed(&self, log: &mut Subscription, now: u64) -> Result<()> {
+        let due = self.lock().shipper.as_ref().and_then(Shipper::deadline);
+        let wait = due.map_or(NAP, |due| Duration::from_nanos(due.saturating_sub(now)).min(NAP));
+        let block = match log.try_next()? {
+            Some(block) => {
+                self.spend(READING, now);
+                Some(block)
+            }
+            None => log.next_timeout(wait)?,
+        };
+        if let (Some(block), Some(shipper)) = (block, self.lock().shipper.as_mut()) {
+            shipper.offer(&block, now);
+        }
+        Ok(())
+    }
+
+    fn send(&self, connection: &Connection, batch: &Batch, compression: &mut Adaptive) -> Result<()> {
+        let compressed = compression.compress(batch);
+        let start = self.clock.now();
+        let bytes = session::write_batch(connection, batch, compressed)?;
+        compression.sent(bytes, self.clock.now() - start);
+        self.spend(SENDING, start);
+        let mut state = self.lock();
+        state.status.shipped.0 += batch.bytes as u64;
+        state.status.shipped.1 += bytes as u64;
+        Ok(())
+    }
+
+    /// Adds the time since `start` to what it was spent on; what is old counts less and less.
+    fn spend(&self, what: usize, start: u64) {
+        let spent = self.clock.now().saturating_sub(start);
+        let mut state = self.lock();
+        for time in &mut state.spent {
+            *time -= *time / 64;
+        }
+        state.spent[what] += spent;
+    }
+
+    /// Takes in what the other side answers.
+    fn take_answers(&self, connection: &Connection) -> Result<()> {
+        loop {
+            match session::read(connection, session::MOST, 0, self.options.patience)? {
+                Message::Acknowledgement(acknowledgement) => self.acknowledged(acknowledgement)?,
+                Message::Pong(sent) => {
+                    let round_trip = self.clock.now().saturating_sub(sent);
+                    self.lock().status.round_trip = round_trip;
+                }
+                Message::Refuse(kind, message) => return Err(WireError::Refused { kind, message }),
+                _ => return Err(WireError::Protocol("only answers come here")),
+            }
+        }
+    }
+
+    fn acknowledged(&self, acknowledgement: Acknowledgement) -> Result<()> {
+        let Acknowledgement { number, time, differ, .. } = acknowledgement;
+        let wall = clock::wall();
+        let mut state = self.lock();
+        let Some(shipper) = state.shipper.as_mut() else { return Ok(()) };
+        let acknowledged = shipper.acknowledge(number)?;
+        let position = shipper.position();
+        state._pin = self.region.pin(position);
+        let status = &mut state.status;
+        status.position = position;
+        if time > status.last_sync_time {
+            status.last_sync_time = time;
+            status.differ.clear();
+        }
+        if !differ.is_empty() {
+            status.differ = differ;
+        }
+        for batch in acknowledged {
+            status.remotely_durable.saturating_record_n(wall.saturating_sub(batch.time).max(1), batch.records);
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+}

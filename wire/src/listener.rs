@@ -1,0 +1,321 @@
+//! The secondary's side: takes in sessions of known regions, imports what they send, acknowledges what is durable.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{self, Receiver as Incoming};
+use meridian::geo::{Imported, MOST_BATCH_BYTES, Receiver};
+use meridian::{LogId, Lsn, Region, Ticket};
+
+use crate::codec::{Message, Welcome};
+use crate::error::{RefusalKind, Result, WireError};
+use crate::session::{self, Peer};
+use crate::transport::{Connection, Security, check_address};
+
+/// Connections that may be in the middle of their handshake; more are closed at once.
+const HANDSHAKES: usize = 16;
+/// Logs that may arrive at one listener.
+const LOGS: usize = 64;
+/// Imports of one session that may be under way: what the window does not bound.
+const IMPORTS: usize = 1024;
+
+/// How a secondary listens.
+#[derive(Clone, Debug)]
+pub struct ListenerOptions {
+    /// Where. Port 0 takes any that is free.
+    pub address: SocketAddr,
+    /// The cluster that both regions belong to.
+    pub cluster: String,
+    /// What this region is called there.
+    pub region: String,
+    /// The regions that may send here.
+    pub peers: Vec<Peer>,
+    /// How they prove who they are.
+    pub security: Security,
+    /// Bytes of frames that a session may have under way. Default 64 MiB. Not above the region's
+    /// [`queue_bytes`](meridian::Options::queue_bytes).
+    pub window: u64,
+    /// How long the other side may be silent or slow. Default 10 s.
+    pub patience: Duration,
+    /// The largest transaction of the primaries that send here. Default 4 MiB and 64 KiB, as the region's.
+    pub transaction_bytes: usize,
+}
+
+impl ListenerOptions {
+    /// The defaults, on any free port of the loopback address.
+    #[must_use]
+    pub fn new(cluster: &str, region: &str, peers: Vec<Peer>) -> ListenerOptions {
+        ListenerOptions {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            cluster: cluster.to_owned(),
+            region: region.to_owned(),
+            peers,
+            security: Security::Loopback,
+            window: 64 << 20,
+            patience: Duration::from_secs(10),
+            transaction_bytes: (4 << 20) + (64 << 10),
+        }
+    }
+}
+
+/// How one primary's log arrives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// The region that sends it.
+    pub from: String,
+    /// Whether a session is up.
+    pub live: bool,
+    /// Everything before this position of that log is durable here.
+    pub position: Lsn,
+    /// The last sync time: every write of the carried accounts up to it is here (acceptance G9). Nanoseconds since the Unix epoch, 0
+    /// before the first.
+    pub last_sync_time: u64,
+    /// Records imported since the listener was bound.
+    pub records: u64,
+    /// Records that had arrived before, and were skipped.
+    pub duplicates: u64,
+    /// Sessions since the listener was bound.
+    pub sessions: u64,
+    /// Why the last session ended, if one did.
+    pub ended: Option<String>,
+}
+
+/// A secondary region's door for the primaries that send to it. Dropping it closes it.
+pub struct Listener {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    region: Arc<Region>,
+    options: ListenerOptions,
+    stopping: AtomicBool,
+    handshakes: AtomicUsize,
+    arrivals: Mutex<BTreeMap<LogId, Arrival>>,
+    sessions: Mutex<BTreeMap<LogId, Session>>,
+}
+
+/// The session of one log.
+struct Session {
+    connection: Arc<Connection>,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Listener {
+    /// Listens for primaries that send to `region`.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](WireError::InvalidInput) for options; [`Connection`](WireError::Connection) when the address cannot be had.
+    pub fn bind(region: Arc<Region>, options: ListenerOptions) -> Result<Listener> {
+        check_address(&options.security, options.address)?;
+        if options.peers.is_empty() || options.window == 0 || options.patience.is_zero() {
+            return Err(WireError::InvalidInput("peers, window and patience: at least one each".into()));
+        }
+        let socket = TcpListener::bind(options.address)?;
+        let address = socket.local_addr()?;
+        let shared = Arc::new(Shared {
+            region,
+            options,
+            stopping: AtomicBool::new(false),
+            handshakes: AtomicUsize::new(0),
+            arrivals: Mutex::default(),
+            sessions: Mutex::default(),
+        });
+        let theirs = Arc::clone(&shared);
+        let thread = start("meridian-listen", move || theirs.listen(&socket))?;
+        Ok(Listener { shared, address, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How each primary's log arrives.
+    #[must_use]
+    pub fn status(&self) -> BTreeMap<LogId, Arrival> {
+        lock(&self.shared.arrivals).clone()
+    }
+
+    /// Ends all sessions and listens no more. What was imported stays.
+    pub fn stop(mut self) {
+        self.shut();
+    }
+
+    fn shut(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        // Wakes the one that waits for the next connection.
+        drop(TcpStream::connect_timeout(&self.address, Duration::from_secs(1)));
+        drop(thread.join());
+        let sessions = std::mem::take(&mut *lock(&self.shared.sessions));
+        sessions.into_values().for_each(Session::end);
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.shut();
+    }
+}
+
+impl Session {
+    fn end(mut self) {
+        self.connection.shut();
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Shared {
+    fn listen(self: &Arc<Shared>, socket: &TcpListener) {
+        for stream in socket.incoming() {
+            if self.stopping.load(Ordering::SeqCst) {
+                return;
+            }
+            let Ok(stream) = stream else { continue };
+            if self.handshakes.fetch_add(1, Ordering::SeqCst) >= HANDSHAKES {
+                self.handshakes.fetch_sub(1, Ordering::SeqCst);
+                continue;
+            }
+            let shared = Arc::clone(self);
+            let greeter = start("meridian-greet", move || {
+                // A stranger is not told why, and is worth no line of a log that strangers could fill.
+                drop(shared.greet(stream));
+                shared.handshakes.fetch_sub(1, Ordering::SeqCst);
+            });
+            if greeter.is_err() {
+                self.handshakes.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// The handshake. A session that a known region begins takes the place of the one before, which has ended by then: what it had
+    /// under way is in the log or is not.
+    fn greet(self: &Arc<Shared>, stream: TcpStream) -> Result<()> {
+        let options = &self.options;
+        let connection = Arc::new(Connection::accept(stream, &options.security, options.patience)?);
+        let (hello, peer) =
+            session::challenge(&connection, &options.cluster, &options.region, &options.peers, options.patience)?;
+        let mut sessions = lock(&self.sessions);
+        if let Some(before) = sessions.remove(&hello.log) {
+            before.end();
+        }
+        let full = || {
+            let arrivals = lock(&self.arrivals);
+            !arrivals.contains_key(&hello.log) && arrivals.len() >= LOGS
+        };
+        if self.stopping.load(Ordering::SeqCst) || full() {
+            return Ok(());
+        }
+        let known = self.region.progress(hello.log)?;
+        let (position, time) = known.map_or((Lsn::ZERO, 0), |progress| (progress.position, progress.time));
+        let welcome = Welcome { nonce: hello.nonce, position, time, window: options.window };
+        session::write(&connection, &Message::Welcome(welcome))?;
+        self.note(hello.log, |arrival| {
+            let Arrival { records, duplicates, sessions, ended, .. } = std::mem::take(arrival);
+            let (from, sessions) = (peer.region.clone(), sessions + 1);
+            let (live, last_sync_time) = (true, time);
+            *arrival = Arrival { from, live, position, last_sync_time, records, duplicates, sessions, ended };
+        });
+        let (shared, theirs) = (Arc::clone(self), Arc::clone(&connection));
+        let thread = start("meridian-arrive", move || {
+            let ended = shared.serve(&theirs, hello.log, position).err();
+            theirs.shut();
+            shared.note(hello.log, |arrival| {
+                arrival.live = false;
+                arrival.ended = ended.map(|error| error.to_string());
+            });
+        })?;
+        sessions.insert(hello.log, Session { connection, thread: Some(thread) });
+        Ok(())
+    }
+
+    fn note(&self, log: LogId, change: impl FnOnce(&mut Arrival)) {
+        change(lock(&self.arrivals).entry(log).or_default());
+    }
+
+    /// Reads batches and starts their imports, while a thread of its own acknowledges them in order.
+    fn serve(self: &Arc<Shared>, connection: &Arc<Connection>, log: LogId, resume: Lsn) -> Result<()> {
+        let receiver = Arc::new(Mutex::new(Receiver::new(log, resume)));
+        let (importing, imports) = channel::bounded::<Ticket<Imported>>(IMPORTS);
+        let (shared, theirs, their_receiver) = (Arc::clone(self), Arc::clone(connection), Arc::clone(&receiver));
+        let answers = start("meridian-answer", move || {
+            let answered = shared.answer(&theirs, log, &imports, &their_receiver);
+            if answered.is_err() {
+                theirs.shut();
+            }
+            answered
+        })?;
+        let read = self.read(connection, &receiver, &importing);
+        drop(importing);
+        // Who comes after this session counts on it having nothing under way.
+        let answered = answers.join().unwrap_or(Err(WireError::Protocol("a thread of this session failed")));
+        answered.and(read)
+    }
+
+    fn read(
+        &self,
+        connection: &Connection,
+        receiver: &Mutex<Receiver>,
+        importing: &channel::Sender<Ticket<Imported>>,
+    ) -> Result<()> {
+        let most = MOST_BATCH_BYTES + self.options.transaction_bytes;
+        loop {
+            match session::read(connection, session::MOST, most, self.options.patience)? {
+                Message::Batch(batch) => {
+                    let arrived = lock(receiver).receive(batch)?;
+                    let started = self.region.import(arrived).inspect_err(|error| refuse(connection, error))?;
+                    if importing.send(started).is_err() {
+                        return Ok(());
+                    }
+                }
+                Message::Ping(number) => session::write(connection, &Message::Pong(number))?,
+                _ => return Err(WireError::Protocol("only batches and pings come here")),
+            }
+        }
+    }
+
+    /// Acknowledges in order what has become durable (invariant 12).
+    fn answer(
+        &self,
+        connection: &Connection,
+        log: LogId,
+        imports: &Incoming<Ticket<Imported>>,
+        receiver: &Mutex<Receiver>,
+    ) -> Result<()> {
+        while let Ok(ticket) = imports.recv() {
+            let imported = ticket.wait().inspect_err(|error| refuse(connection, error))?;
+            self.note(log, |arrival| {
+                arrival.records += imported.records;
+                arrival.duplicates += imported.duplicates;
+                arrival.position = imported.progress.position;
+                arrival.last_sync_time = imported.progress.time;
+            });
+            let acknowledgement = lock(receiver).imported(imported);
+            session::write(connection, &Message::Acknowledgement(acknowledgement))?;
+        }
+        Ok(())
+    }
+}
+
+/// A known region is told why; that it hears it is not certain.
+fn refuse(connection: &Connection, error: &meridian::Error) {
+    let refusal = Message::Refuse(RefusalKind::of(error.kind()), error.to_string());
+    drop(session::write(connection, &refusal));
+}
+
+pub(crate) fn start<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    Ok(std::thread::Builder::new().name(name.to_owned()).spawn(run)?)
+}

@@ -1,0 +1,271 @@
+//! A connection: plain TCP where that is allowed, TLS 1.3 with certificates on both sides elsewhere. Every read and write has a deadline.
+
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::ParsedCertificate;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+
+use crate::clock::Deadline;
+use crate::error::{Result, WireError};
+
+/// What one write to a TLS connection takes in.
+const CHUNK: usize = 256 << 10;
+
+/// How two regions trust each other.
+#[derive(Clone, Debug)]
+pub enum Security {
+    /// Plain text, on loopback addresses only: for tests and for one machine.
+    Loopback,
+    /// Plain text anywhere, because the operator says that the network is theirs. Whoever reaches it can pose as a region.
+    PlainText,
+    /// TLS 1.3 with certificates on both sides.
+    Tls(TlsIdentity),
+}
+
+/// Who this side is, and whose word it takes.
+#[derive(Clone)]
+pub struct TlsIdentity {
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+impl std::fmt::Debug for TlsIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsIdentity")
+    }
+}
+
+impl TlsIdentity {
+    /// From PEM: this side's certificate chain and key, and the authorities that sign the other side's. The certificate carries the
+    /// region's name as a DNS name, for server and client use.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](WireError::InvalidInput) when something does not parse or does not fit; it never says what was in it.
+    pub fn from_pem(chain: &[u8], key: &[u8], authorities: &[u8]) -> Result<TlsIdentity> {
+        let invalid = |what: &str| WireError::InvalidInput(format!("TLS: {what}"));
+        let certificates = |pem| CertificateDer::pem_slice_iter(pem).collect::<std::result::Result<Vec<_>, _>>();
+        let chain = certificates(chain).map_err(|_| invalid("the certificate chain is not PEM"))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| invalid("the key is not PEM"))?;
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(authorities).map_err(|_| invalid("the authorities are not PEM"))? {
+            roots.add(authority).map_err(|_| invalid("an authority's certificate is not one"))?;
+        }
+        let roots = Arc::new(roots);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let versions = &[&rustls::version::TLS13];
+        let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(versions)
+            .map_err(|_| invalid("TLS 1.3 is not there"))?
+            .with_root_certificates(Arc::clone(&roots))
+            .with_client_auth_cert(chain.clone(), key.clone_key())
+            .map_err(|_| invalid("the key does not fit the certificate"))?;
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
+            .build()
+            .map_err(|_| invalid("there is no authority"))?;
+        let mut server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .map_err(|_| invalid("TLS 1.3 is not there"))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .map_err(|_| invalid("the key does not fit the certificate"))?;
+        // Each session proves itself anew: no tickets, no early data.
+        server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        Ok(TlsIdentity { client: Arc::new(client), server: Arc::new(server) })
+    }
+}
+
+/// A connection that one thread reads and another writes.
+pub(crate) struct Connection {
+    socket: TcpStream,
+    tls: Option<Tls>,
+    /// Held while a message goes out, so that messages stay whole.
+    writing: Mutex<()>,
+}
+
+struct Tls {
+    session: Mutex<rustls::Connection>,
+    /// Held while records go out, so that they do so in order.
+    sending: Mutex<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Connection {
+    /// Connects to `peer`, whose certificate has to carry its name.
+    pub(crate) fn connect(address: SocketAddr, peer: &str, security: &Security, time: Duration) -> Result<Connection> {
+        check_address(security, address)?;
+        let deadline = Deadline::after(time);
+        let socket = TcpStream::connect_timeout(&address, time)?;
+        let session = match security {
+            Security::Loopback | Security::PlainText => None,
+            Security::Tls(identity) => {
+                let name = ServerName::try_from(peer.to_owned());
+                let name = name.map_err(|_| WireError::InvalidInput(format!("{peer:?} is not a DNS name")))?;
+                let session = ClientConnection::new(Arc::clone(&identity.client), name).map_err(broken)?;
+                Some(rustls::Connection::Client(session))
+            }
+        };
+        Connection::begin(socket, session, time, deadline)
+    }
+
+    /// Takes in a connection.
+    pub(crate) fn accept(socket: TcpStream, security: &Security, time: Duration) -> Result<Connection> {
+        let session = match security {
+            Security::Loopback | Security::PlainText => None,
+            Security::Tls(identity) => {
+                let session = ServerConnection::new(Arc::clone(&identity.server)).map_err(broken)?;
+                Some(rustls::Connection::Server(session))
+            }
+        };
+        Connection::begin(socket, session, time, Deadline::after(time))
+    }
+
+    fn begin(
+        socket: TcpStream,
+        session: Option<rustls::Connection>,
+        time: Duration,
+        deadline: Deadline,
+    ) -> Result<Connection> {
+        socket.set_nodelay(true)?;
+        socket.set_write_timeout(Some(time))?;
+        let tls = session.map(|session| Tls { session: Mutex::new(session), sending: Mutex::new(()) });
+        let connection = Connection { socket, tls, writing: Mutex::new(()) };
+        if let Some(tls) = &connection.tls {
+            connection.flush(tls)?;
+            while lock(&tls.session).is_handshaking() {
+                connection.receive(tls, deadline)?;
+                connection.flush(tls)?;
+            }
+        }
+        Ok(connection)
+    }
+
+    /// Whether the other side's certificate carries this name. Without TLS nobody has one, and nobody is asked.
+    pub(crate) fn is_from(&self, name: &str) -> bool {
+        let Some(tls) = &self.tls else { return true };
+        let session = lock(&tls.session);
+        let Some(certificate) = session.peer_certificates().and_then(|chain| chain.first()) else { return false };
+        let (Ok(certificate), Ok(name)) = (ParsedCertificate::try_from(certificate), ServerName::try_from(name)) else {
+            return false;
+        };
+        rustls::client::verify_server_name(&certificate, &name).is_ok()
+    }
+
+    /// Fills `out` before the deadline. For one thread.
+    pub(crate) fn read_exact(&self, out: &mut [u8], deadline: Deadline) -> Result<()> {
+        let mut filled = 0;
+        while filled < out.len() {
+            let rest = &mut out[filled..];
+            filled += match &self.tls {
+                None => self.read_some(rest, deadline)?,
+                Some(tls) => match lock(&tls.session).reader().read(rest) {
+                    Ok(0) => return Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
+                    Ok(read) => read,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            if let Some(tls) = self.tls.as_ref().filter(|_| filled < out.len()) {
+                self.receive(tls, deadline)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_some(&self, out: &mut [u8], deadline: Deadline) -> Result<usize> {
+        loop {
+            self.socket.set_read_timeout(Some(deadline.left()?))?;
+            match (&self.socket).read(out) {
+                Ok(0) => return Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
+                Ok(read) => return Ok(read),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Err(io::Error::from(ErrorKind::TimedOut).into());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Takes in what arrives next.
+    fn receive(&self, tls: &Tls, deadline: Deadline) -> Result<()> {
+        let mut records = [0; 16 << 10];
+        let len = self.read_some(&mut records, deadline)?;
+        let mut rest = &records[..len];
+        while !rest.is_empty() {
+            let mut session = lock(&tls.session);
+            session.read_tls(&mut rest)?;
+            session.process_new_packets().map_err(broken)?;
+        }
+        // What TLS itself has to say goes out with the next write, but for alerts and key updates.
+        if lock(&tls.session).wants_write() { self.flush(tls) } else { Ok(()) }
+    }
+
+    fn flush(&self, tls: &Tls) -> Result<()> {
+        let _in_order = lock(&tls.sending);
+        let mut records = Vec::new();
+        {
+            let mut session = lock(&tls.session);
+            while session.wants_write() {
+                session.write_tls(&mut records)?;
+            }
+        }
+        Ok((&self.socket).write_all(&records)?)
+    }
+
+    /// Writes all of these, one after the other. Without TLS the system takes them from where they lie.
+    pub(crate) fn write_all(&self, mut parts: &mut [IoSlice<'_>]) -> Result<()> {
+        let _whole = lock(&self.writing);
+        let Some(tls) = &self.tls else {
+            while !parts.is_empty() {
+                match (&self.socket).write_vectored(parts) {
+                    Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
+                    Ok(written) => IoSlice::advance_slices(&mut parts, written),
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        return Err(io::Error::from(ErrorKind::TimedOut).into());
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            return Ok(());
+        };
+        for part in parts {
+            for mut chunk in part.chunks(CHUNK) {
+                while !chunk.is_empty() {
+                    let taken = lock(&tls.session).writer().write(chunk)?;
+                    chunk = &chunk[taken..];
+                    self.flush(tls)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends it for both threads and the other side.
+    pub(crate) fn shut(&self) {
+        // It may be closed already, which is what is wanted.
+        drop(self.socket.shutdown(Shutdown::Both));
+    }
+}
+
+/// Plain text stays where it is allowed.
+pub(crate) fn check_address(security: &Security, address: SocketAddr) -> Result<()> {
+    if matches!(security, Security::Loopback) && !address.ip().is_loopback() {
+        let message = format!("{address} is not a loopback address: use TLS, or say that plain text is meant");
+        return Err(WireError::InvalidInput(message));
+    }
+    Ok(())
+}
+
+fn broken(error: rustls::Error) -> WireError {
+    io::Error::new(ErrorKind::InvalidData, error).into()
+}
