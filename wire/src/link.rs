@@ -7,8 +7,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use meridian::format::DATA_START;
 use meridian::geo::{Acknowledgement, Batch, Lag, MOST_BATCH_BYTES, Shipper, ShipperOptions, Waiting};
-use meridian::{AccountId, ErrorKind, LogId, Lsn, PartitionId, Region, RetentionPin, Subscription};
+use meridian::{AccountId, ErrorKind, LogId, Lsn, PartitionId, Region, RetentionPin, SegmentId, Subscription};
 
 use crate::clock::{self, Clock};
 use crate::codec::{Hello, Message, Welcome};
@@ -414,7 +415,9 @@ impl Shared {
     }
 
     fn ship(&self, connection: &Connection, from: Lsn) -> Result<()> {
-        let mut log = self.region.subscribe(from);
+        // A secondary that has nothing lacks the log's beginning, too, if that was trimmed.
+        let beginning = Lsn::new(SegmentId(1), DATA_START);
+        let mut log = self.region.subscribe(from.max(beginning));
         let mut compression = Adaptive::new(self.options.compression)?;
         let mut last = self.clock.now();
         loop {

@@ -1,0 +1,61 @@
+//! A network that cuts, in the middle of messages too: nothing is lost, nothing comes twice.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::common::{Pair, fill, link_options, until_shipped};
+
+/// Forwards connections, each until so many bytes have gone to the secondary: then both ends are cut.
+fn cutting_proxy(to: SocketAddr, cuts: Arc<AtomicU64>, bytes: impl Fn(u64) -> u64 + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for (number, from) in (0..).zip(listener.incoming()) {
+            let (Ok(from), Ok(to)) = (from, TcpStream::connect(to)) else { return };
+            let (mut back_from, mut back_to) = (to.try_clone().unwrap(), from.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
+            let (cuts, limit) = (Arc::clone(&cuts), bytes(number));
+            std::thread::spawn(move || forward(from, to, limit, &cuts));
+        }
+    });
+    address
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, limit: u64, cuts: &AtomicU64) {
+    let (mut left, mut buffer) = (limit, [0; 8192]);
+    while left > 0 {
+        let most = buffer.len().min(left as usize);
+        let Ok(read @ 1..) = from.read(&mut buffer[..most]) else { break };
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+        left -= read as u64;
+    }
+    if left == 0 {
+        cuts.fetch_add(1, Ordering::Relaxed);
+    }
+    for socket in [from, to] {
+        drop(socket.shutdown(Shutdown::Both));
+    }
+}
+
+#[test]
+fn cuts_at_any_byte_lose_nothing_and_repeat_nothing() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let cuts = Arc::new(AtomicU64::new(0));
+    // Longer and longer, so that it ends; of odd sizes, so that every part of a message is met.
+    let proxy =
+        cutting_proxy(listener.local_addr(), Arc::clone(&cuts), |number| 200 + number * 7919 % 60_000 + number * 900);
+    let link = pair.link(link_options(proxy, pair.account));
+    for _ in 0..20 {
+        fill(&pair.west, pair.account, 150, 400);
+    }
+    until_shipped(&link, &pair.west);
+    pair.assert_equal();
+    assert!(cuts.load(Ordering::Relaxed) > 20, "{cuts:?} cuts");
+    let arrivals = listener.status();
+    assert!(arrivals[&pair.west.log_id()].sessions > 20);
+}

@@ -1,0 +1,11 @@
+//! Two regions and the link between them, on real sockets and real directories.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "it is all test code, on the real clock and real files"
+)]
+
+mod common;
+mod cuts;
+mod security;
+mod shipping;

@@ -1,0 +1,176 @@
+//! Who may send: a known region of the same cluster with a certificate of its own, and nobody else learns anything.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_wire::codec::{HEADER, Header, Hello, Message};
+use meridian_wire::{Link, LinkOptions, Listener, ListenerOptions, Security, TlsIdentity, WireError};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::common::{CLUSTER, Pair, fill, listener_options, peer, until, until_shipped};
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn identity(&self, name: &str) -> Security {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
+        let (chain, authorities) = (certificate.pem(), self.0.pem());
+        let identity = TlsIdentity::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), authorities.as_bytes());
+        Security::Tls(identity.unwrap())
+    }
+}
+
+fn secure_listener(pair: &Pair, authority: &Authority) -> Listener {
+    let security = authority.identity("east.meridian.test");
+    let patience = Duration::from_secs(2);
+    let options = ListenerOptions { security, patience, ..listener_options() };
+    Listener::bind(Arc::clone(&pair.east), options).unwrap()
+}
+
+#[test]
+fn regions_with_certificates_of_one_authority_ship_over_tls() {
+    let pair = Pair::new();
+    let authority = Authority::new();
+    let listener = secure_listener(&pair, &authority);
+    let security = authority.identity("west.meridian.test");
+    let link = pair.link(LinkOptions { security, ..pair.options(&listener) });
+    for _ in 0..5 {
+        fill(&pair.west, pair.account, 300, 900);
+    }
+    until_shipped(&link, &pair.west);
+    pair.assert_equal();
+}
+
+#[test]
+fn another_authority_another_name_and_no_certificate_get_nothing() {
+    let pair = Pair::new();
+    let (authority, other) = (Authority::new(), Authority::new());
+    fill(&pair.west, pair.account, 10, 10);
+    let listener = secure_listener(&pair, &authority);
+    let strangers =
+        [other.identity("west.meridian.test"), authority.identity("north.meridian.test"), Security::Loopback];
+    for security in strangers {
+        let link = pair.link(LinkOptions { security, ..pair.options(&listener) });
+        until("an attempt", || link.status().ended.is_some());
+        assert_eq!(link.status().sessions, 0);
+        link.stop();
+    }
+    // And the other way round: the primary does not send to whoever answers.
+    let impostor = Listener::bind(
+        Arc::clone(&pair.east),
+        ListenerOptions { security: authority.identity("north.meridian.test"), ..listener_options() },
+    );
+    let impostor = impostor.unwrap();
+    let security = authority.identity("west.meridian.test");
+    let link = pair.link(LinkOptions { security, ..pair.options(&impostor) });
+    until("an attempt", || link.status().ended.is_some());
+    assert_eq!(link.status().sessions, 0);
+    assert!(listener.status().is_empty() && impostor.status().is_empty());
+    assert_eq!(pair.east.accounts().unwrap(), []);
+}
+
+#[test]
+fn plain_text_stays_on_loopback_unless_it_is_asked_for() {
+    let pair = Pair::new();
+    let somewhere = "192.0.2.1:9".parse().unwrap();
+    let listener = pair.listen();
+    let options = LinkOptions { address: somewhere, ..pair.options(&listener) };
+    let refused = Link::start(Arc::clone(&pair.west), options.clone()).err();
+    assert!(matches!(refused, Some(WireError::InvalidInput(_))), "{refused:?}");
+    let anywhere = ListenerOptions { address: "0.0.0.0:0".parse().unwrap(), ..listener_options() };
+    assert!(Listener::bind(Arc::clone(&pair.east), anywhere.clone()).is_err());
+    Listener::bind(Arc::clone(&pair.east), ListenerOptions { security: Security::PlainText, ..anywhere })
+        .unwrap()
+        .stop();
+}
+
+fn connect(listener: &Listener) -> (TcpStream, u128) {
+    let mut socket = TcpStream::connect(listener.local_addr()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut bytes = [0; HEADER + 16];
+    socket.read_exact(&mut bytes).unwrap();
+    let header = Header::decode(bytes[..HEADER].try_into().unwrap(), 16, 0).unwrap();
+    let Ok(Message::Challenge(nonce)) = Message::decode(&header, &bytes[HEADER..], Vec::new().into()) else {
+        panic!("a challenge comes first")
+    };
+    (socket, nonce)
+}
+
+/// What the listener says to these bytes.
+fn answer(mut socket: TcpStream, bytes: &[u8]) -> Vec<u8> {
+    // It may hang up in the middle.
+    drop(socket.write_all(bytes));
+    let mut said = Vec::new();
+    drop(socket.read_to_end(&mut said));
+    said
+}
+
+#[test]
+fn a_stranger_a_wrong_region_and_a_replayed_hello_are_told_nothing() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let hello = |challenge| Hello {
+        challenge,
+        nonce: 5,
+        cluster: CLUSTER.into(),
+        from: "west".into(),
+        to: "east".into(),
+        log: pair.west.log_id(),
+    };
+    let wrong: [fn(&mut Hello); 4] = [
+        |hello| hello.cluster = "other".into(),
+        |hello| hello.from = "north".into(),
+        |hello| hello.to = "south".into(),
+        |hello| hello.challenge ^= 1,
+    ];
+    for change in wrong {
+        let (socket, challenge) = connect(&listener);
+        let mut hello = hello(challenge);
+        change(&mut hello);
+        assert_eq!(answer(socket, &Message::Hello(hello).encode()), []);
+    }
+    let (mut socket, challenge) = connect(&listener);
+    let said = Message::Hello(hello(challenge)).encode();
+    socket.write_all(&said).unwrap();
+    let mut welcome = [0; HEADER];
+    socket.read_exact(&mut welcome).unwrap();
+    let (replayed, _) = connect(&listener);
+    assert_eq!(answer(replayed, &said), [], "the same hello again is worth nothing");
+    drop(peer("west"));
+}
+
+#[test]
+fn hostile_bytes_end_their_connection_and_nothing_else() {
+    let pair = Pair::new();
+    let options = ListenerOptions { patience: Duration::from_millis(300), ..listener_options() };
+    let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
+    let mut huge = Message::Ping(1).encode();
+    huge[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    let mut seed = 7u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 56) as u8
+    })
+    .take(10_000)
+    .collect();
+    for bytes in [&huge[..], &noise, &Message::Pong(1).encode(), b"GET / HTTP/1.1\r\n\r\n", b""] {
+        let (socket, _) = connect(&listener);
+        assert_eq!(answer(socket, bytes), []);
+    }
+    // Those who only hold a place are let go in time for others.
+    let idle: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(listener.local_addr()).unwrap()).collect();
+    let link = pair.link(pair.options(&listener));
+    fill(&pair.west, pair.account, 50, 100);
+    until_shipped(&link, &pair.west);
+    pair.assert_equal();
+    drop(idle);
+}
