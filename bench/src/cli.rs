@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use meridian::Ack;
 
 use crate::commit_load::By;
+use crate::geo::GeoArguments;
+use crate::geo::node::NodeArguments;
 use crate::space::Place;
 
 /// Measures, breaks and verifies a Meridian region.
@@ -76,6 +78,10 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Run a primary and a secondary region as processes, break the network between them and the processes, and prove that they hold the same.
+    Geo(GeoArguments),
+    /// Run one region as a process that is told what to do by lines of JSON: half of `geo`.
+    Region(NodeArguments),
     /// Commit flights until killed: the main job's victim.
     #[command(hide = true)]
     Child {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The longest latency that is told apart from longer ones: ten minutes, in nanoseconds.
 const LONGEST: u64 = 600_000_000_000;
@@ -23,7 +23,7 @@ pub(crate) fn record(histogram: &mut Histogram<u64>, latency: Duration, count: u
 }
 
 /// What a report says of one distribution. All latencies are microseconds.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Summary {
     /// How many operations were recorded.
     pub(crate) count: u64,

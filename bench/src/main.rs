@@ -14,6 +14,7 @@ mod compare;
 mod delays;
 mod flight_load;
 mod flights;
+mod geo;
 mod latency;
 mod limit;
 mod limit_job;
@@ -30,6 +31,7 @@ mod recovery_job;
 mod report;
 mod space;
 mod unplug;
+mod wan;
 
 /// How a subcommand ends: whether everything that was verified holds, or what kept it from running.
 type Outcome = Result<bool, String>;
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
             offline::inspect(disks, depth, *segment, *json)
         }
         Some(cli::Command::Verify { disks, json }) => offline::verify_command(disks, *json),
+        Some(cli::Command::Region(arguments)) => geo::node::run(arguments),
+        Some(cli::Command::Geo(arguments)) => geo::run(&cli.place(), arguments),
         Some(cli::Command::Child { first, rate, disks }) => child::run(disks, *first, *rate),
         None => main_job::run(&cli.place()),
     };

@@ -36,7 +36,7 @@ pub struct ListenerOptions {
     pub peers: Vec<Peer>,
     /// How they prove who they are.
     pub security: Security,
-    /// Bytes of frames that a session may have under way. Default 64 MiB. Not above the region's
+    /// Bytes of frames that a session may have under way, on the network above all. Default 256 MiB. What has arrived and is not durable is bounded by the region's
     /// [`queue_bytes`](meridian::Options::queue_bytes).
     pub window: u64,
     /// How long the other side may be silent or slow. Default 10 s.
@@ -55,7 +55,7 @@ impl ListenerOptions {
             region: region.to_owned(),
             peers,
             security: Security::Loopback,
-            window: 64 << 20,
+            window: 256 << 20,
             patience: Duration::from_secs(10),
             transaction_bytes: (4 << 20) + (64 << 10),
         }

@@ -113,7 +113,7 @@ fn derived(path: &Path) -> Result<String, String> {
         return Ok(format!("segment {}: {partitions} partitions, {postings} transactions", index.segment.0));
     }
     let checkpoint = Checkpoint::decode(&bytes).map_err(text)?;
-    let (accounts, partitions) = (checkpoint.accounts.len(), checkpoint.partitions.len());
+    let (accounts, partitions) = (checkpoint.system.accounts.len(), checkpoint.partitions.len());
     Ok(format!("before segment {}: {accounts} accounts, {partitions} partitions", checkpoint.next_segment.0))
 }
 

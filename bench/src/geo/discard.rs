@@ -1,0 +1,116 @@
+//! A receiver that verifies every frame, acknowledges, and keeps nothing: what the sender can do by itself. And the plain stream beside it.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use meridian::Lsn;
+use meridian::format::Frame;
+use meridian::geo::Acknowledgement;
+use meridian_wire::codec::{HEADER, Header, MOST_FIELDS, Message, Welcome};
+
+/// The largest batch that it takes.
+const MOST: usize = 16 << 20;
+/// What may be on its way.
+const WINDOW: u64 = 64 << 20;
+
+/// A listening receiver that keeps nothing.
+pub(crate) struct Discard {
+    pub(crate) address: SocketAddr,
+    /// Bytes of frames that were verified.
+    pub(crate) bytes: Arc<AtomicU64>,
+    /// Processor nanoseconds of its thread.
+    pub(crate) cpu: Arc<AtomicU64>,
+}
+
+impl Discard {
+    /// Listens for one session, which begins at `position` of the sender's log.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn start(position: Lsn) -> io::Result<Discard> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let (bytes, cpu) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (counted, spent) = (Arc::clone(&bytes), Arc::clone(&cpu));
+        std::thread::Builder::new().name("discard".into()).spawn(move || {
+            if let Ok((socket, _)) = listener.accept() {
+                // The sender hangs up when it has been measured.
+                drop(serve(socket, position, &counted, &spent));
+            }
+        })?;
+        Ok(Discard { address, bytes, cpu })
+    }
+}
+
+fn thread_cpu() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
+fn serve(mut socket: TcpStream, position: Lsn, bytes: &AtomicU64, cpu: &AtomicU64) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    socket.write_all(&Message::Challenge(1).encode())?;
+    let mut buffer = Vec::new();
+    loop {
+        match read(&mut socket, &mut buffer)? {
+            Message::Hello(hello) => {
+                let welcome = Welcome { nonce: hello.nonce, position, time: 0, window: WINDOW };
+                socket.write_all(&Message::Welcome(welcome).encode())?;
+            }
+            Message::Batch(batch) => {
+                let mut rest = &batch.frames[..];
+                while !rest.is_empty() {
+                    let frame =
+                        Frame::parse(rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                    rest = &rest[frame.len()..];
+                }
+                bytes.fetch_add(batch.frames.len() as u64, Ordering::Relaxed);
+                let (number, position) = (batch.number, batch.position);
+                let done = Acknowledgement { number, position, time: 0, differ: Vec::new() };
+                socket.write_all(&Message::Acknowledgement(done).encode())?;
+                // Its memory is the next batch's.
+                buffer = batch.frames.try_into_mut().map(Vec::from).unwrap_or_default();
+                cpu.store(thread_cpu(), Ordering::Relaxed);
+            }
+            Message::Ping(number) => socket.write_all(&Message::Pong(number).encode())?,
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+fn read(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Message> {
+    let malformed = |what: meridian_wire::codec::Malformed| io::Error::new(io::ErrorKind::InvalidData, what.0);
+    let mut header = [0; HEADER];
+    socket.read_exact(&mut header)?;
+    let header = Header::decode(&header, MOST_FIELDS, MOST).map_err(malformed)?;
+    let mut fields = vec![0; header.fields];
+    socket.read_exact(&mut fields)?;
+    let mut body = std::mem::take(buffer);
+    body.resize(header.body, 0);
+    socket.read_exact(&mut body)?;
+    Message::decode(&header, &fields, Bytes::from(body)).map_err(malformed)
+}
+
+/// Bytes a second of a plain stream over loopback: writes and reads of one mebibyte, nothing else.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn plain_stream(bytes: u64) -> io::Result<f64> {
+    const CHUNK: usize = 1 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut sending = TcpStream::connect(listener.local_addr()?)?;
+    let (mut receiving, _) = listener.accept()?;
+    let start = Instant::now();
+    let sender = std::thread::Builder::new().name("stream".into()).spawn(move || {
+        let chunk = vec![7; CHUNK];
+        (0..bytes / CHUNK as u64).try_for_each(|_| sending.write_all(&chunk))
+    })?;
+    let mut buffer = vec![0; CHUNK];
+    while receiving.read(&mut buffer)? > 0 {}
+    sender.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
+    Ok(bytes as f64 / start.elapsed().max(Duration::from_nanos(1)).as_secs_f64())
+}

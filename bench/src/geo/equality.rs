@@ -1,0 +1,96 @@
+//! Both regions opened after the job, and compared frame by frame.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use meridian::{AccountId, BlockView, Lsn, PartitionId, Region, Subscription};
+
+use super::node::{disks, options};
+use super::text;
+
+/// What the comparison came to.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    pub(super) frames: u64,
+    pub(super) differ: u64,
+    pub(super) partitions: u64,
+    pub(super) partitions_differ: u64,
+}
+
+/// The frames of a region's log, one after the other.
+struct Frames {
+    log: Subscription,
+    block: Option<BlockView>,
+    next: usize,
+}
+
+impl Frames {
+    fn new(region: &Region) -> Frames {
+        Frames { log: region.subscribe(Lsn::ZERO), block: None, next: 0 }
+    }
+
+    /// The next data frame: account, partition, first sequence, bytes.
+    fn next(&mut self) -> Result<Option<(AccountId, PartitionId, u64, Vec<u8>)>, String> {
+        loop {
+            if let Some(block) = &self.block {
+                for transaction in block.transactions().skip(self.next) {
+                    self.next += 1;
+                    if !transaction.is_system() {
+                        let (account, partition) = (transaction.account(), transaction.partition());
+                        return Ok(Some((
+                            account,
+                            partition,
+                            transaction.first_sequence(),
+                            transaction.bytes().to_vec(),
+                        )));
+                    }
+                }
+            }
+            match self.log.try_next().map_err(text)? {
+                Some(block) => (self.block, self.next) = (Some(block), 0),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Opens both regions and compares what they hold.
+///
+/// # Errors
+/// A message when one cannot be opened or read.
+pub(super) fn compare(west: &Path, east: &Path) -> Result<Compared, String> {
+    let open = |home: &Path| Region::open(options(&disks(home)), ()).map_err(text);
+    let (west, east) = (open(west)?, open(east)?);
+    let accounts: BTreeSet<AccountId> = east.accounts().map_err(text)?.into_iter().map(|account| account.id).collect();
+    let mut compared = Compared::default();
+    let mut partitions = BTreeSet::new();
+    let (mut ours, mut theirs) = (Frames::new(&west), Frames::new(&east));
+    let (mut one, mut other) = (ours.next()?, theirs.next()?);
+    // Either side may have trimmed more: the common part begins where the later one does.
+    let lacks = |region: &Region, frame: &(AccountId, PartitionId, u64, Vec<u8>)| {
+        region.partition(frame.0, frame.1, frame.2).skip_trimmed().map_err(text).map(|first| first > frame.2)
+    };
+    while let (Some(left), Some(right)) = (&one, &other) {
+        partitions.insert((left.0, left.1));
+        if left == right {
+            compared.frames += 1;
+            (one, other) = (ours.next()?, theirs.next()?);
+        } else if !accounts.contains(&left.0) || (compared.frames == 0 && lacks(&east, left)?) {
+            one = ours.next()?;
+        } else if compared.frames == 0 && lacks(&west, right)? {
+            other = theirs.next()?;
+        } else {
+            compared.differ += 1;
+            (one, other) = (ours.next()?, theirs.next()?);
+        }
+    }
+    compared.differ += u64::from(one.is_some() || other.is_some());
+    for (account, partition) in partitions.into_iter().filter(|(account, _)| accounts.contains(account)) {
+        let [left, right] = [&west, &east].map(|region| region.partition_digest(account, partition).map_err(text));
+        compared.partitions += 1;
+        compared.partitions_differ += u64::from(left? != right?);
+    }
+    west.close().map_err(text)?;
+    east.close().map_err(text)?;
+    Ok(compared)
+}

@@ -1,0 +1,133 @@
+//! The link is cut and both processes are killed, under load, and each time everything gets there.
+
+use std::time::{Duration, Instant};
+
+use super::{Ask, Job, text};
+use crate::report::{Table, number};
+
+/// Transactions a second meanwhile.
+const RATE: f64 = 4_000.0;
+/// How long the load runs before each fault, and after it.
+const BEFORE: Duration = Duration::from_millis(250);
+const AFTER: Duration = Duration::from_millis(400);
+
+/// How long a side needed after a fault.
+struct Recovered {
+    fault: &'static str,
+    /// Until a session was up again.
+    live: Vec<f64>,
+    /// From then until what had been committed was there.
+    caught_up: Vec<f64>,
+}
+
+impl Job {
+    /// Cuts the network: at once, in the middle of a message, and by letting nothing through for a while.
+    pub(super) fn cuts(&mut self) -> Result<(), String> {
+        let rounds = self.arguments.rounds;
+        self.progress.step("cutting the link", u64::from(3 * rounds));
+        let mut kinds = ["cut", "cut in the middle of a message", "nothing passed for half a second"]
+            .map(|fault| Recovered { fault, live: Vec::new(), caught_up: Vec::new() });
+        for round in 0..3 * rounds {
+            let kind = (round % 3) as usize;
+            self.under_load()?;
+            let start = Instant::now();
+            match kind {
+                0 => self.wan.cut(),
+                1 => self.wan.cut_after(u64::from(round) * 7_919 % 60_000 + 1),
+                _ => {
+                    self.wan.pause(true);
+                    std::thread::sleep(Duration::from_millis(500));
+                    self.wan.pause(false);
+                }
+            }
+            self.recover(&mut kinds[kind], start)?;
+            self.progress.at(u64::from(round + 1), kinds[kind].fault);
+        }
+        self.progress.done(&format!("the link was cut {} times", 3 * rounds));
+        self.recovered(&kinds);
+        Ok(())
+    }
+
+    /// Kills the secondary's process, then the primary's.
+    pub(super) fn kills(&mut self) -> Result<(), String> {
+        let rounds = self.arguments.rounds;
+        self.progress.step("killing both sides in turns", u64::from(2 * rounds));
+        let mut kinds = ["secondary killed (SIGKILL)", "primary killed (SIGKILL)"].map(|fault| Recovered {
+            fault,
+            live: Vec::new(),
+            caught_up: Vec::new(),
+        });
+        for round in 0..2 * rounds {
+            let kind = (round % 2) as usize;
+            self.under_load()?;
+            let start = Instant::now();
+            if kind == 0 {
+                self.east.kill();
+                self.east.up()?;
+                self.wan.lead_to(self.east.address()?);
+            } else {
+                self.west.kill();
+                self.west.up()?;
+                self.link(true)?;
+                // What was not acknowledged may be there or not: the next flights are behind all of it.
+                self.next_flight += 100_000;
+            }
+            self.recover(&mut kinds[kind], start)?;
+            self.progress.at(u64::from(round + 1), kinds[kind].fault);
+        }
+        self.progress.done(&format!("each side was killed {rounds} times"));
+        self.recovered(&kinds);
+        Ok(())
+    }
+
+    /// Starts a load that outlasts what is done to it.
+    fn under_load(&mut self) -> Result<(), String> {
+        let count = (RATE * (BEFORE + AFTER).as_secs_f64()) as u64;
+        let load = self.next_flights(count, Some(RATE));
+        self.west.ask(&Ask::Load(load))?;
+        std::thread::sleep(BEFORE);
+        Ok(())
+    }
+
+    fn recover(&mut self, recovered: &mut Recovered, start: Instant) -> Result<(), String> {
+        self.meter.event(recovered.fault, true);
+        std::thread::sleep(Duration::from_millis(20));
+        self.west.until("another session", |status| status.link.as_ref().is_some_and(|link| link.live))?;
+        recovered.live.push(start.elapsed().as_secs_f64() * 1e3);
+        self.meter.event("live again", false);
+        self.west.until("the load's end", |status| status.load.as_ref().is_none_or(|load| !load.running))?;
+        let failed = self.west.status()?.load.map_or(0, |load| load.failed);
+        if failed > 0 {
+            return Err(format!("{failed} commits of the primary failed because of the secondary"));
+        }
+        recovered.caught_up.push(self.west.until_shipped()?.as_secs_f64() * 1e3);
+        Ok(())
+    }
+
+    fn recovered(&mut self, kinds: &[Recovered]) {
+        let worst = |all: &[f64]| number(all.iter().copied().fold(0.0, f64::max));
+        let rows = kinds
+            .iter()
+            .filter(|kind| !kind.live.is_empty())
+            .map(|kind| vec![text(kind.fault), kind.live.len().to_string(), worst(&kind.live), worst(&kind.caught_up)]);
+        let rows: Vec<_> = rows.collect();
+        let faults: usize = kinds.iter().map(|kind| kind.live.len()).sum();
+        self.claim(
+            &format!(
+                "A session came back after each: {}",
+                kinds.iter().map(|kind| kind.fault).collect::<Vec<_>>().join(", ")
+            ),
+            faults > 0,
+            format!("{faults} times, and everything committed until then arrived"),
+        );
+        self.tables.push(Table {
+            title: "After a fault".into(),
+            note: format!("Under {} transactions a second; the slowest of each.", number(RATE)),
+            columns: ["fault", "times", "ms until a session was up", "ms from the load's end until all was there"]
+                .map(String::from)
+                .to_vec(),
+            rows,
+            first: false,
+        });
+    }
+}

@@ -1,0 +1,398 @@
+//! The `region` subcommand: one region as a process, told what to do by lines of JSON on its input, answering each with one on its output.
+
+use std::io::{self, BufRead, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use clap::Args;
+use hdrhistogram::Histogram;
+use meridian::{AccountId, Ack, Lsn, PartitionId, Region, Transaction};
+use meridian_wire::{Compression, Link, LinkOptions, LinkState, Listener, ListenerOptions, Peer};
+use serde::{Deserialize, Serialize};
+
+use crate::Outcome;
+use crate::compare::{incompressible, region_options};
+use crate::flight_load::{ACCOUNT, FlightLoad, MOST_OUTSTANDING};
+use crate::flights::Flights;
+use crate::latency::{self, Summary, summarize};
+use crate::load::{Answer, Pace, Plan, drive};
+use crate::machine::CpuSample;
+
+/// The cluster of both regions.
+pub(crate) const CLUSTER: &str = "meridian-bench";
+/// What a region calls the account of the records that it commits beside the flights.
+const RECORDS: &str = "records";
+/// Partitions of those records.
+const PARTITIONS: u64 = 256;
+
+/// What a region process is started with.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NodeArguments {
+    /// What it is called.
+    #[arg(long)]
+    pub(crate) name: String,
+    /// The other region: the one that may send here, or that is sent to.
+    #[arg(long)]
+    pub(crate) peer: String,
+    /// Listen here for what the other region sends.
+    #[arg(long)]
+    pub(crate) listen: Option<SocketAddr>,
+    /// The disks' directories; a region is made there if there is none.
+    #[arg(required = true)]
+    pub(crate) disks: Vec<PathBuf>,
+}
+
+/// What a region process is asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// How it stands.
+    Status,
+    /// Start to commit.
+    Load(Load),
+    /// Start to ship to the region at this address.
+    Link { to: SocketAddr, compress: bool },
+    /// Stop shipping.
+    Unlink,
+    /// Measure from here on what shipping takes.
+    Reset,
+    /// Give back the space of what is shipped.
+    Trim,
+    /// Close the region and end.
+    Quit,
+}
+
+/// What to commit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Load {
+    /// Flights from this transaction on, as many; else records of `payload` bytes.
+    pub(crate) flights: Option<(u64, u64)>,
+    /// Bytes of a record.
+    pub(crate) payload: usize,
+    /// Half of all records go to this part of the partitions, in percent; 50 is even.
+    pub(crate) skew: u64,
+    /// Transactions a second; else `outstanding` at once.
+    pub(crate) rate: Option<f64>,
+    /// Transactions outstanding without a rate.
+    pub(crate) outstanding: usize,
+    /// For how long, in seconds.
+    pub(crate) seconds: f64,
+}
+
+/// How a load went so far.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Loaded {
+    pub(crate) running: bool,
+    pub(crate) acknowledged: u64,
+    pub(crate) failed: u64,
+    pub(crate) seconds: f64,
+    pub(crate) latency: Summary,
+}
+
+/// How a link stands.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Shipping {
+    pub(crate) live: bool,
+    pub(crate) cause: String,
+    pub(crate) position: u64,
+    pub(crate) last_sync_time: u64,
+    pub(crate) lag_records: u64,
+    pub(crate) lag_bytes: u64,
+    pub(crate) unread: u64,
+    pub(crate) differ: usize,
+    pub(crate) shipped: (u64, u64),
+    pub(crate) sessions: u64,
+    pub(crate) ended: Option<String>,
+    pub(crate) round_trip: u64,
+    pub(crate) remotely_durable: Summary,
+}
+
+/// How a region process stands.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) driver: String,
+    pub(crate) committed: u64,
+    /// Of each account: name, records, sum.
+    pub(crate) accounts: Vec<(String, u64, String)>,
+    /// Processor seconds since the process began.
+    pub(crate) cpu: f64,
+    pub(crate) load: Option<Loaded>,
+    pub(crate) link: Option<Shipping>,
+    /// Records that arrived here, and those that had arrived before.
+    pub(crate) arrived: (u64, u64),
+    pub(crate) last_sync_time: u64,
+}
+
+/// An answer: how it stands after what was asked, or why not.
+pub(crate) type Reply = Result<Status, String>;
+
+/// Runs a region until it is told to quit, its input ends, or it is killed.
+pub(crate) fn run(arguments: &NodeArguments) -> Outcome {
+    let mut node = Node::start(arguments)?;
+    let mut out = io::stdout();
+    for line in io::stdin().lock().lines() {
+        let ask = line.map_err(text).and_then(|line| serde_json::from_str::<Ask>(&line).map_err(text));
+        let quit = matches!(ask, Ok(Ask::Quit));
+        let reply: Reply = ask.and_then(|ask| node.answer(ask));
+        let line = serde_json::to_string(&reply).map_err(text)?;
+        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(text)?;
+        if quit {
+            break;
+        }
+    }
+    node.close()
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// The options of a region on these disks.
+pub(crate) fn options(disks: &[PathBuf]) -> meridian::Options {
+    let mut options = region_options(disks, "region", 4, false);
+    options.queue_transactions = 16 << 10;
+    options
+}
+
+/// Opens the region on these disks, or makes it.
+fn open(disks: &[PathBuf]) -> Result<Region, String> {
+    let options = options(disks);
+    let there = options.disks.iter().any(|disk| disk.path.exists());
+    if there { Region::open(options, ()) } else { Region::create(options, ()) }.map_err(text)
+}
+
+struct Node {
+    name: String,
+    peer: String,
+    region: Arc<Region>,
+    listener: Option<Listener>,
+    link: Option<Link>,
+    /// What shipping had taken when it was last reset.
+    shipped_before: Option<Histogram<u64>>,
+    load: Arc<Mutex<Option<Loaded>>>,
+    loading: Option<JoinHandle<()>>,
+    started: CpuSample,
+}
+
+impl Node {
+    fn start(arguments: &NodeArguments) -> Result<Node, String> {
+        let region = Arc::new(open(&arguments.disks)?);
+        let peer = |region: &str| Peer { name: format!("{region}.meridian"), region: region.to_owned() };
+        let listener = arguments.listen.map(|address| {
+            let options = ListenerOptions::new(CLUSTER, &arguments.name, vec![peer(&arguments.peer)]);
+            Listener::bind(Arc::clone(&region), ListenerOptions { address, ..options }).map_err(text)
+        });
+        Ok(Node {
+            name: arguments.name.clone(),
+            peer: arguments.peer.clone(),
+            region,
+            listener: listener.transpose()?,
+            link: None,
+            shipped_before: None,
+            load: Arc::default(),
+            loading: None,
+            started: CpuSample::now(),
+        })
+    }
+
+    fn answer(&mut self, ask: Ask) -> Reply {
+        match ask {
+            Ask::Status | Ask::Quit => {}
+            Ask::Load(load) => self.begin(load)?,
+            Ask::Link { to, compress } => {
+                let accounts = [ACCOUNT, RECORDS].map(|name| account(&self.region, name));
+                let accounts = accounts.into_iter().collect::<Result<Vec<_>, _>>()?;
+                let peer = Peer { name: format!("{}.meridian", self.peer), region: self.peer.clone() };
+                let mut options = LinkOptions::new(to, CLUSTER, &self.name, peer, accounts);
+                options.longest_retry = Duration::from_millis(100);
+                options.compression = if compress { Compression::Adaptive } else { Compression::Off };
+                self.shipped_before = None;
+                self.link = Some(Link::start(Arc::clone(&self.region), options).map_err(text)?);
+            }
+            Ask::Unlink => self.link = None,
+            Ask::Reset => self.shipped_before = self.link.as_ref().map(|link| link.status().remotely_durable),
+            Ask::Trim => drop(self.region.trim(Lsn::MAX).map_err(text)?),
+        }
+        self.status()
+    }
+
+    fn begin(&mut self, load: Load) -> Result<(), String> {
+        if let Some(loading) = self.loading.take() {
+            drop(loading.join());
+        }
+        let (region, state) = (Arc::clone(&self.region), Arc::clone(&self.load));
+        set(&state, Loaded { running: true, ..Loaded::default() });
+        let account = account(&region, if load.flights.is_some() { ACCOUNT } else { RECORDS })?;
+        let thread = std::thread::Builder::new().name("load".into());
+        let loading = thread.spawn(move || {
+            let done = commit(&region, account, &load, &state);
+            if let Err(message) = done {
+                eprintln!("meridian-bench region: the load failed: {message}");
+            }
+        });
+        self.loading = Some(loading.map_err(text)?);
+        Ok(())
+    }
+
+    fn status(&self) -> Reply {
+        let accounts = self.region.accounts().map_err(text)?;
+        let accounts = accounts.into_iter().map(|account| {
+            let digest = self.region.digest(account.id).map_err(text)?;
+            Ok((account.name, digest.records, format!("{:032x}", digest.sum)))
+        });
+        let arrivals = self.listener.as_ref().map(Listener::status).unwrap_or_default();
+        let arrived = arrivals.values().next().cloned().unwrap_or_default();
+        Ok(Status {
+            address: self.listener.as_ref().map(Listener::local_addr),
+            driver: self.region.health().map_err(text)?.driver,
+            committed: self.region.committed().0,
+            accounts: accounts.collect::<Result<_, String>>()?,
+            cpu: self.started.until(&CpuSample::now()).process,
+            load: self.load.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            link: self.link.as_ref().map(|link| self.shipping(link)),
+            arrived: (arrived.records, arrived.duplicates),
+            last_sync_time: arrived.last_sync_time,
+        })
+    }
+
+    fn shipping(&self, link: &Link) -> Shipping {
+        let status = link.status();
+        let mut taken = status.remotely_durable;
+        if let Some(before) = &self.shipped_before {
+            // It is a reading of the same counters: the later one lacks nothing that it holds.
+            taken.subtract(before).unwrap_or_else(|error| unreachable!("counters only grow: {error:?}"));
+        }
+        Shipping {
+            live: status.state == LinkState::Live,
+            cause: format!("{:?}", status.cause),
+            position: status.position.0,
+            last_sync_time: status.last_sync_time,
+            lag_records: status.lag.records,
+            lag_bytes: status.lag.bytes,
+            unread: status.unread,
+            differ: status.differ.len(),
+            shipped: status.shipped,
+            sessions: status.sessions,
+            ended: status.ended,
+            round_trip: status.round_trip,
+            remotely_durable: summarize(&taken),
+        }
+    }
+
+    fn close(mut self) -> Outcome {
+        if let Some(loading) = self.loading.take() {
+            drop(loading.join());
+        }
+        drop((self.link.take(), self.listener.take()));
+        let region = Arc::into_inner(self.region).ok_or("a thread still has the region")?;
+        region.close().map_err(text)?;
+        Ok(true)
+    }
+}
+
+/// The account of this name, which is made if there is none.
+fn account(region: &Region, name: &str) -> Result<AccountId, String> {
+    let known = region.accounts().map_err(text)?.into_iter().find(|account| account.name == name);
+    known.map_or_else(|| region.create_account(name, Ack::Quorum).map_err(text), |account| Ok(account.id))
+}
+
+fn set(state: &Mutex<Option<Loaded>>, loaded: Loaded) {
+    *state.lock().unwrap_or_else(PoisonError::into_inner) = Some(loaded);
+}
+
+/// Commits a load to its end.
+fn commit(region: &Region, account: AccountId, load: &Load, state: &Mutex<Option<Loaded>>) -> Result<(), String> {
+    let flights = load.flights.map(|_| Flights::load()).transpose()?;
+    let start = Instant::now();
+    let mut plan = Committing {
+        flights: flights.as_ref().map(|flights| FlightLoad::new(flights, account)),
+        account,
+        payload: incompressible(load.payload),
+        skew: load.skew,
+        last: load.flights.map_or(u64::MAX, |(first, count)| first + count),
+        sent: 0,
+        start,
+        until: start + Duration::from_secs_f64(load.seconds),
+        loaded: Loaded { running: true, ..Loaded::default() },
+        latency: latency::histogram(),
+        shown: start,
+        state,
+    };
+    let pace = match load.rate {
+        Some(rate) => Pace::Open(rate),
+        None => Pace::Closed(load.outstanding.min(MOST_OUTSTANDING)),
+    };
+    let driven = drive(region, pace, load.flights.map_or(0, |(first, _)| first), &mut plan);
+    plan.loaded.running = false;
+    plan.show();
+    driven.map(drop).map_err(text)
+}
+
+struct Committing<'a> {
+    flights: Option<FlightLoad<'a>>,
+    account: AccountId,
+    payload: Bytes,
+    skew: u64,
+    last: u64,
+    sent: u64,
+    start: Instant,
+    until: Instant,
+    loaded: Loaded,
+    latency: Histogram<u64>,
+    shown: Instant,
+    state: &'a Mutex<Option<Loaded>>,
+}
+
+impl Committing<'_> {
+    fn show(&mut self) {
+        self.loaded.seconds = self.start.elapsed().as_secs_f64();
+        self.loaded.latency = summarize(&self.latency);
+        set(self.state, self.loaded.clone());
+    }
+
+    /// A partition: of every two records one goes to the first `skew` percent of the partitions.
+    fn partition(&self, number: u64) -> PartitionId {
+        let few = (PARTITIONS * self.skew / 100).max(1);
+        // Any fixed mixing will do: neighbours do not go to neighbours.
+        let mixed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        let at = if number.is_multiple_of(2) { mixed % few } else { mixed % PARTITIONS };
+        PartitionId(u128::from(at) + 1)
+    }
+}
+
+impl Plan for Committing<'_> {
+    fn make(&mut self, number: u64) -> Transaction {
+        self.sent = number + 1;
+        match &self.flights {
+            Some(flights) => flights.transaction(number),
+            None => Transaction::new(self.account, self.partition(number)).record(self.payload.clone()),
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        match answer.outcome {
+            Ok(_) => {
+                self.loaded.acknowledged += 1;
+                latency::record(&mut self.latency, answer.latency, 1);
+            }
+            Err(_) => self.loaded.failed += 1,
+        }
+    }
+
+    fn goes_on(&mut self, now: Instant) -> bool {
+        if now - self.shown > Duration::from_millis(100) {
+            self.shown = now;
+            self.show();
+        }
+        now < self.until && self.sent < self.last && self.loaded.failed == 0
+    }
+}
+
+/// A folder for each of a region's three disks below `home`.
+pub(crate) fn disks(home: &Path) -> Vec<PathBuf> {
+    ["disk-1", "disk-2", "disk-3"].map(|name| home.join(name)).to_vec()
+}

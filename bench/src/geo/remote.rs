@@ -1,0 +1,183 @@
+//! A region process as the harness holds it: started, asked, killed.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::node::{Ask, Load, Loaded, Reply, Shipping, Status, disks};
+
+/// How long anything may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A region in a process of its own. Dropping it kills it.
+pub(crate) struct Remote {
+    name: &'static str,
+    peer: &'static str,
+    home: PathBuf,
+    /// Where it listens, once it has: the same again after a restart.
+    address: Option<SocketAddr>,
+    process: Option<Process>,
+}
+
+struct Process {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Remote {
+    /// Starts a region below `home`; a secondary listens.
+    ///
+    /// # Errors
+    /// A message when it does not come up.
+    pub(crate) fn start(
+        name: &'static str,
+        peer: &'static str,
+        home: PathBuf,
+        listens: bool,
+    ) -> Result<Remote, String> {
+        let address = listens.then(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut remote = Remote { name, peer, home, address, process: None };
+        remote.up()?;
+        Ok(remote)
+    }
+
+    /// Starts the process again.
+    ///
+    /// # Errors
+    /// A message when it does not come up.
+    pub(crate) fn up(&mut self) -> Result<(), String> {
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let mut command = Command::new(program);
+        command.args(["region", "--name", self.name, "--peer", self.peer]);
+        if let Some(address) = self.address {
+            command.arg("--listen").arg(address.to_string());
+        }
+        let child = command.args(disks(&self.home)).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.map_err(|error| format!("cannot start region {}: {error}", self.name))?;
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let (Some(input), Some(output)) = (input, output) else { return Err("a process without pipes".into()) };
+        self.process = Some(Process { child, input, output: BufReader::new(output) });
+        self.address = self.status()?.address;
+        Ok(())
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// A message when it does not.
+    pub(crate) fn address(&self) -> Result<SocketAddr, String> {
+        self.address.ok_or_else(|| format!("region {} does not listen", self.name))
+    }
+
+    /// Where its disks are.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Asks it something and waits for its answer.
+    ///
+    /// # Errors
+    /// Its message, or that it is gone.
+    pub(crate) fn ask(&mut self, ask: &Ask) -> Result<Status, String> {
+        let name = self.name;
+        let gone = |error: &dyn std::fmt::Display| format!("region {name} is gone: {error}");
+        let process = self.process.as_mut().ok_or_else(|| gone(&"it was stopped"))?;
+        let line = serde_json::to_string(ask).map_err(|error| error.to_string())?;
+        writeln!(process.input, "{line}").map_err(|error| gone(&error))?;
+        let mut answer = String::new();
+        process.output.read_line(&mut answer).map_err(|error| gone(&error))?;
+        let reply: Reply = serde_json::from_str(&answer).map_err(|error| gone(&error))?;
+        reply.map_err(|message| format!("region {name}: {message}"))
+    }
+
+    /// How it stands.
+    ///
+    /// # Errors
+    /// As [`Remote::ask`].
+    pub(crate) fn status(&mut self) -> Result<Status, String> {
+        self.ask(&Ask::Status)
+    }
+
+    /// How its link stands.
+    ///
+    /// # Errors
+    /// As [`Remote::ask`]; when it has none.
+    pub(crate) fn shipping(&mut self) -> Result<Shipping, String> {
+        self.status()?.link.ok_or_else(|| format!("region {} does not ship", self.name))
+    }
+
+    /// Waits until `done` says so.
+    ///
+    /// # Errors
+    /// As [`Remote::ask`]; when it takes too long.
+    pub(crate) fn until(&mut self, what: &str, mut done: impl FnMut(&Status) -> bool) -> Result<Duration, String> {
+        let start = Instant::now();
+        loop {
+            let status = self.status()?;
+            if done(&status) {
+                return Ok(start.elapsed());
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(format!("{what} did not happen in {} s: {status:?}", PATIENCE.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until everything that is committed now has arrived.
+    ///
+    /// # Errors
+    /// As [`Remote::until`].
+    pub(crate) fn until_shipped(&mut self) -> Result<Duration, String> {
+        let committed = self.status()?.committed;
+        self.until("arrival of everything", |status| {
+            status.link.as_ref().is_some_and(|link| link.position >= committed)
+        })
+    }
+
+    /// Commits a load to its end.
+    ///
+    /// # Errors
+    /// As [`Remote::until`]; when a commit failed.
+    pub(crate) fn load(&mut self, load: &Load, mut seen: impl FnMut(&Status)) -> Result<Loaded, String> {
+        self.ask(&Ask::Load(load.clone()))?;
+        let mut last = None;
+        self.until("the load's end", |status| {
+            seen(status);
+            last.clone_from(&status.load);
+            std::thread::sleep(Duration::from_millis(19));
+            status.load.as_ref().is_some_and(|load| !load.running)
+        })?;
+        let loaded = last.unwrap_or_default();
+        if loaded.failed > 0 { Err(format!("{} commits failed", loaded.failed)) } else { Ok(loaded) }
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // It may have ended by itself.
+            drop(process.child.kill());
+            drop(process.child.wait());
+        }
+    }
+
+    /// Closes the region in order.
+    ///
+    /// # Errors
+    /// As [`Remote::ask`]; when it ended otherwise than well.
+    pub(crate) fn quit(mut self) -> Result<(), String> {
+        self.ask(&Ask::Quit)?;
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        let ended = process.child.wait().map_err(|error| error.to_string())?;
+        if ended.success() { Ok(()) } else { Err(format!("region {} ended with {ended}", self.name)) }
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,219 @@
+//! What shipping costs the primary, and how fast a secondary catches up.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::discard::{Discard, plain_stream};
+use super::node::{Ask, Load};
+use super::{Job, at_least, text};
+use meridian::Lsn;
+
+use crate::report::{Ratio, Report, Series, Table, number};
+
+const MEBI: f64 = 1_048_576.0;
+/// Records that are caught up on.
+const CATCH_UP_RECORD: usize = 16 << 10;
+/// Turns with and without a link.
+const TURNS: usize = 3;
+/// One way of the long network.
+const FAR: Duration = Duration::from_millis(50);
+
+impl Job {
+    pub(super) fn speed(&mut self, report: &mut Report) -> Result<(), String> {
+        self.cost(report)?;
+        self.catch_up(report)?;
+        self.sender_alone(report)?;
+        self.link(true)?;
+        self.west.until_shipped().map(drop)
+    }
+
+    fn records(&self, rate: Option<f64>, outstanding: usize, seconds: f64) -> Load {
+        let (payload, skew) = (self.arguments.payload as usize, self.arguments.skew);
+        Load { flights: None, payload, skew, rate, outstanding, seconds }
+    }
+
+    fn trim(&mut self) -> Result<(), String> {
+        self.west.ask(&Ask::Trim)?;
+        self.east.ask(&Ask::Trim).map(drop)
+    }
+
+    /// Half of the primary's greatest rate, with the link and without it in turns.
+    fn cost(&mut self, report: &mut Report) -> Result<(), String> {
+        let seconds = self.arguments.seconds;
+        self.progress.step("the primary with and without a secondary", 2 * TURNS as u64 + 1);
+        self.west.ask(&Ask::Unlink)?;
+        let most = self.west.load(&self.records(None, 256, seconds), |_| {})?;
+        let most = most.acknowledged as f64 / most.seconds;
+        let (mut alone, mut linked) = ((0, 0.0), (0, 0.0));
+        let (mut p99, mut lag, mut round_trip) = ([0.0_f64; 2], Default::default(), 0);
+        for turn in 0..TURNS {
+            let load = self.records(Some(most / 2.0), 0, seconds);
+            let off = self.west.load(&load, |_| {})?;
+            alone = (alone.0 + off.acknowledged, alone.1 + off.seconds);
+            self.link(true)?;
+            self.west.until_shipped()?;
+            self.west.ask(&Ask::Reset)?;
+            let on = self.west.load(&load, |_| {})?;
+            linked = (linked.0 + on.acknowledged, linked.1 + on.seconds);
+            self.west.until_shipped()?;
+            let shipping = self.west.shipping()?;
+            (lag, round_trip) = (shipping.remotely_durable, shipping.round_trip);
+            p99 = [p99[0].max(off.latency.p99_us), p99[1].max(on.latency.p99_us)];
+            self.trim()?;
+            self.west.ask(&Ask::Unlink)?;
+            self.progress.at(turn as u64 + 1, "");
+        }
+        let [off, on] = [alone, linked].map(|(records, seconds)| records as f64 / seconds);
+        self.progress.done(&format!(
+            "at half of {} records/s: {} alone, {} with a secondary",
+            number(most),
+            number(off),
+            number(on)
+        ));
+        report.headline(
+            number((1.0 - on / off) * 100.0),
+            "%",
+            "of records/s that a secondary on the same two cores costs at half rate",
+        );
+        report.ratios.push(at_least("records/s at half rate, with a secondary", "records/s", on, off, 0.95));
+        let secondary = self.east.status()?;
+        report.tables.push(Table {
+            title: "Two regions on one machine, at half of the primary's greatest rate".into(),
+            note: "Both regions share the processors and the disk: the secondary's work is part of what the primary feels.".into(),
+            columns: ["", "alone", "with a secondary"].map(String::from).to_vec(),
+            rows: vec![
+                vec!["records/s".into(), number(off), number(on)],
+                vec!["p99 of a commit, µs".into(), number(p99[0]), number(p99[1])],
+                vec!["records arrived".into(), String::new(), number(secondary.arrived.0 as f64)],
+            ],
+            first: true,
+        });
+        report.aims.push(Ratio::value(
+            "p99 from commit to remotely durable at half rate",
+            "ms",
+            lag.p99_us / 1e3,
+            3.0 * p99[1] / 1e3 + round_trip as f64 / 1e6,
+        ));
+        let series = Series { name: "half rate".into(), meaning: "synthetic records".into(), summary: lag };
+        if let Some(group) = self.latencies.first_mut() {
+            group.series.push(series);
+        }
+        Ok(())
+    }
+
+    /// Commits what a secondary then catches up on.
+    fn backlog(&mut self) -> Result<f64, String> {
+        self.west.ask(&Ask::Unlink)?;
+        let bytes = f64::from(self.arguments.catch_up) * MEBI;
+        let before = self.west.status()?.committed;
+        let rate = 20_000.0;
+        let seconds = bytes / CATCH_UP_RECORD as f64 / rate;
+        let payload = CATCH_UP_RECORD;
+        let load = Load { flights: None, payload, skew: 50, rate: Some(rate), outstanding: 0, seconds };
+        let loaded = self.west.load(&load, |_| {})?;
+        if self.west.status()?.committed == before {
+            return Err("nothing was committed to catch up on".into());
+        }
+        Ok(loaded.acknowledged as f64 * CATCH_UP_RECORD as f64)
+    }
+
+    /// MiB/s and processor seconds per GiB of a catch-up into three durable disks.
+    fn once(&mut self, delay: Duration) -> Result<(f64, [f64; 2]), String> {
+        let bytes = self.backlog()?;
+        let cpu = |job: &mut Job| Ok::<_, String>([job.west.status()?.cpu, job.east.status()?.cpu]);
+        let before = cpu(self)?;
+        self.wan.delay(delay);
+        let start = Instant::now();
+        self.link(false)?;
+        self.west.until_shipped()?;
+        let took = start.elapsed().as_secs_f64();
+        self.wan.delay(Duration::ZERO);
+        let after = cpu(self)?;
+        self.trim()?;
+        let gibi = bytes / MEBI / 1024.0;
+        Ok((bytes / MEBI / took, [0, 1].map(|side| (after[side] - before[side]) / gibi)))
+    }
+
+    fn catch_up(&mut self, report: &mut Report) -> Result<(), String> {
+        self.progress.step("catching up", 3);
+        let (near, cpu) = self.once(Duration::ZERO)?;
+        self.progress.at(1, "without delay");
+        let (far, _) = self.once(FAR)?;
+        self.progress.at(2, "with 100 ms of round trip");
+        // What the secondary's disks take of transactions as large as a batch.
+        let payload = (1 << 20) - 4096;
+        let large =
+            Load { flights: None, payload, skew: 50, rate: None, outstanding: 16, seconds: self.arguments.seconds };
+        self.west.ask(&Ask::Unlink)?;
+        let loaded = self.west.load(&large, |_| {})?;
+        let log = loaded.acknowledged as f64 * payload as f64 / MEBI / loaded.seconds;
+        self.link(false)?;
+        self.west.until_shipped()?;
+        self.trim()?;
+        self.progress.done(&format!(
+            "caught up at {} MiB/s, with 100 ms of round trip at {} MiB/s; a region by itself commits {} MiB/s",
+            number(near),
+            number(far),
+            number(log)
+        ));
+        report.headline(number(near), "MiB/s", "caught up, into three durable copies");
+        report.ratios.push(at_least("catch-up into three disks, against the log alone", "MiB/s", near, log, 0.85));
+        report.ratios.push(at_least("catch-up over 100 ms, against none", "MiB/s", far, near, 0.9));
+        let both = cpu[0] + cpu[1];
+        report.aims.push(Ratio::value(
+            "processor for 800 MiB/s of catch-up, both sides",
+            "cores",
+            both * 800.0 / 1024.0,
+            1.0,
+        ));
+        report.tables.push(Table {
+            title: "Processor seconds per GiB of catch-up".into(),
+            note: "The network's own threads are not counted.".into(),
+            columns: ["primary", "secondary", "both"].map(String::from).to_vec(),
+            rows: vec![vec![number(cpu[0]), number(cpu[1]), number(both)]],
+            first: false,
+        });
+        Ok(())
+    }
+
+    /// The sender and a receiver that verifies and discards; and a plain stream beside them.
+    fn sender_alone(&mut self, report: &mut Report) -> Result<(), String> {
+        self.progress.step("the sender alone", 0);
+        let from = Lsn(self.west.status()?.committed);
+        let bytes = self.backlog()?;
+        let plain = plain_stream(bytes as u64).map_err(text)? / MEBI;
+        let discard = Discard::start(from).map_err(text)?;
+        let before = self.west.status()?.cpu;
+        let start = Instant::now();
+        self.west.ask(&Ask::Link { to: discard.address, compress: false })?;
+        self.west.until("arrival of everything", |_| discard.bytes.load(Ordering::Relaxed) as f64 >= bytes)?;
+        let took = start.elapsed().as_secs_f64();
+        let cpu = self.west.status()?.cpu - before;
+        self.west.ask(&Ask::Unlink)?;
+        let shipped = discard.bytes.load(Ordering::Relaxed) as f64 / MEBI;
+        let receiver = discard.cpu.load(Ordering::Relaxed) as f64 / 1e9;
+        self.progress.done(&format!(
+            "{} MiB/s to a receiver that verifies and discards, {} MiB/s per sender core; a plain stream {} MiB/s",
+            number(shipped / took),
+            number(shipped / cpu),
+            number(plain)
+        ));
+        report.ratios.push(at_least(
+            "to a receiver that discards, against a plain stream",
+            "MiB/s",
+            shipped / took,
+            plain,
+            0.8,
+        ));
+        report.aims.push(Ratio {
+            more_is_better: true,
+            ..Ratio::value("MiB a core-second of the sender", "MiB", shipped / cpu, 2_000.0)
+        });
+        report.notes.push(format!(
+            "The receiver that discards took {} s of processor for {} MiB.",
+            number(receiver),
+            number(shipped)
+        ));
+        Ok(())
+    }
+}
