@@ -148,15 +148,16 @@ impl Shared {
     /// One direction: a thread that reads and one that writes when it is time to.
     fn forward(self: &Arc<Shared>, mut from: TcpStream, to: TcpStream, counted: bool) -> io::Result<()> {
         let (sender, receiver) = bounded(ON_THE_WAY);
-        let (reads, writes) = (Arc::clone(self), Arc::clone(self));
+        let reads = Arc::clone(self);
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         thread("wan-in").spawn(move || reads.read(&mut from, &sender, counted))?;
-        thread("wan-out").spawn(move || writes.write(to, &receiver))?;
+        thread("wan-out").spawn(move || Shared::write(to, &receiver))?;
         Ok(())
     }
 
     fn read(&self, from: &mut TcpStream, sender: &Sender<(Instant, Vec<u8>)>, counted: bool) {
         let mut buffer = vec![0; CHUNK];
+        let mut free = Instant::now();
         while let Ok(mut read @ 1..) = from.read(&mut buffer) {
             while self.paused.load(Ordering::Relaxed) && !self.stopping.load(Ordering::Relaxed) {
                 std::thread::sleep(LOOK);
@@ -172,6 +173,12 @@ impl Shared {
                 }
                 self.forwarded.fetch_add(read as u64, Ordering::Relaxed);
             }
+            // Who sends more than passes is held up, as by a network that keeps little.
+            let bandwidth = self.bandwidth.load(Ordering::Relaxed);
+            if bandwidth > 0 {
+                free = free.max(Instant::now()) + Duration::from_secs_f64(read as f64 / bandwidth as f64);
+                std::thread::sleep(free.saturating_duration_since(Instant::now()));
+            }
             let due = Instant::now() + Duration::from_nanos(self.delay.load(Ordering::Relaxed));
             if sender.send((due, buffer[..read].to_vec())).is_err() {
                 return;
@@ -184,17 +191,11 @@ impl Shared {
         }
     }
 
-    fn write(&self, mut to: TcpStream, receiver: &Receiver<(Instant, Vec<u8>)>) {
-        let mut free = Instant::now();
+    fn write(mut to: TcpStream, receiver: &Receiver<(Instant, Vec<u8>)>) {
         while let Ok((due, bytes)) = receiver.recv() {
-            let start = due.max(free);
-            std::thread::sleep(start.saturating_duration_since(Instant::now()));
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
             if to.write_all(&bytes).is_err() {
                 break;
-            }
-            let bandwidth = self.bandwidth.load(Ordering::Relaxed);
-            if bandwidth > 0 {
-                free = start + Duration::from_secs_f64(bytes.len() as f64 / bandwidth as f64);
             }
         }
         drop(to.shutdown(Shutdown::Both));

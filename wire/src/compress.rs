@@ -9,6 +9,8 @@ use crate::clock::Clock;
 const LEVELS: [i32; 5] = [0, -3, 1, 3, 6];
 /// So often another level is tried, to learn what it costs now.
 const PROBE_EVERY: u32 = 32;
+/// A link on which a byte costs no more nanoseconds is faster than the fastest level compresses.
+const FAST: f64 = 1.0;
 /// What is smaller is not worth the call.
 const LEAST: usize = 512;
 
@@ -58,34 +60,52 @@ impl Adaptive {
             return None;
         }
         self.batches = self.batches.wrapping_add(1);
-        let probe = (self.batches / PROBE_EVERY) as usize % LEVELS.len();
-        // Where compressing costs more than sending, no ratio makes up for it.
-        let may_pay = self.known[probe].is_none_or(|(time, _)| time < self.wire);
-        let level = if self.batches.is_multiple_of(PROBE_EVERY) && may_pay { probe } else { self.level };
+        let level = self.probe().unwrap_or(self.level);
         if level == 0 || !self.run(batch, level) {
             return None;
         }
         Some(&self.compressed)
     }
 
+    /// A level to try: one that was never tried where the link is slow enough for any to pay, else now and then one that may.
+    fn probe(&self) -> Option<usize> {
+        if self.wire > FAST
+            && let Some(unknown) = self.known.iter().position(Option::is_none)
+        {
+            return Some(unknown);
+        }
+        let turn = (self.batches / PROBE_EVERY) as usize % LEVELS.len();
+        // Where compressing costs more than sending, no ratio makes up for it.
+        let may_pay = self.known[turn].is_some_and(|(time, _)| time < self.wire);
+        (self.batches.is_multiple_of(PROBE_EVERY) && may_pay).then_some(turn)
+    }
+
     fn run(&mut self, batch: &Batch, level: usize) -> bool {
+        let mut raw = std::mem::take(&mut self.raw);
+        raw.clear();
+        batch.frames.iter().for_each(|slice| raw.extend_from_slice(slice));
+        let len = self.squeeze(&raw, level);
+        self.raw = raw;
+        len.is_some_and(|len| len < batch.bytes)
+    }
+
+    /// Compresses at a level, and learns what that costs. `None` when zstd cannot.
+    fn squeeze(&mut self, raw: &[u8], level: usize) -> Option<usize> {
         let start = self.clock.now();
-        self.raw.clear();
-        batch.frames.iter().for_each(|slice| self.raw.extend_from_slice(slice));
-        self.compressed.resize(zstd::zstd_safe::compress_bound(batch.bytes), 0);
+        self.compressed.resize(zstd::zstd_safe::compress_bound(raw.len()), 0);
         let done = self
             .compressor
             .set_compression_level(LEVELS[level])
-            .and_then(|()| self.compressor.compress_to_buffer(&self.raw, &mut self.compressed));
-        let Ok(len) = done else { return false };
+            .and_then(|()| self.compressor.compress_to_buffer(raw, &mut self.compressed));
+        let len = done.ok()?;
         self.compressed.truncate(len);
-        let raw = batch.bytes as f64;
-        let (time, ratio) = ((self.clock.now() - start) as f64 / raw, len as f64 / raw);
+        let bytes = raw.len() as f64;
+        let (time, ratio) = ((self.clock.now() - start) as f64 / bytes, len as f64 / bytes);
         self.known[level] = Some(match self.known[level] {
             Some(known) => (smooth(known.0, time), smooth(known.1, ratio)),
             None => (time, ratio),
         });
-        len < batch.bytes
+        Some(len)
     }
 
     /// So many bytes went out in so many nanoseconds, waiting for the link included.
@@ -112,4 +132,37 @@ pub(crate) fn decompress(body: &[u8], raw: usize) -> std::io::Result<Vec<u8>> {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "the frames are not as long as was claimed"));
     }
     Ok(frames)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the level has become after so many batches of text over a link where a byte costs so much.
+    fn level_after(wire: u64) -> i32 {
+        let mut adaptive = Adaptive::new(Compression::Adaptive).expect("zstd is there");
+        let text: Vec<u8> = (0..40_000u32).flat_map(|word| format!("flight {} ", word % 977).into_bytes()).collect();
+        for _ in 0..100 {
+            adaptive.batches = adaptive.batches.wrapping_add(1);
+            let level = adaptive.probe().unwrap_or(adaptive.level);
+            let sent = if level > 0 { adaptive.squeeze(&text, level).expect("it gets smaller") } else { text.len() };
+            adaptive.sent(sent, sent as u64 * wire);
+        }
+        LEVELS[adaptive.level]
+    }
+
+    #[test]
+    fn a_slow_link_is_compressed_for_and_a_fast_one_is_not() {
+        assert_eq!(level_after(0), 0);
+        assert!(level_after(500) != 0, "2 MB/s");
+    }
+
+    #[test]
+    fn what_was_compressed_comes_back_and_a_false_claim_does_not() {
+        let text = b"flight ".repeat(1000);
+        let small = zstd::bulk::compress(&text, 1).expect("compressed");
+        assert_eq!(decompress(&small, text.len()).expect("right"), text);
+        assert!(decompress(&small, text.len() - 1).is_err() && decompress(&small, text.len() + 1).is_err());
+        assert!(decompress(&small[..small.len() / 2], text.len()).is_err());
+    }
 }

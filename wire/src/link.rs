@@ -21,6 +21,8 @@ use crate::transport::{Connection, Security, check_address};
 
 /// How long a thread sleeps, at most, before it looks whether the link is to stop.
 const NAP: Duration = Duration::from_millis(50);
+/// The longest time from commit to remotely durable that is told from longer ones: a day, in nanoseconds.
+const LONGEST: u64 = 86_400_000_000_000;
 /// So long after the last message a ping goes out: it finds a dead connection, and measures the way.
 const PING: u64 = 500_000_000;
 
@@ -207,7 +209,8 @@ impl Link {
     /// secondary that cannot be reached is no error: it is tried again.
     pub fn start(region: Arc<Region>, options: LinkOptions) -> Result<Link> {
         options.check()?;
-        let histogram = Histogram::new(3).map_err(|error| WireError::InvalidInput(error.to_string()))?;
+        let histogram = Histogram::new_with_bounds(1, LONGEST, 3);
+        let histogram = histogram.map_err(|error| WireError::InvalidInput(error.to_string()))?;
         let status = LinkStatus {
             state: LinkState::Unavailable,
             cause: Cause::Unavailable,

@@ -17,6 +17,9 @@ pub(super) struct Compared {
     pub(super) partitions_differ: u64,
 }
 
+/// A frame: account, partition, first sequence, bytes.
+type Frame = (AccountId, PartitionId, u64, Vec<u8>);
+
 /// The frames of a region's log, one after the other.
 struct Frames {
     log: Subscription,
@@ -29,8 +32,8 @@ impl Frames {
         Frames { log: region.subscribe(Lsn::ZERO), block: None, next: 0 }
     }
 
-    /// The next data frame: account, partition, first sequence, bytes.
-    fn next(&mut self) -> Result<Option<(AccountId, PartitionId, u64, Vec<u8>)>, String> {
+    /// The next data frame.
+    fn next(&mut self) -> Result<Option<Frame>, String> {
         loop {
             if let Some(block) = &self.block {
                 for transaction in block.transactions().skip(self.next) {
@@ -67,7 +70,7 @@ pub(super) fn compare(west: &Path, east: &Path) -> Result<Compared, String> {
     let (mut ours, mut theirs) = (Frames::new(&west), Frames::new(&east));
     let (mut one, mut other) = (ours.next()?, theirs.next()?);
     // Either side may have trimmed more: the common part begins where the later one does.
-    let lacks = |region: &Region, frame: &(AccountId, PartitionId, u64, Vec<u8>)| {
+    let lacks = |region: &Region, frame: &Frame| {
         region.partition(frame.0, frame.1, frame.2).skip_trimmed().map_err(text).map(|first| first > frame.2)
     };
     while let (Some(left), Some(right)) = (&one, &other) {

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::node::{Ask, Load, Loaded, Reply, Shipping, Status, disks};
 
+/// Between two looks at what takes long.
+pub(super) const LONG: Duration = Duration::from_millis(10);
 /// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A region in a process of its own. Dropping it kills it.
 pub(crate) struct Remote {
@@ -133,8 +135,14 @@ impl Remote {
     /// As [`Remote::until`].
     pub(crate) fn until_shipped(&mut self) -> Result<Duration, String> {
         let committed = self.status()?.committed;
+        let mut early = 0..20;
         self.until("arrival of everything", |status| {
-            status.link.as_ref().is_some_and(|link| link.position >= committed)
+            let arrived = status.link.as_ref().is_some_and(|link| link.position >= committed);
+            // What takes long is not disturbed by being asked.
+            if !arrived && early.next().is_none() {
+                std::thread::sleep(LONG);
+            }
+            arrived
         })
     }
 

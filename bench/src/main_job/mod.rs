@@ -69,6 +69,7 @@ pub(crate) fn run(place: &Place) -> Outcome {
     job.kill_and_recover()?;
     job.verify()?;
     let mut report = job.finish()?;
+    crate::geo::in_brief(&run.disks()[0], &mut report)?;
     summary::against_the_limit(run.disks(), &mut report)?;
     summary::print(&report);
     let holds = report.holds();

@@ -26,6 +26,8 @@ fn everything_committed_before_and_during_a_session_arrives_byte_for_byte() {
     let status = link.status();
     assert_eq!((status.state, status.differ.len()), (LinkState::Live, 0));
     assert!(status.remotely_durable.len() >= 3000 && status.shipped.0 > 2 << 20);
+    let median = status.remotely_durable.value_at_quantile(0.5);
+    assert!((10_000..60_000_000_000).contains(&median), "{median} ns from commit to remotely durable");
     let arrivals = listener.status();
     let arrival = &arrivals[&pair.west.log_id()];
     assert_eq!((arrival.from.as_str(), arrival.live, arrival.duplicates), ("west", true, 0));
