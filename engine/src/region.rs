@@ -559,7 +559,7 @@ fn run(
 }
 
 /// Every byte belongs to a whole data frame that verifies. Returns how many there are.
-fn check_arrived(arrived: &Arrived, options: &Options) -> Result<usize> {
+pub(crate) fn check_arrived(arrived: &Arrived, options: &Options) -> Result<usize> {
     let mut bytes = 0;
     for item in &arrived.frames {
         let mut rest = item.as_ref();

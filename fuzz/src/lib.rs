@@ -8,6 +8,7 @@
 pub mod command;
 pub mod mutate;
 pub mod samples;
+pub mod wire;
 
 use bytes::Bytes;
 use meridian::format::{
@@ -50,10 +51,14 @@ pub const SEGMENT: Target = Target { name: "segment", run: segment, sample: samp
 pub const INDEX: Target = Target { name: "index", run: index, sample: samples::index };
 /// System records: accounts, marks, progress.
 pub const SYSTEM: Target = Target { name: "system", run: system, sample: samples::system_record };
+/// Messages of the geo link.
+pub const MESSAGE: Target = Target { name: "message", run: wire::message, sample: wire::sample_message };
+/// The state machines of a session, fed with whatever decodes.
+pub const SESSION: Target = Target { name: "session", run: wire::session, sample: wire::sample_session };
 /// Checkpoints.
 pub const CHECKPOINT: Target = Target { name: "checkpoint", run: checkpoint, sample: samples::checkpoint };
 /// All of them.
-pub const TARGETS: [Target; 7] = [BLOCK, FRAME, SUPERBLOCK, SEGMENT, INDEX, SYSTEM, CHECKPOINT];
+pub const TARGETS: [Target; 9] = [BLOCK, FRAME, SUPERBLOCK, SEGMENT, INDEX, SYSTEM, CHECKPOINT, MESSAGE, SESSION];
 
 /// Runs a check on the input as it is, then with its checksums made right.
 fn both(data: &[u8], restamp: fn(&mut Vec<u8>), check: fn(&[u8]) -> bool) -> Verdict {
@@ -112,19 +117,18 @@ fn restamp_block(bytes: &mut [u8]) {
 
 /// Target: a transaction frame.
 pub fn frame(data: &[u8]) -> Verdict {
-    let restamp = |bytes: &mut Vec<u8>| {
-        if let Some(length) = peek_frame_len(bytes) {
-            stamp(&mut bytes[..length]);
-        }
-    };
-    both(data, restamp, |bytes| match Frame::parse(bytes) {
-        Ok(frame) => {
-            check_frame(&frame);
-            assert_eq!(frame.bytes(), &bytes[..frame.len()]);
-            true
-        }
-        Err(_) => false,
-    })
+    both(
+        data,
+        |bytes| restamp_frame(bytes),
+        |bytes| match Frame::parse(bytes) {
+            Ok(frame) => {
+                check_frame(&frame);
+                assert_eq!(frame.bytes(), &bytes[..frame.len()]);
+                true
+            }
+            Err(_) => false,
+        },
+    )
 }
 
 fn check_frame(frame: &Frame<'_>) {
@@ -184,16 +188,30 @@ pub fn index(data: &[u8]) -> Verdict {
     })
 }
 
-/// Target: a system record. It has no checksum of its own: its frame has.
+fn restamp_frame(bytes: &mut [u8]) {
+    if let Some(length) = peek_frame_len(bytes) {
+        stamp(&mut bytes[..length]);
+    }
+}
+
+/// Target: a system record in its frame.
 pub fn system(data: &[u8]) -> Verdict {
-    let Ok(record) = SystemRecord::decode(data) else { return Verdict::default() };
-    let again = match record {
-        SystemRecord::Account(account) => encode_account(&account),
-        SystemRecord::Mark(accounts) => encode_mark(&accounts),
-        SystemRecord::Progress(progress) => encode_progress(&progress),
-    };
-    assert_eq!(again, data, "a system record has one encoding");
-    Verdict { accepted: true, accepted_restamped: true }
+    both(
+        data,
+        |bytes| restamp_frame(bytes),
+        |bytes| {
+            let Ok(frame) = Frame::parse(bytes) else { return false };
+            let record = frame.record(0).unwrap_or_default();
+            let Ok(decoded) = SystemRecord::decode(record) else { return false };
+            let again = match decoded {
+                SystemRecord::Account(account) => encode_account(&account),
+                SystemRecord::Mark(accounts) => encode_mark(&accounts),
+                SystemRecord::Progress(progress) => encode_progress(&progress),
+            };
+            assert_eq!(again, record, "a system record has one encoding");
+            true
+        },
+    )
 }
 
 /// Target: a checkpoint.

@@ -158,16 +158,30 @@ fn system(random: &mut Random) -> SystemState {
     }
 }
 
-/// A system record of any kind.
+/// A system record of any kind, in its frame.
 pub fn system_record(random: &mut Random) -> Vec<u8> {
-    match random.below(3) {
+    let record = match random.below(3) {
         0 => encode_account(&account(random)),
         1 => encode_progress(&progress(random)),
         _ => {
             let marked: BTreeMap<u64, Digest> = (0..random.below(9)).map(|_| (random.any(), digest(random))).collect();
             encode_mark(&marked.into_iter().map(|(account, digest)| (AccountId(account), digest)).collect::<Vec<_>>())
         }
-    }
+    };
+    let header = FrameHeader {
+        kind: FrameKind::System,
+        account: AccountId::SYSTEM,
+        partition: PartitionId(0),
+        epoch: 0,
+        first_sequence: random.any(),
+        time: random.any(),
+        client: ClientId::NONE,
+        client_sequence: 0,
+    };
+    let records = [Bytes::from(record)];
+    let mut out = vec![0; frame_len(&records).expect("a small record")];
+    encode_frame(&header, &records, &mut out);
+    out
 }
 
 /// A checkpoint.

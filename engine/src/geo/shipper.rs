@@ -205,7 +205,7 @@ impl Shipper {
         for (ordinal, (at, frame)) in (0..).zip(trusted.frames()) {
             let lsn = Lsn(block.lsn().0 & !u64::from(ORDINAL) | ordinal);
             let behind = if ordinal == last { block.end() } else { Lsn(lsn.0 + 1) };
-            if lsn < self.resume {
+            if lsn < self.resume || (lsn == self.resume && planted!(ResumeTooLate)) {
                 continue;
             }
             let (header, at) = (frame.header(), at as usize);
@@ -249,7 +249,9 @@ impl Shipper {
     fn offer_system(&mut self, lsn: Lsn, header: &FrameHeader, record: &[u8], now: u64) {
         match SystemRecord::decode(record) {
             Ok(SystemRecord::Account(known)) if self.accounts.contains(&known.id) => {
-                self.close(None, lsn);
+                if !planted!(AccountOvertakes) {
+                    self.close(None, lsn);
+                }
                 let ack = if known.all { Ack::All } else { Ack::Quorum };
                 let (id, name, epoch) = (known.id, known.name, known.epoch);
                 self.open.account = Some(Account { id, name, epoch, ack, role: Role::Primary });
@@ -260,6 +262,12 @@ impl Shipper {
                 let carried: Vec<_> = marked.into_iter().filter(|(id, _)| self.accounts.contains(id)).collect();
                 if carried.len() == self.accounts.len() {
                     let mark = Mark { time: header.time, accounts: carried };
+                    if planted!(MarkOvertakes) {
+                        let open = std::mem::take(&mut self.open);
+                        self.close(Some(mark), self.shipped);
+                        self.open = open;
+                        return;
+                    }
                     self.close(Some(mark), self.offered);
                 }
             }
@@ -327,7 +335,7 @@ impl Shipper {
                 format!("batch {number} was acknowledged, {first} to {} are on their way", self.next_number - 1);
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
-        let count = (number - first + 1) as usize;
+        let count = if planted!(AcknowledgesAll) { self.flying.len() } else { (number - first + 1) as usize };
         let mut acknowledged = Vec::with_capacity(count);
         for Flying { position, bytes, records, time, .. } in self.flying.drain(..count) {
             self.flying_bytes -= bytes;

@@ -141,6 +141,12 @@ impl Log {
         };
         let Some((receipt, imported)) = entered else { return Some(import) };
         let Import { done, at, bytes, .. } = *import;
+        if planted!(ImportAnsweredEarly) {
+            self.with(|pipeline| {
+                pipeline.resolve(pending(GeoDone::Import(Box::new(imported), done), BEHIND, at, bytes), Ok(()))
+            });
+            return None;
+        }
         let done = GeoDone::Import(Box::new(imported), done);
         match receipt {
             Some(receipt) => self.attach(pending(done, receipt, at, bytes)),
@@ -159,12 +165,19 @@ impl Log {
             }
             import.arrived.account = None;
         }
+        if planted!(ProgressFirst) && import.next == (0, 0) && import.records == 0 {
+            let (progress, _) = self.progress_after(&import.arrived);
+            if self.enter_system(encode_progress(&progress), import.at, false)?.is_some() {
+                self.tables.borrow_mut().put_progress(progress);
+            }
+        }
         while let Some(item) = import.arrived.frames.get(import.next.0) {
             let Some(frame) = Frame::trusted(&item[import.next.1..]) else {
                 import.next = (import.next.0 + 1, 0);
                 continue;
             };
             match self.enter_arrived(&frame)? {
+                None if planted!(NoRoomDrops) => {}
                 None => return Ok(None),
                 Some(true) => import.records += frame.count() as u64,
                 Some(false) => import.duplicates += frame.count() as u64,
@@ -232,7 +245,7 @@ impl Log {
             }
             let next = tables.partition(account, partition).next_sequence;
             let end = header.first_sequence.saturating_add(count);
-            if end <= next {
+            if end <= next && !planted!(ArrivesTwice) {
                 return Ok(Some(false));
             }
             if header.first_sequence != next {

@@ -120,7 +120,7 @@ impl Tables {
     /// The time for a mark: what comes after it gets a later one.
     pub(crate) fn stamp_mark(&mut self, wall: u64) -> u64 {
         let time = self.stamp(wall);
-        self.clock = time + 1;
+        self.clock = if planted!(MarkKeepsTime) { time } else { time + 1 };
         time
     }
 
@@ -147,10 +147,12 @@ impl Tables {
         for account in &system.accounts {
             self.put_account(account.clone());
         }
-        for progress in &system.progress {
+        for progress in system.progress.iter().filter(|_| !planted!(ProgressForgotten)) {
             self.put_progress(*progress);
         }
-        self.clock = self.clock.max(system.time.saturating_add(1));
+        if !planted!(ClockForgotten) {
+            self.clock = self.clock.max(system.time.saturating_add(1));
+        }
     }
 
     pub(crate) fn check_limits(&self, options: &Options) -> Result<()> {
@@ -218,6 +220,9 @@ impl Tables {
         for &IndexPartition { account, partition, next_sequence, digest, .. } in &index.partitions {
             let known = self.partitions.entry((account, partition)).or_default();
             known.next_sequence = if planted!(SequencesRestart) { 0 } else { next_sequence };
+            if planted!(DigestsForgotten) {
+                continue;
+            }
             known.digest.merge(digest);
             self.digests.entry(account).or_default().merge(digest);
         }

@@ -103,8 +103,7 @@ impl Region {
     /// Follows the log from a position on ([`Lsn::ZERO`]: from the first retained), block by block, as it commits.
     #[must_use]
     pub fn subscribe(&self, from: Lsn) -> Subscription {
-        let (shared, blocks) = (Arc::clone(&self.shared), BlockReader::new());
-        Subscription { shared, next: from, blocks, start: Start::Claimed }
+        Subscription::new(&self.shared, from)
     }
 }
 
@@ -121,6 +120,10 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    pub(crate) fn new(shared: &Arc<Shared>, from: Lsn) -> Subscription {
+        Subscription { shared: Arc::clone(shared), next: from, blocks: BlockReader::new(), start: Start::Claimed }
+    }
+
     /// Where it reads next.
     #[must_use]
     pub fn position(&self) -> Lsn {

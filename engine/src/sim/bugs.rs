@@ -55,10 +55,53 @@ pub enum Bug {
     SequencesRestart,
     /// What clients had committed is not in the tables that a checkpoint brings back.
     CheckpointForgetsClients,
+    /// What arrives again is entered again.
+    ArrivesTwice,
+    /// A change of an account goes out before the frames that came before it.
+    AccountOvertakes,
+    /// An import is answered when it is in a block, not when that is committed.
+    ImportAnsweredEarly,
+    /// The progress is entered before the frames that it speaks of.
+    ProgressFirst,
+    /// What comes after a mark may get its time.
+    MarkKeepsTime,
+    /// After recovery times begin again at the wall clock.
+    ClockForgotten,
+    /// A session begins one frame behind where the secondary is.
+    ResumeTooLate,
+    /// A mark goes out before the frames that came before it.
+    MarkOvertakes,
+    /// The receiver takes batches whatever their numbers.
+    ReceiverTakesHoles,
+    /// An acknowledgement counts for everything that was sent.
+    AcknowledgesAll,
+    /// What a segment adds to the digests is not in the tables after recovery.
+    DigestsForgotten,
+    /// Progress is not in the tables after recovery.
+    ProgressForgotten,
+    /// A frame for which there is no room is left out.
+    NoRoomDrops,
 }
 
 impl Bug {
-    /// All of them.
+    /// Those that two regions and a link are needed for.
+    pub const OF_THE_LINK: [Bug; 13] = [
+        Bug::ArrivesTwice,
+        Bug::AccountOvertakes,
+        Bug::ImportAnsweredEarly,
+        Bug::ProgressFirst,
+        Bug::MarkKeepsTime,
+        Bug::ClockForgotten,
+        Bug::ResumeTooLate,
+        Bug::MarkOvertakes,
+        Bug::ReceiverTakesHoles,
+        Bug::AcknowledgesAll,
+        Bug::DigestsForgotten,
+        Bug::ProgressForgotten,
+        Bug::NoRoomDrops,
+    ];
+
+    /// Those that one region shows.
     pub const ALL: [Bug; 24] = [
         Bug::CommitBeforeQuorum,
         Bug::AckBeforeDurable,

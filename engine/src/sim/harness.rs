@@ -321,7 +321,7 @@ impl Run {
 }
 
 /// Small segments and small bounds, so that a few dozen transactions meet all of them.
-fn options(rng: &mut fastrand::Rng, disks: usize) -> Options {
+pub(super) fn options(rng: &mut fastrand::Rng, disks: usize) -> Options {
     let disks = (0..disks).map(|at| DiskConfig::new(format!("disk-{at}"), &format!("domain-{at}"), "zone"));
     let mut options = Options::new(disks.collect());
     options.segment_bytes = 64 << 10;

@@ -11,8 +11,10 @@ mod fault;
 mod faults;
 mod harness;
 mod life;
+mod link;
 mod medium;
 mod oracle;
+mod pair;
 #[cfg(test)]
 mod scripts;
 mod state;
@@ -28,4 +30,5 @@ pub use driver::SimDriver;
 pub use fault::{Arm, ArmedFault, Condition, FaultKind, Fired, OpKind};
 pub use harness::{Cells, Outcome, Schedule};
 pub use medium::Image;
+pub use pair::{PairOutcome, PairSchedule};
 pub use world::{Latency, World, WorldOptions};

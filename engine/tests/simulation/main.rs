@@ -11,6 +11,7 @@
     reason = "it is all test code: it starts threads, looks at the time, and says what it met"
 )]
 
+mod pair;
 mod planted;
 
 use std::collections::BTreeMap;

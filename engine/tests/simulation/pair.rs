@@ -1,0 +1,116 @@
+//! Two simulated regions and a link: many schedules, a replay of one, and the planted bugs of this part.
+//!
+//! `MERIDIAN_PAIRS` says how many schedules to run (1,000 unless told otherwise), `MERIDIAN_FIRST_SEED` where they start;
+//! `MERIDIAN_SEED` names the one that `replay_of_two_regions` runs.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use meridian::sim::{Bug, PairOutcome, PairSchedule};
+
+use crate::from_environment;
+
+fn replay_command(seed: u64) -> String {
+    let test = "--test simulation replay_of_two_regions -- --nocapture";
+    format!("MERIDIAN_SEED={seed} cargo test -p meridian --features sim {test}")
+}
+
+fn run(seed: u64) -> PairOutcome {
+    PairSchedule { seed, ..PairSchedule::default() }.run()
+}
+
+#[test]
+fn schedules_of_two_regions_keep_order_wholeness_and_an_honest_last_sync_time() {
+    let (first, count) = (from_environment("MERIDIAN_FIRST_SEED", 0), from_environment("MERIDIAN_PAIRS", 1_000));
+    let (next, stop, failed) = (AtomicU64::new(first), AtomicBool::new(false), Mutex::new(None));
+    let total = Mutex::new((0, 0, 0));
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count {
+                        break;
+                    }
+                    let outcome = run(seed);
+                    if let Some(violation) = outcome.violation {
+                        stop.store(true, Ordering::Relaxed);
+                        failed.lock().unwrap().get_or_insert((seed, violation));
+                        break;
+                    }
+                    let mut total = total.lock().unwrap();
+                    *total = (total.0 + outcome.arrived, total.1 + outcome.sessions, total.2 + outcome.claims);
+                }
+            });
+        }
+    });
+    if let Some((seed, violation)) = failed.into_inner().unwrap() {
+        panic!("{violation}\nreplay: {}", replay_command(seed));
+    }
+    let (arrived, sessions, claims) = total.into_inner().unwrap();
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{count} schedules, {arrived} transactions in {sessions} sessions, {claims} claims in {seconds:.1} s");
+    assert!(arrived > 20 * count as usize && sessions > 2 * count && claims > 2 * count, "the schedules do little");
+}
+
+#[test]
+fn replay_of_two_regions() {
+    let seed = from_environment("MERIDIAN_SEED", 1);
+    let outcome = PairSchedule { seed, trace: true, ..PairSchedule::default() }.run();
+    assert_eq!(outcome.digest, run(seed).digest, "seed {seed} did not replay bit for bit");
+    if let Some(violation) = outcome.violation {
+        eprintln!("{}", outcome.trace.join("\n"));
+        panic!("seed {seed}: {violation}");
+    }
+}
+
+/// Schedules with the bug planted, until one finds it.
+fn is_caught(bug: Bug) {
+    let started = Instant::now();
+    let mut reached = 0;
+    for seed in 0.. {
+        let outcome = PairSchedule { seed, bug: Some(bug), ..PairSchedule::default() }.run();
+        reached += outcome.reached;
+        if let Some(violation) = outcome.violation {
+            println!("{bug:?}: seed {seed} after {:.2?}: {violation}", started.elapsed());
+            return;
+        }
+        let tried = started.elapsed();
+        assert!(
+            tried < Duration::from_secs(60),
+            "{bug:?} was not caught by {seed} schedules; its place was reached {reached} times"
+        );
+    }
+}
+
+macro_rules! caught {
+    ($($test:ident: $bug:ident,)*) => {
+        $(#[test]
+        fn $test() {
+            is_caught(Bug::$bug);
+        })*
+
+        #[test]
+        fn every_planted_bug_of_the_link_has_a_test() {
+            assert_eq!(Bug::OF_THE_LINK.len(), [$(Bug::$bug),*].len());
+        }
+    };
+}
+
+caught! {
+    arrives_twice: ArrivesTwice,
+    an_account_overtakes: AccountOvertakes,
+    acknowledged_before_it_is_durable: ImportAnsweredEarly,
+    progress_before_the_data: ProgressFirst,
+    time_is_given_twice: MarkKeepsTime,
+    the_clock_is_forgotten: ClockForgotten,
+    a_frame_is_skipped_at_resume: ResumeTooLate,
+    a_mark_overtakes: MarkOvertakes,
+    holes_are_taken: ReceiverTakesHoles,
+    all_is_acknowledged_at_once: AcknowledgesAll,
+    digests_are_forgotten: DigestsForgotten,
+    progress_is_forgotten: ProgressForgotten,
+    a_frame_without_room_is_dropped: NoRoomDrops,
+}
