@@ -44,6 +44,8 @@ pub enum ErrorKind {
     Fenced,
     /// The account is a secondary here: what it holds arrives from its primary region. Write there.
     Secondary,
+    /// The account's secondary is further behind than its contract allows: commit again once it has caught up.
+    Behind,
     /// What arrived does not follow what is here: records between are missing. Send from where the progress ends.
     Gap,
     /// Another process, or another handle of this one, has the disk open.

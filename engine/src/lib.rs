@@ -53,6 +53,7 @@ mod planted;
 
 mod error;
 pub mod format;
+mod gate;
 pub mod geo;
 mod health;
 pub mod io;
@@ -69,6 +70,7 @@ mod transaction;
 mod types;
 
 pub use error::{Corruption, Error, ErrorKind, Result};
+pub use gate::{AccountGate, Gate};
 pub use health::{CopyHealth, DiskHealth, DiskState, Health, SegmentHealth};
 pub use io::DriverChoice;
 pub use log::scrub::ScrubReport;

@@ -9,6 +9,8 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use event_listener::Listener as _;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, FrameKind, MAX_MARKED};
 use crate::geo::{Arrived, Digest, Imported, Progress};
@@ -111,9 +113,12 @@ impl Region {
     /// Hands a transaction over, waiting for room in the queue, and returns the ticket for its answer.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput), [`Closed`](ErrorKind::Closed), [`Halted`](ErrorKind::Halted). Everything else comes
-    /// through the ticket.
+    /// [`InvalidInput`](ErrorKind::InvalidInput), [`Closed`](ErrorKind::Closed), [`Halted`](ErrorKind::Halted),
+    /// [`Behind`](ErrorKind::Behind) where a [`Gate`](crate::Gate) refuses. Everything else comes through the ticket.
     pub fn submit(&self, transaction: Transaction) -> Result<Ticket> {
+        while let Some(change) = self.shared.gates.pass(transaction.account)? {
+            change.wait();
+        }
         let (commit, ticket) = self.prepare(transaction)?;
         let bytes = commit.bytes as u64;
         self.shared
@@ -128,6 +133,9 @@ impl Region {
     /// # Errors
     /// As [`Region::submit`], and [`Busy`](ErrorKind::Busy) when the queue is full.
     pub fn try_submit(&self, transaction: Transaction) -> Result<Ticket> {
+        if self.shared.gates.pass(transaction.account)?.is_some() {
+            return Err(Error::new(ErrorKind::Busy, "the account's secondary has to catch up: wait and send again"));
+        }
         let (commit, ticket) = self.prepare(transaction)?;
         let bytes = commit.bytes as u64;
         self.shared.intake.try_push(Request::Commit(commit), bytes).map_err(|refused| self.shared.refused(&refused))?;
@@ -139,6 +147,9 @@ impl Region {
     /// # Errors
     /// As [`Region::submit`].
     pub async fn submit_async(&self, transaction: Transaction) -> Result<Ticket> {
+        while let Some(change) = self.shared.gates.pass(transaction.account)? {
+            change.await;
+        }
         let (commit, ticket) = self.prepare(transaction)?;
         let bytes = commit.bytes as u64;
         self.shared

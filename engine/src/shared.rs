@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::error::{Error, Result};
+use crate::gate::Gates;
 use crate::health::{Health, SegmentHealth};
 use crate::io::{DiskIndex, Environment, FileId, ReadAt, Slice};
 use crate::log::geo::Geo;
@@ -156,6 +157,7 @@ pub(crate) struct Shared {
     pub(crate) indexes: Mutex<IndexCache>,
     pub(crate) catalog: RwLock<ReadCatalog>,
     pub(crate) pins: Mutex<Pins>,
+    pub(crate) gates: Gates,
     /// The log's identity; set before the region is handed out.
     pub(crate) log: Mutex<Option<LogId>>,
     /// Copies that a reader found corrupt, for the log thread to repair.
@@ -183,6 +185,7 @@ impl Shared {
             hot: Mutex::new(hot),
             catalog: RwLock::new(ReadCatalog::default()),
             pins: Mutex::new(Pins::default()),
+            gates: Gates::default(),
             log: Mutex::new(None),
             suspects: Mutex::new(Vec::new()),
             halted: Mutex::new(None),

@@ -9,7 +9,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use meridian::format::DATA_START;
 use meridian::geo::{Acknowledgement, Batch, Lag, MOST_BATCH_BYTES, Shipper, ShipperOptions, Waiting};
-use meridian::{AccountId, ErrorKind, LogId, Lsn, PartitionId, Region, RetentionPin, SegmentId, Subscription};
+use meridian::{
+    AccountGate, AccountId, ErrorKind, Gate, LogId, Lsn, PartitionId, Region, RetentionPin, SegmentId, Subscription,
+};
 
 use crate::clock::{self, Clock};
 use crate::codec::{Hello, Message, Welcome};
@@ -23,6 +25,8 @@ use crate::transport::{Connection, Security, check_address};
 const NAP: Duration = Duration::from_millis(50);
 /// The longest time from commit to remotely durable that is told from longer ones: a day, in nanoseconds.
 const LONGEST: u64 = 86_400_000_000_000;
+/// How often contract and retention are looked after.
+const TICK: Duration = Duration::from_millis(10);
 /// So long after the last message a ping goes out: it finds a dead connection, and measures the way.
 const PING: u64 = 500_000_000;
 
@@ -53,6 +57,34 @@ pub struct LinkOptions {
     pub patience: Duration,
     /// The longest wait before another attempt to connect. Default 2 s.
     pub longest_retry: Duration,
+    /// How far the secondary may be behind, and what happens when it is. Default: nothing does.
+    pub contract: Option<Contract>,
+    /// Bytes of log that are held back from trimming for the secondary, at most; what is trimmed beyond that, while the secondary lacks it,
+    /// ends the link as a [`Gap`](LinkState::Gap). Default: no bound but the space there is.
+    pub retention_bytes: Option<u64>,
+}
+
+/// An account's word about how far its secondary may be behind: the recovery point that a disaster leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contract {
+    /// The oldest that last sync time may be. Twice [`LinkOptions::mark_interval`] at least, or nothing with
+    /// [`Breach::Wait`]: then every commit waits for the secondary.
+    pub most: Duration,
+    /// What happens beyond that, until last sync time is younger again.
+    pub then: Breach,
+}
+
+/// What happens while a secondary is further behind than its [`Contract`] allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Breach {
+    /// [`LinkStatus::breached`] says so.
+    Alert,
+    /// Commits wait before they are taken.
+    Throttle,
+    /// Commits are refused as [`Behind`](ErrorKind::Behind).
+    Refuse,
+    /// Commits are answered only when they are durable on the secondary, too.
+    Wait,
 }
 
 impl LinkOptions {
@@ -72,6 +104,8 @@ impl LinkOptions {
             compression: Compression::Adaptive,
             patience: Duration::from_secs(10),
             longest_retry: Duration::from_secs(2),
+            contract: None,
+            retention_bytes: None,
         }
     }
 
@@ -86,6 +120,12 @@ impl LinkOptions {
         }
         if self.mark_interval.is_zero() || self.patience.is_zero() {
             return invalid("mark_interval and patience: more than nothing".into());
+        }
+        if let Some(Contract { most, then }) = self.contract {
+            let always = then == Breach::Wait && most.is_zero();
+            if !always && most < 2 * self.mark_interval {
+                return invalid("contract: at least twice the mark_interval".into());
+            }
         }
         Ok(())
     }
@@ -140,6 +180,8 @@ pub struct LinkStatus {
     pub unread: u64,
     /// Accounts whose copy was found to differ, and were not seen equal since.
     pub differ: Vec<AccountId>,
+    /// Last sync time is older than the contract allows.
+    pub breached: bool,
     /// Bytes of frames shipped, and what went over the wire for them.
     pub shipped: (u64, u64),
     /// Sessions begun.
@@ -172,6 +214,8 @@ pub struct Link {
 struct Shared {
     region: Arc<Region>,
     options: LinkOptions,
+    /// Holds commits back while the contract is broken.
+    gate: AccountGate,
     log: LogId,
     clock: Clock,
     state: Mutex<State>,
@@ -184,8 +228,10 @@ struct State {
     status: LinkStatus,
     refused: bool,
     shipper: Option<Shipper>,
-    /// Holds back trimming from what is not acknowledged on.
-    _pin: RetentionPin,
+    /// Holds back trimming from what is not acknowledged on, unless that is more than is to be held back.
+    pin: Option<RetentionPin>,
+    /// Nothing will be shipped any more.
+    over: bool,
     /// Why the session's reader ended.
     reader: Option<WireError>,
     /// Nanoseconds spent in sending, reading and waiting for the window of late.
@@ -219,18 +265,22 @@ impl Link {
             lag: Lag::default(),
             unread: 0,
             differ: Vec::new(),
+            breached: false,
             shipped: (0, 0),
             sessions: 0,
             ended: None,
             round_trip: 0,
             remotely_durable: histogram,
         };
-        let _pin = region.pin(Lsn::ZERO);
-        let (stopping, refused, shipper, reader, spent) = (false, false, None, None, [0; 3]);
-        let state = State { stopping, status, refused, shipper, _pin, reader, spent };
+        let pin = Some(region.pin(Lsn::ZERO));
+        let (stopping, refused, shipper, over, reader, spent) = (false, false, None, false, None, [0; 3]);
+        let state = State { stopping, status, refused, shipper, pin, over, reader, spent };
+        let gate = region.gate(options.accounts.iter().copied());
         let (log, clock) = (region.log_id(), Clock::start());
-        let shared =
-            Arc::new(Shared { region, options, log, clock, state: Mutex::new(state), changed: Condvar::new() });
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        let shared = Arc::new(Shared { region, options, gate, log, clock, state, changed });
+        // Before the caller commits anything that it holds for.
+        shared.keep_contract();
         let (ships, marks) = (Arc::clone(&shared), Arc::clone(&shared));
         let threads = vec![
             start("meridian-ship", move || ships.keep_shipping())?,
@@ -326,13 +376,52 @@ impl Shared {
         !waited.unwrap_or_else(PoisonError::into_inner).0.stopping
     }
 
-    /// Marks the log while a session is up, also while nothing is written.
+    /// Marks the log while a session is up, also while nothing is written, and looks after contract and retention.
     fn keep_marking(&self) {
-        while self.pause(self.options.mark_interval) {
-            if self.lock().status.state == LinkState::Live {
+        let interval = self.options.mark_interval;
+        let mut marked = self.clock.now();
+        while self.pause(interval.min(TICK)) {
+            self.keep_contract();
+            self.keep_retention();
+            let (live, now) = (self.lock().status.state == LinkState::Live, self.clock.now());
+            if live && Duration::from_nanos(now - marked) >= interval {
+                marked = now;
                 // A region that cannot commit shows that itself; last sync time stands still.
                 drop(self.region.mark(&self.options.accounts));
             }
+        }
+    }
+
+    fn keep_contract(&self) {
+        let Some(Contract { most, then }) = self.options.contract else { return };
+        let (breached, changed, closed) = {
+            let mut state = self.lock();
+            let age = clock::wall().saturating_sub(state.status.last_sync_time);
+            let breached = u128::from(age) > most.as_nanos();
+            let changed = breached != std::mem::replace(&mut state.status.breached, breached);
+            (breached, changed, state.over && state.status.state != LinkState::Gap)
+        };
+        if closed {
+            // Nobody is held by a region that takes nothing any more.
+            self.gate.set(Gate::Open);
+        } else if changed {
+            self.gate.set(match then {
+                _ if !breached => Gate::Open,
+                Breach::Alert => Gate::Open,
+                Breach::Throttle => Gate::Throttle,
+                Breach::Refuse => Gate::Refuse,
+                Breach::Wait => Gate::Wait,
+            });
+        }
+    }
+
+    /// Beyond the cap, what the secondary lacks may be trimmed. That it lacks it is seen where it is read.
+    fn keep_retention(&self) {
+        let Some(most) = self.options.retention_bytes else { return };
+        let committed = self.region.committed();
+        let mut state = self.lock();
+        if self.region.distance(state.status.position, committed) > most {
+            state.pin = None;
         }
     }
 
@@ -357,6 +446,7 @@ impl Shared {
                 state.status.sessions > before
             };
             if gap || closed {
+                self.lock().over = true;
                 return;
             }
             wait = if met { Duration::from_millis(25) } else { (wait * 2).min(self.options.longest_retry) };
@@ -408,7 +498,7 @@ impl Shared {
         let pin = self.region.pin(position);
         let mut state = self.lock();
         state.shipper = Some(Shipper::new(options, self.options.accounts.iter().copied(), position));
-        state._pin = pin;
+        state.pin = Some(pin);
         state.reader = None;
         state.spent = [0; 3];
         state.status.state = LinkState::Live;
@@ -514,7 +604,7 @@ impl Shared {
         let Some(shipper) = state.shipper.as_mut() else { return Ok(()) };
         let acknowledged = shipper.acknowledge(number)?;
         let position = shipper.position();
-        state._pin = self.region.pin(position);
+        state.pin = Some(self.region.pin(position));
         let status = &mut state.status;
         status.position = position;
         if time > status.last_sync_time {
@@ -528,6 +618,7 @@ impl Shared {
             status.remotely_durable.saturating_record_n(wall.saturating_sub(batch.time).max(1), batch.records);
         }
         drop(state);
+        self.gate.arrived(position);
         self.changed.notify_all();
         Ok(())
     }

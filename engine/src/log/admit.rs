@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
     AccountRecord, BLOCK_HEADER, ClientCommit, FrameHeader, FrameKind, encode_account, encode_frame, frame_len,
 };
+use crate::gate::Gate;
 use crate::log::Log;
 use crate::log::pipeline::{Done, OpenBlock, Pending, Pipeline};
 use crate::log::tables::{Retry, Tables};
@@ -63,12 +64,14 @@ impl Log {
     fn admit_commit(&self, commit: Commit) -> Option<Commit> {
         let Commit { transaction, done, at, bytes } = commit;
         let verdict = self.check(&transaction);
+        let waits = self.shared.gates.of(transaction.account) == Gate::Wait;
+        let remote = waits.then_some(transaction.account);
         let (error, done) = match verdict {
             Ok(Verdict::New(admission)) => match self.enter(&admission, at) {
                 Ok(Some(receipt)) => {
                     let (client, client_sequence, all) = (admission.client, admission.client_sequence, admission.all);
                     let done = Done::Commit(done);
-                    self.attach(Pending { done, receipt, client, client_sequence, all, at, bytes });
+                    self.attach(Pending { done, receipt, client, client_sequence, all, remote, at, bytes });
                     return None;
                 }
                 Ok(None) => return Some(Commit { transaction, done, at, bytes }),
@@ -88,6 +91,7 @@ impl Log {
                         client: commit.client,
                         client_sequence: commit.sequence,
                         all,
+                        remote,
                         at,
                         bytes,
                     },
@@ -113,7 +117,8 @@ impl Log {
         match admitted {
             Ok(Some((receipt, id))) => {
                 let (client, done) = (ClientId::NONE, Done::Account(id, done));
-                self.attach(Pending { done, receipt, client, client_sequence: 0, all: false, at, bytes: 0 });
+                let (remote, bytes) = (None, 0);
+                self.attach(Pending { done, receipt, client, client_sequence: 0, all: false, remote, at, bytes });
                 None
             }
             Ok(None) => Some(PutAccount { name, change, done, at }),
@@ -317,7 +322,9 @@ impl Log {
                 pipeline.resolve(pending, Err(degraded()));
                 return;
             }
-            pipeline.answer_behind(pending);
+            if let Some(pending) = pipeline.answer_behind(pending) {
+                self.acknowledge(pipeline, pending, self.batch_clock.get().0);
+            }
         });
     }
 

@@ -9,7 +9,7 @@ use crate::format::{BLOCK_HEADER, Block, DATA_START, padded};
 use crate::log::Log;
 use crate::log::admit::degraded;
 use crate::log::index::IndexBuilder;
-use crate::log::pipeline::{CROWD, Flying, Pipeline};
+use crate::log::pipeline::{CROWD, Flying, Pending, Pipeline};
 use crate::log::placement::COPIES;
 use crate::shared::{HotBlock, lock};
 use crate::transaction::Committed;
@@ -161,6 +161,7 @@ impl Log {
         }
         self.with(|pipeline| {
             self.answer_all(pipeline);
+            self.answer_remote(pipeline);
             pipeline.release();
             if pipeline.paused && pipeline.is_quiet() {
                 self.changed.raise();
@@ -251,9 +252,47 @@ impl Log {
         }
     }
 
-    fn acknowledge(&self, pipeline: &mut Pipeline, pending: crate::log::pipeline::Pending, now: u64) {
+    /// Answers what is durable here as asked, unless its secondary has to have it, too.
+    pub(super) fn acknowledge(&self, pipeline: &mut Pipeline, pending: Pending, now: u64) {
+        if let Some(account) = pending.remote {
+            pipeline.remote.entry(account).or_default().push_back(pending);
+            // Looked at again now: it may be there already.
+            self.arrivals.set(self.arrivals.get().wrapping_sub(1));
+            return;
+        }
+        self.answer_now(pipeline, pending, now);
+    }
+
+    fn answer_now(&self, pipeline: &mut Pipeline, pending: Pending, now: u64) {
         self.stats.borrow_mut().acknowledged.saturating_record(now.saturating_sub(pending.at));
         pipeline.resolve(pending, Ok(()));
+    }
+
+    /// Whether anything arrived at a secondary, or somebody began to wait for that, since it was looked at.
+    pub(crate) fn has_arrivals(&self) -> bool {
+        self.arrivals.get() != self.shared.gates.version()
+    }
+
+    /// Answers those whose secondary has what they committed; those that nobody looks after any more are told so.
+    fn answer_remote(&self, pipeline: &mut Pipeline) {
+        if !self.has_arrivals() {
+            return;
+        }
+        self.arrivals.set(self.shared.gates.version());
+        let now = self.ops.now();
+        for (account, mut waiting) in std::mem::take(&mut pipeline.remote) {
+            let arrived = self.shared.gates.arrived(account);
+            while let Some(pending) = waiting.pop_front_if(|pending| arrived.is_none_or(|at| pending.receipt.lsn < at))
+            {
+                match arrived {
+                    Some(_) => self.answer_now(pipeline, pending, now),
+                    None => pipeline.resolve(pending, Err(not_there())),
+                }
+            }
+            if !waiting.is_empty() {
+                pipeline.remote.insert(account, waiting);
+            }
+        }
     }
 
     /// Hands a committed block's transactions to the index and the state machine.
@@ -286,6 +325,11 @@ impl Log {
         let builder = catalog.builders.get(&segment).map(Arc::clone);
         builder.expect("a segment that takes blocks has an index in the making")
     }
+}
+
+fn not_there() -> Error {
+    let message = "committed here; the link to the secondary was stopped before it was known to be there";
+    Error::new(ErrorKind::Degraded, message)
 }
 
 /// Where the next block to commit is among those in flight.

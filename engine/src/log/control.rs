@@ -129,7 +129,9 @@ impl Log {
         let patience = self.ops.now() + CLOSE_PATIENCE.as_nanos() as u64;
         while self.halted.borrow().is_none() && !self.is_drained() {
             if self.ops.now() > patience {
-                self.with(|pipeline| pipeline.fail_all("the region was closed before three copies were durable"));
+                self.with(|pipeline| {
+                    pipeline.fail_all("the region was closed before all that was asked for was durable")
+                });
             }
             self.ops.sleep(Duration::from_millis(1)).await;
         }
@@ -159,6 +161,7 @@ impl Log {
             pipeline.open.is_none()
                 && pipeline.uncommitted() == 0
                 && pipeline.all.is_empty()
+                && pipeline.remote.is_empty()
                 && pipeline.released.0 == 0
         });
         idle && self.shared.intake.is_drained() && self.with(|pipeline| pipeline.is_quiet())

@@ -113,7 +113,11 @@ impl Log {
 
     /// What has been appended answers, once it is committed.
     fn answer_behind(&self, pending: Pending) {
-        self.with(|pipeline| pipeline.answer_behind(pending));
+        self.with(|pipeline| {
+            if let Some(pending) = pipeline.answer_behind(pending) {
+                pipeline.resolve(pending, Ok(()));
+            }
+        });
     }
 
     fn enter_mark(&self, accounts: &[AccountId]) -> Result<Option<Receipt>> {
@@ -284,7 +288,16 @@ impl Log {
 const BEHIND: Receipt = Receipt { lsn: Lsn::ZERO, first_sequence: 0, records: 0, repeated: true };
 
 fn pending(done: GeoDone, receipt: Receipt, at: u64, bytes: usize) -> Pending {
-    Pending { done: Done::Geo(done), receipt, client: ClientId::NONE, client_sequence: 0, all: false, at, bytes }
+    Pending {
+        done: Done::Geo(done),
+        receipt,
+        client: ClientId::NONE,
+        client_sequence: 0,
+        all: false,
+        remote: None,
+        at,
+        bytes,
+    }
 }
 
 fn unknown(account: AccountId) -> Error {

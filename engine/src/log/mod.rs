@@ -100,6 +100,8 @@ pub(crate) struct Log {
     pub(crate) recovery_bytes: Cell<u64>,
     /// Monotonic and wall time of the batch of requests being admitted: asked once for all of them.
     pub(crate) batch_clock: Cell<(u64, u64)>,
+    /// The version of the gates that those who wait for a secondary were last held against.
+    pub(crate) arrivals: Cell<u64>,
 }
 
 /// Where the core is.
@@ -184,6 +186,7 @@ impl Core {
             Some(wanted) if self.held.is_none() => self.log.shared.intake.prepare_sleep(wanted).then_some(wait),
             _ => Some(wait),
         };
+        let wait = wait.map(|wait| if self.log.has_arrivals() { Duration::ZERO } else { wait });
         let away = self.log.ops.poll(wait, &mut self.done);
         self.log.shared.intake.awake();
         if let (Some(wanted), true) = (requests, within.is_some()) {
@@ -260,6 +263,7 @@ impl Log {
             tokens: Cell::new(1),
             recovery_bytes: Cell::new(0),
             batch_clock: Cell::new((0, 0)),
+            arrivals: Cell::new(0),
         }
     }
 

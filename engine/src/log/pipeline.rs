@@ -2,7 +2,7 @@
 //!
 //! Each block moves three watermarks in this order: appended (`next_sequence`), durable on each member, `commit`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub(crate) struct Pending {
     pub(crate) client: ClientId,
     pub(crate) client_sequence: u64,
     pub(crate) all: bool,
+    /// The account whose secondary has to have it, too, before it is answered.
+    pub(crate) remote: Option<AccountId>,
     pub(crate) at: u64,
     /// What it gives back to the intake when answered.
     pub(crate) bytes: usize,
@@ -134,6 +136,8 @@ pub(crate) struct Pipeline {
     pub(crate) committed: Lsn,
     /// Those who wait for all copies, by block.
     pub(crate) all: VecDeque<(u64, Pending)>,
+    /// Those who wait for a secondary, by account, in the order of the log.
+    pub(crate) remote: BTreeMap<AccountId, VecDeque<Pending>>,
     /// A set change is under way: nothing is sent.
     pub(crate) paused: bool,
     /// Nothing is sent before a member that cannot be spared has caught up.
@@ -398,13 +402,17 @@ impl Pipeline {
         self.answer(done, result.map(|()| receipt));
     }
 
-    /// Answers when everything appended by now is committed.
-    pub(crate) fn answer_behind(&mut self, pending: Pending) {
+    /// Answers when everything appended by now is committed; what is committed already comes back.
+    #[must_use = "what comes back is to be answered now"]
+    pub(crate) fn answer_behind(&mut self, pending: Pending) -> Option<Pending> {
         let open = self.open.as_mut().map(|open| &mut open.pending);
         let last = self.flying.back_mut().filter(|flying| flying.sequence > self.commit);
         match open.or(last.map(|flying| &mut flying.pending)) {
-            Some(waiting) => waiting.push(pending),
-            None => self.resolve(pending, Ok(())),
+            Some(waiting) => {
+                waiting.push(pending);
+                None
+            }
+            None => Some(pending),
         }
     }
 
@@ -413,7 +421,8 @@ impl Pipeline {
         let open = self.open.take().map(|open| open.pending).into_iter().flatten();
         let flying = self.flying.iter_mut().flat_map(|flying| std::mem::take(&mut flying.pending));
         let all = self.all.drain(..).map(|(_, pending)| pending);
-        let pending: Vec<Pending> = flying.chain(open).chain(all).collect();
+        let remote = std::mem::take(&mut self.remote).into_values().flatten();
+        let pending: Vec<Pending> = flying.chain(open).chain(all).chain(remote).collect();
         for pending in pending {
             let message = format!("not known to be committed: {reason}");
             self.resolve(pending, Err(Error::new(ErrorKind::Indeterminate, message)));

@@ -440,6 +440,7 @@ impl Log {
             commit,
             committed: end,
             all: Default::default(),
+            remote: Default::default(),
             paused: false,
             held_back: false,
             crowd: 0,

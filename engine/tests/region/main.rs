@@ -10,6 +10,7 @@ mod commit;
 mod common;
 mod disks;
 mod flips;
+mod gates;
 mod geo;
 mod input;
 mod model;

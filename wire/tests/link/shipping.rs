@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use meridian::{Ack, Lsn, PartitionId, Region, Transaction};
-use meridian_wire::{Cause, Compression, LinkOptions, LinkState};
+use meridian::{Ack, ErrorKind, Lsn, PartitionId, Region, Transaction};
+use meridian_wire::{Breach, Cause, Compression, Contract, LinkOptions, LinkState};
 
 use crate::common::{Pair, fill, link_options, listener_options, region_options, until, until_shipped};
 
@@ -170,4 +170,71 @@ fn a_small_window_and_small_batches_lose_nothing() {
     fill(&pair.west, pair.account, 2000, 300);
     until_shipped(&link, &pair.west);
     pair.assert_equal();
+}
+
+#[test]
+fn a_contract_is_kept_by_refusing_throttling_or_alerting_while_the_secondary_is_too_far_behind() {
+    for then in [Breach::Alert, Breach::Refuse, Breach::Throttle] {
+        let pair = Pair::new();
+        let listener = pair.listen();
+        let address = listener.local_addr();
+        let contract = Some(Contract { most: Duration::from_millis(300), then });
+        let link = pair.link(LinkOptions { contract, ..pair.options(&listener) });
+        until("a young last sync time", || link.status().last_sync_time > 0 && !link.status().breached);
+        fill(&pair.west, pair.account, 10, 100);
+        listener.stop();
+        until("the breach", || link.status().breached);
+        let write = || pair.west.try_submit(Transaction::new(pair.account, PartitionId(1)).record("x"));
+        match then {
+            Breach::Alert => assert!(write().unwrap().wait().is_ok()),
+            Breach::Refuse => assert_eq!(write().err().unwrap().kind(), ErrorKind::Behind),
+            Breach::Throttle | Breach::Wait => assert_eq!(write().err().unwrap().kind(), ErrorKind::Busy),
+        }
+        let options = meridian_wire::ListenerOptions { address, ..listener_options() };
+        let listener = meridian_wire::Listener::bind(Arc::clone(&pair.east), options).unwrap();
+        until("its end", || !link.status().breached);
+        fill(&pair.west, pair.account, 10, 100);
+        until_shipped(&link, &pair.west);
+        pair.assert_equal();
+        drop(listener);
+    }
+}
+
+#[test]
+fn under_a_contract_of_nothing_every_commit_is_on_the_secondary_when_it_is_answered() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let contract = Some(Contract { most: Duration::ZERO, then: Breach::Wait });
+    let link = pair.link(LinkOptions { contract, ..pair.options(&listener) });
+    for number in 0..100u64 {
+        let partition = PartitionId(u128::from(number % 3));
+        let receipt = pair.west.commit(Transaction::new(pair.account, partition).record("x")).unwrap();
+        let there = pair.east.next_sequence(pair.account, partition).unwrap();
+        assert!(there > receipt.first_sequence, "answered before it was there");
+    }
+    listener.stop();
+    let mut waits = pair.west.submit(Transaction::new(pair.account, PartitionId(1)).record("x")).unwrap();
+    assert!(waits.wait_timeout(Duration::from_millis(200)).is_none());
+    link.stop();
+    assert_eq!(waits.wait().unwrap_err().kind(), ErrorKind::Degraded);
+}
+
+#[test]
+fn beyond_the_retention_cap_the_log_is_trimmed_and_the_link_says_gap() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let address = listener.local_addr();
+    let link = pair.link(LinkOptions { retention_bytes: Some(3 << 20), ..pair.options(&listener) });
+    fill(&pair.west, pair.account, 10, 100);
+    until_shipped(&link, &pair.west);
+    listener.stop();
+    let held = pair.west.trim(Lsn::MAX).unwrap();
+    fill(&pair.west, pair.account, 800, 700);
+    assert_eq!(pair.west.trim(Lsn::MAX).unwrap(), held, "below the cap all of it is kept");
+    fill(&pair.west, pair.account, 4000, 700);
+    until("the log's being let go", || pair.west.trim(Lsn::MAX).unwrap() > held);
+    let options = meridian_wire::ListenerOptions { address, ..listener_options() };
+    let _listener = meridian_wire::Listener::bind(Arc::clone(&pair.east), options).unwrap();
+    until("the gap", || link.status().state == LinkState::Gap);
+    assert_eq!(pair.east.digest(pair.account).unwrap().records, 19, "nothing was skipped over");
 }
