@@ -173,8 +173,10 @@ impl Job {
         let cpu = |job: &mut Job| Ok::<_, String>([job.west.status()?.cpu, job.east.status()?.cpu]);
         let before = cpu(self)?;
         self.wan.delay(delay);
-        let start = Instant::now();
         self.link(false)?;
+        // A session begins after some round trips; how fast it then goes is the question.
+        self.west.until("a session", |status| status.link.as_ref().is_some_and(|link| link.live))?;
+        let start = Instant::now();
         self.west.until_shipped()?;
         let took = start.elapsed().as_secs_f64();
         self.wan.delay(Duration::ZERO);
