@@ -13,7 +13,7 @@ use event_listener::Listener as _;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, FrameKind, MAX_MARKED};
-use crate::geo::{Arrived, Digest, Imported, Progress};
+use crate::geo::{Arrived, Cut, Digest, Imported, Progress};
 use crate::health::{Health, SegmentHealth};
 use crate::io::{Driver, driver};
 use crate::log::geo::{Geo, Import};
@@ -257,6 +257,15 @@ impl Region {
     /// [`Closed`](ErrorKind::Closed).
     pub fn progress(&self, source: LogId) -> Result<Option<Progress>> {
         self.shared.ask(|done| Request::Geo(Geo::Progress { source, done }))
+    }
+
+    /// The last moment of another region's log that can be read here; `None` before the first mark arrived. Read the log, or a
+    /// partition, up to its position: what comes after belongs to a later moment that is not whole yet.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed).
+    pub fn cut(&self, source: LogId) -> Result<Option<Cut>> {
+        self.control(|done| Control::Cut { source, done })
     }
 
     /// What an account holds: every record ever committed, the trimmed ones included.

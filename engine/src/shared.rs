@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::error::{Error, Result};
 use crate::gate::Gates;
+use crate::geo::Cut;
 use crate::health::{Health, SegmentHealth};
 use crate::io::{DiskIndex, Environment, FileId, ReadAt, Slice};
 use crate::log::geo::Geo;
@@ -54,6 +55,7 @@ pub(crate) enum Control {
     Return { disk: usize, replace: bool, done: Resolver<Result<()>> },
     Scrub { done: Resolver<Result<crate::ScrubReport>> },
     Accounts { done: Resolver<Result<Vec<crate::Account>>> },
+    Cut { source: LogId, done: Resolver<Result<Option<Cut>>> },
     NextSequence { account: AccountId, partition: PartitionId, done: Resolver<Result<u64>> },
     Health { done: Resolver<Result<Health>> },
     Copies { done: Resolver<Result<Vec<SegmentHealth>>> },

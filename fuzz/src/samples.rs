@@ -153,7 +153,7 @@ fn progress(random: &mut Random) -> Progress {
 fn system(random: &mut Random) -> SystemState {
     SystemState {
         accounts: (0..random.below(6)).map(|_| account(random)).collect(),
-        progress: (0..random.below(4)).map(|_| progress(random)).collect(),
+        progress: (0..random.below(4)).map(|_| (progress(random), Lsn(random.any()))).collect(),
         time: random.any(),
     }
 }

@@ -50,8 +50,8 @@ pub struct IndexPartition {
 pub struct SystemState {
     /// The accounts as last set.
     pub accounts: Vec<AccountRecord>,
-    /// For each source the last progress.
-    pub progress: Vec<Progress>,
+    /// For each source the last progress, and where its last sync time was entered first.
+    pub progress: Vec<(Progress, Lsn)>,
     /// The latest time of a system frame: no mark claims more.
     pub time: u64,
 }
@@ -204,6 +204,7 @@ struct StoredProgress {
     source: u128,
     position: u64,
     time: u64,
+    cut: u64,
 }
 
 /// A [`ClientCommit`] as archived, version 1; checkpoints hold them too.
@@ -278,10 +279,11 @@ impl From<&SystemState> for StoredSystem {
             all: account.all,
             secondary: account.secondary,
         };
-        let progress = |progress: &Progress| StoredProgress {
+        let progress = |(progress, cut): &(Progress, Lsn)| StoredProgress {
             source: progress.source.0,
             position: progress.position.0,
             time: progress.time,
+            cut: cut.0,
         };
         StoredSystem {
             accounts: system.accounts.iter().map(account).collect(),
@@ -297,9 +299,9 @@ impl From<StoredSystem> for SystemState {
             let id = AccountId(id);
             AccountRecord { id, name, epoch, all, secondary }
         };
-        let progress = |StoredProgress { source, position, time }| {
+        let progress = |StoredProgress { source, position, time, cut }| {
             let (source, position) = (LogId(source), Lsn(position));
-            Progress { source, position, time }
+            (Progress { source, position, time }, Lsn(cut))
         };
         SystemState {
             accounts: stored.accounts.into_iter().map(account).collect(),

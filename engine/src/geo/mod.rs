@@ -63,6 +63,16 @@ pub struct Progress {
     pub time: u64,
 }
 
+/// A moment of a primary that can be read on its secondary: what the carried accounts hold before this position of the secondary's log is
+/// exactly what they held at the primary at this time, in every partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The last sync time.
+    pub time: u64,
+    /// A position in the log of the region that was asked: read what lies before.
+    pub position: Lsn,
+}
+
 /// A stretch of a primary's log for [`Region::import`](crate::Region::import). The parts happened in the order of the fields.
 #[derive(Clone, Debug)]
 pub struct Arrived {

@@ -7,6 +7,7 @@ use futures::executor::LocalSpawner;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{AccountRecord, DATA_START};
+use crate::geo::Cut;
 use crate::health::{CopyHealth, DiskHealth, DiskState, Health, SegmentHealth};
 use crate::io::DiskIndex;
 use crate::log::disk::Disk;
@@ -14,7 +15,7 @@ use crate::log::placement::COPIES;
 use crate::log::{Log, spawn};
 use crate::region::{Account, Role};
 use crate::shared::{Control, lock};
-use crate::types::{AccountId, Ack, Lsn, PartitionId};
+use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId};
 
 /// How long an orderly close waits for commits that need a third copy.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -50,6 +51,9 @@ impl Log {
             Control::NextSequence { account, partition, done } => spawn(spawner, async move {
                 done.resolve(log.committed_sequence(account, partition).await);
             }),
+            Control::Cut { source, done } => spawn(spawner, async move {
+                done.resolve(log.committed_cut(source).await);
+            }),
             Control::Scrub { done } => spawn(spawner, async move { done.resolve(Ok(log.scrub_now().await)) }),
             Control::Close { done } => {
                 *self.closing.borrow_mut() = Some(done);
@@ -72,6 +76,25 @@ impl Log {
             // They are away while they are moved over a segment.
             if let Some(sealed) = self.checkpointer.borrow().as_ref() {
                 return Ok(sealed.tables.partition(account, partition).next_sequence);
+            }
+            if let Some(error) = self.halted_error() {
+                return Err(error);
+            }
+            self.changed.wait(&mut seen).await;
+        }
+    }
+
+    /// The last moment of another log that can be read here. Its time is entered again with what arrives later, so that of all
+    /// places with the latest time the first is meant.
+    async fn committed_cut(&self, source: LogId) -> Result<Option<Cut>> {
+        let mut seen = self.changed.seen();
+        loop {
+            let builders: Vec<_> = self.read_catalog().builders.values().cloned().collect();
+            // They are away while they are moved over a segment.
+            if let Some(sealed) = self.checkpointer.borrow().as_ref() {
+                let young = builders.iter().filter_map(|builder| lock(builder).cut(source));
+                let cuts = sealed.tables.sealed_cut(source).into_iter().chain(young).filter(|cut| cut.time > 0);
+                return Ok(cuts.max_by_key(|cut| (cut.time, std::cmp::Reverse(cut.position))));
             }
             if let Some(error) = self.halted_error() {
                 return Err(error);

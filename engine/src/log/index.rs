@@ -8,7 +8,7 @@ use crate::format::{
     AccountRecord, ClientCommit, Frame, FrameHeader, FrameKind, IndexPartition, Posting, SegmentIndex, SystemRecord,
     SystemState,
 };
-use crate::geo::{Digest, Progress};
+use crate::geo::{Cut, Digest, Progress};
 use crate::types::{AccountId, ClientId, LogId, Lsn, ORDINAL, PartitionId, SegmentId};
 
 /// Postings that one chunk of a partition holds, at most.
@@ -28,7 +28,7 @@ pub(crate) struct IndexBuilder {
     full: Vec<Chunk>,
     clients: Vec<ClientCommit>,
     accounts: BTreeMap<AccountId, AccountRecord>,
-    progress: BTreeMap<LogId, Progress>,
+    progress: BTreeMap<LogId, (Progress, Lsn)>,
     /// The latest time of a system frame.
     time: u64,
 }
@@ -85,14 +85,18 @@ impl IndexBuilder {
         }
         if header.kind == FrameKind::System {
             self.time = self.time.max(header.time);
-            self.add_system(frame.record(0).unwrap_or_default());
+            self.add_system(lsn, frame.record(0).unwrap_or_default());
         }
     }
 
-    fn add_system(&mut self, record: &[u8]) {
+    fn add_system(&mut self, lsn: Lsn, record: &[u8]) {
         match SystemRecord::decode(record) {
             Ok(SystemRecord::Account(account)) => drop(self.accounts.insert(account.id, account)),
-            Ok(SystemRecord::Progress(progress)) => drop(self.progress.insert(progress.source, progress)),
+            Ok(SystemRecord::Progress(progress)) => {
+                let known = self.progress.entry(progress.source).or_insert((progress, lsn));
+                let cut = if progress.time > known.0.time { lsn } else { known.1 };
+                *known = (progress, cut);
+            }
             // What does not decode is of a later version, which this one cannot know.
             Ok(SystemRecord::Mark(_)) | Err(_) => {}
         }
@@ -143,6 +147,11 @@ impl IndexBuilder {
         let before = |chunk: &Chunk| self.full.get(chunk.before as usize).copied();
         std::iter::successors(Some(last), before)
             .map(|chunk| &self.postings[chunk.start as usize..(chunk.start + chunk.used) as usize])
+    }
+
+    /// Where the last sync time of another log was entered first here, as far as this segment knows.
+    pub(crate) fn cut(&self, source: LogId) -> Option<Cut> {
+        self.progress.get(&source).map(|(progress, position)| Cut { time: progress.time, position: *position })
     }
 
     /// What it holds of a partition, without the places of its postings.

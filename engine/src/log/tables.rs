@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
     AccountRecord, Checkpoint, ClientCommit, IndexPartition, PartitionRecord, SegmentIndex, SystemState,
 };
-use crate::geo::{Digest, Progress};
+use crate::geo::{Cut, Digest, Progress};
 use crate::options::Options;
 use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
 
@@ -24,6 +24,8 @@ pub(crate) struct Tables {
     clients: FxHashMap<ClientId, VecDeque<ClientCommit>>,
     /// How far other logs have arrived here.
     progress: BTreeMap<LogId, Progress>,
+    /// Where their last sync times were entered first, as far as is sealed.
+    cuts: BTreeMap<LogId, Cut>,
     /// No frame gets a time below: a mark may have claimed what lies before it.
     clock: u64,
 }
@@ -128,6 +130,16 @@ impl Tables {
         self.progress.get(&source).copied()
     }
 
+    /// Where a source's last sync time was entered first; position 0 before the first.
+    pub(crate) fn cut(&self, source: LogId) -> Lsn {
+        self.cuts.get(&source).map_or(Lsn::ZERO, |cut| cut.position)
+    }
+
+    /// The same with its time.
+    pub(crate) fn sealed_cut(&self, source: LogId) -> Option<Cut> {
+        self.cuts.get(&source).copied()
+    }
+
     /// Takes note of a source's progress, unless it is known to be further.
     pub(crate) fn put_progress(&mut self, progress: Progress) {
         let known = self.progress.entry(progress.source).or_insert(progress);
@@ -147,8 +159,13 @@ impl Tables {
         for account in &system.accounts {
             self.put_account(account.clone());
         }
-        for progress in system.progress.iter().filter(|_| !planted!(ProgressForgotten)) {
-            self.put_progress(*progress);
+        for &(progress, position) in system.progress.iter().filter(|_| !planted!(ProgressForgotten)) {
+            self.put_progress(progress);
+            let cut = Cut { time: progress.time, position };
+            let known = self.cuts.entry(progress.source).or_insert(cut);
+            if cut.time > known.time {
+                *known = cut;
+            }
         }
         if !planted!(ClockForgotten) {
             self.clock = self.clock.max(system.time.saturating_add(1));
@@ -245,7 +262,7 @@ impl Tables {
         clients.sort_unstable_by_key(|commit| (commit.client, commit.sequence));
         let system = SystemState {
             accounts: self.accounts.values().cloned().collect(),
-            progress: self.progress.values().copied().collect(),
+            progress: self.progress.values().map(|progress| (*progress, self.cut(progress.source))).collect(),
             time: self.clock.saturating_sub(1),
         };
         Checkpoint { log, next_segment, system, partitions, clients }

@@ -388,3 +388,36 @@ fn batches_are_cut_by_bytes_and_time_and_marks_and_wait_for_the_window() {
     assert_eq!((shipper.lag(), shipper.position()), (Lag::default(), primary.committed()));
     assert!(shipper.acknowledge(u64::MAX).is_err() && shipper.acknowledge(0).is_err());
 }
+
+#[test]
+fn a_cut_is_one_moment_of_the_primary_in_every_partition_also_after_opening_again() {
+    let Pair { mut primary, mut secondary, account, options, _dirs } = pair();
+    let source = primary.log_id();
+    assert_eq!(secondary.cut(source).unwrap(), None);
+    for round in 0..12u8 {
+        for partition in 0..3 {
+            let transaction = Transaction::new(account, PartitionId(partition)).record(vec![round; 30_000]);
+            primary.commit(transaction).unwrap();
+        }
+        let mark = primary.mark(&[account]).unwrap();
+        let time = primary.read(mark).unwrap().transaction(mark).unwrap().time();
+        let held = frames(&primary, account).len();
+        // A part of the next moment arrives, too, and says the old time again.
+        primary.commit(Transaction::new(account, PartitionId(1)).record(vec![round; 30_000])).unwrap();
+        ship(&primary, &secondary, &[account]);
+        if round % 5 == 4 {
+            secondary.close().unwrap();
+            primary.close().unwrap();
+            [primary, secondary] = options.clone().map(|options| Region::open(options, ()).unwrap());
+        }
+        let cut = secondary.cut(source).unwrap().unwrap();
+        assert_eq!(cut.time, time);
+        let mut log = secondary.subscribe(Lsn::ZERO);
+        let mut before = 0;
+        while let Some(block) = log.try_next().unwrap() {
+            let mut own = block.transactions().filter(|transaction| transaction.account() == account);
+            before += own.by_ref().filter(|transaction| transaction.lsn() < cut.position).count();
+        }
+        assert_eq!(before, held, "round {round}: exactly what the primary held at the mark");
+    }
+}

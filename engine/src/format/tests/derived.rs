@@ -70,13 +70,14 @@ prop_compose! {
 prop_compose! {
     fn any_system()(
         accounts in vec((any::<u64>(), ".{0,40}", any::<[bool; 2]>()), 0..9),
-        progress in vec(any::<(u128, u64, u64)>(), 0..5), time in any::<u64>(),
+        progress in vec(any::<(u128, u64, u64, u64)>(), 0..5), time in any::<u64>(),
     ) -> SystemState {
         let account = |(id, name, [all, secondary]): (u64, String, [bool; 2])| {
             AccountRecord { id: AccountId(id), name, epoch: id ^ 5, all, secondary }
         };
-        let progress = progress.into_iter();
-        let progress = progress.map(|(source, position, time)| Progress { source: LogId(source), position: Lsn(position), time });
+        let progress = progress.into_iter().map(|(source, position, time, cut)| {
+            (Progress { source: LogId(source), position: Lsn(position), time }, Lsn(cut))
+        });
         SystemState { accounts: accounts.into_iter().map(account).collect(), progress: progress.collect(), time }
     }
 }
