@@ -221,13 +221,14 @@ impl Region {
     /// the progress does not move. An account that arrives is made here as a secondary: local writes to it are refused.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for bytes that are not whole data frames, and for more than
-    /// [`Options::queue_bytes`] at once; [`Closed`](ErrorKind::Closed), [`Halted`](ErrorKind::Halted). Through the ticket, as
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for bytes that are not whole data frames; [`Closed`](ErrorKind::Closed),
+    /// [`Halted`](ErrorKind::Halted). Through the ticket, as
     /// [`Ticket::wait`], and: [`Gap`](ErrorKind::Gap) when records before are missing, [`Fenced`](ErrorKind::Fenced) for another epoch than the
     /// account's (invariant 13), [`Exists`](ErrorKind::Exists) when an account that arrives has the number or name of another one here,
     /// [`NotFound`](ErrorKind::NotFound) for frames of an account that never arrived.
     pub fn import(&self, arrived: Arrived) -> Result<Ticket<Imported>> {
-        let bytes = check_arrived(&arrived, &self.shared.options)?;
+        // More than the queue holds goes in alone, as if it filled it.
+        let bytes = check_arrived(&arrived)?.min(self.shared.options.queue_bytes);
         let (done, answer) = ticket();
         let import = Import::new(arrived, done, self.shared.environment.now(), bytes);
         let request = Request::Geo(Geo::Import(Box::new(import)));
@@ -579,7 +580,7 @@ fn run(
 }
 
 /// Every byte belongs to a whole data frame that verifies. Returns how many there are.
-pub(crate) fn check_arrived(arrived: &Arrived, options: &Options) -> Result<usize> {
+pub(crate) fn check_arrived(arrived: &Arrived) -> Result<usize> {
     let mut bytes = 0;
     for item in &arrived.frames {
         let mut rest = item.as_ref();
@@ -592,10 +593,6 @@ pub(crate) fn check_arrived(arrived: &Arrived, options: &Options) -> Result<usiz
             rest = &rest[frame.len()..];
         }
         bytes += item.len();
-    }
-    if bytes > options.queue_bytes {
-        let most = options.queue_bytes;
-        return Err(Error::invalid(format!("{bytes} bytes arrived at once, queue_bytes accepts {most}")));
     }
     if let Some(account) = &arrived.account {
         check_account_name(&account.name)?;

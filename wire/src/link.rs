@@ -234,6 +234,8 @@ struct State {
     over: bool,
     /// Why the session's reader ended.
     reader: Option<WireError>,
+    /// What the session runs over: cut when the link is to stop.
+    connection: Option<Arc<Connection>>,
     /// Nanoseconds spent in sending, reading and waiting for the window of late.
     spent: [u64; 3],
 }
@@ -273,8 +275,9 @@ impl Link {
             remotely_durable: histogram,
         };
         let pin = Some(region.pin(Lsn::ZERO));
-        let (stopping, refused, shipper, over, reader, spent) = (false, false, None, false, None, [0; 3]);
-        let state = State { stopping, status, refused, shipper, pin, over, reader, spent };
+        let (stopping, refused, over, spent) = (false, false, false, [0; 3]);
+        let (shipper, reader, connection) = (None, None, None);
+        let state = State { stopping, status, refused, shipper, pin, over, reader, connection, spent };
         let gate = region.gate(options.accounts.iter().copied());
         let (log, clock) = (region.log_id(), Clock::start());
         let (state, changed) = (Mutex::new(state), Condvar::new());
@@ -333,7 +336,14 @@ impl Link {
     }
 
     fn shut(&mut self) {
-        self.shared.lock().stopping = true;
+        let connection = {
+            let mut state = self.shared.lock();
+            state.stopping = true;
+            state.connection.take()
+        };
+        if let Some(connection) = connection {
+            connection.shut();
+        }
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
             drop(thread.join());
@@ -439,7 +449,7 @@ impl Shared {
             };
             let met = {
                 let mut state = self.lock();
-                state.shipper = None;
+                (state.shipper, state.connection) = (None, None);
                 state.refused = matches!(ended, Err(WireError::Refused { .. }));
                 state.status.state = if gap { LinkState::Gap } else { LinkState::Unavailable };
                 state.status.ended = ended.err().map(|error| error.to_string());
@@ -462,6 +472,13 @@ impl Shared {
     fn session(self: &Arc<Shared>) -> Result<()> {
         let LinkOptions { address, peer, security, patience, .. } = &self.options;
         let connection = Arc::new(Connection::connect(*address, &peer.name, security, *patience)?);
+        {
+            let mut state = self.lock();
+            if state.stopping {
+                return Ok(());
+            }
+            state.connection = Some(Arc::clone(&connection));
+        }
         let hello = Hello {
             challenge: 0,
             nonce: 0,

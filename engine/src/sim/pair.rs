@@ -506,7 +506,7 @@ impl Pair {
     /// A stretch goes to east's queue; it comes back when there is no room.
     pub(super) fn import(&mut self, arrived: Box<Arrived>) -> std::result::Result<Importing, Box<Arrived>> {
         let Some(east) = self.east.open() else { return Err(arrived) };
-        let bytes = match check_arrived(&arrived, &self.east.options) {
+        let bytes = match check_arrived(&arrived) {
             Ok(bytes) => bytes,
             Err(error) => {
                 self.complain(format!("what was shipped is not whole: {error}"));

@@ -80,7 +80,8 @@ struct Pair {
 
 fn pair() -> Pair {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let options = [options(&dirs[0], 3), options(&dirs[1], 3)];
+    let mut options = [options(&dirs[0], 3), options(&dirs[1], 3)];
+    options[1].queue_bytes = 256 << 10;
     let [primary, secondary] = options.clone().map(|options| Region::create(options, ()).unwrap());
     let account = primary.create_account("flights", Ack::Quorum).unwrap();
     Pair { _dirs: dirs, options, primary, secondary, account }
@@ -249,7 +250,7 @@ fn progress_digests_and_retries_are_there_after_opening_again_and_after_a_trim()
 }
 
 #[test]
-fn a_stretch_larger_than_a_block_is_taken_in_whole() {
+fn a_stretch_larger_than_a_block_and_than_the_queue_is_taken_in_whole() {
     let Pair { primary, secondary, account, .. } = &pair();
     fill(primary, *account, 600, 1000);
     let mut all = stretches(primary, &[*account], Lsn::ZERO);

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::common::{Pair, fill, link_options, until_shipped};
 
@@ -58,4 +59,15 @@ fn cuts_at_any_byte_lose_nothing_and_repeat_nothing() {
     assert!(cuts.load(Ordering::Relaxed) > 20, "{cuts:?} cuts");
     let arrivals = listener.status();
     assert!(arrivals[&pair.west.log_id()].sessions > 20);
+}
+
+#[test]
+fn a_link_stops_at_once_though_the_other_side_says_nothing() {
+    let pair = Pair::new();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let link = pair.link(link_options(silent.local_addr().unwrap(), pair.account));
+    let _held = silent.accept().unwrap();
+    let start = Instant::now();
+    link.stop();
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
