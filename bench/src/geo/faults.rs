@@ -90,11 +90,9 @@ impl Job {
     }
 
     fn recover(&mut self, recovered: &mut Recovered, start: Instant) -> Result<(), String> {
-        self.meter.event(recovered.fault, true);
         std::thread::sleep(Duration::from_millis(20));
         self.west.until("another session", |status| status.link.as_ref().is_some_and(|link| link.live))?;
         recovered.live.push(start.elapsed().as_secs_f64() * 1e3);
-        self.meter.event("live again", false);
         self.west.until("the load's end", |status| status.load.as_ref().is_none_or(|load| !load.running))?;
         let failed = self.west.status()?.load.map_or(0, |load| load.failed);
         if failed > 0 {

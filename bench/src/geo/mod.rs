@@ -1,7 +1,7 @@
 //! The `geo` subcommand: a primary and a secondary as processes, a network between them that misbehaves, and proof that both hold the same.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 
@@ -9,9 +9,8 @@ use crate::Outcome;
 use crate::flight_load::MOST_OUTSTANDING;
 use crate::flights::Flights;
 use crate::machine;
-use crate::meter::Meter;
 use crate::progress::Progress;
-use crate::report::{Check, LatencyGroup, Ratio, Report, Series, Table, number};
+use crate::report::{Beside, Check, LatencyGroup, Ratio, Report, Series, Table, number};
 use crate::space::{Place, Run};
 use crate::wan::Wan;
 
@@ -61,6 +60,11 @@ pub(crate) fn run(place: &Place, arguments: &GeoArguments) -> Outcome {
             killed; then every frame of one side is compared with the other's.",
         machine::describe(run.disks()),
     );
+    report.beside = Beside {
+        name: "beside".into(),
+        title: "Beside something else".into(),
+        note: "What each figure is set against is in its name; both were measured in this run, on the same two processors and one disk.".into(),
+    };
     let mut job = Job::start(&home, arguments.clone())?;
     job.flights()?;
     job.cuts()?;
@@ -105,7 +109,6 @@ struct Job {
     east: Remote,
     wan: Wan,
     progress: Progress,
-    meter: Meter,
     checks: Vec<Check>,
     tables: Vec<Table>,
     latencies: Vec<LatencyGroup>,
@@ -127,7 +130,6 @@ impl Job {
             east,
             wan,
             progress,
-            meter: Meter::new(Duration::from_millis(100)),
             checks: Vec::new(),
             tables: Vec::new(),
             latencies: Vec::new(),
@@ -212,7 +214,7 @@ impl Job {
             equal && west.accounts.len() == east.accounts.len(),
             format!("{} records in {} accounts", number(records as f64), east.accounts.len()),
         );
-        let Job { west, east, mut progress, meter, checks, tables, latencies, .. } = self;
+        let Job { west, east, mut progress, checks, tables, latencies, .. } = self;
         west.quit()?;
         east.quit()?;
         progress.step("comparing every frame", 0);
@@ -232,7 +234,6 @@ impl Job {
         });
         report.tables.extend(tables);
         report.latencies.extend(latencies);
-        report.timeline.get_or_insert_with(|| meter.timeline());
         Ok(())
     }
 }

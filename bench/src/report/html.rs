@@ -150,11 +150,13 @@ fn aims(out: &mut String, aims: &[Ratio]) {
     if aims.is_empty() {
         return;
     }
-    out.push_str("<section><h2>Under faults</h2><div class=scroll><table><thead><tr><th>figure</th><th class=num>measured</th><th class=num>aim</th><th></th></tr></thead><tbody>");
+    out.push_str("<section><h2>By itself</h2><div class=scroll><table><thead><tr><th>figure</th><th class=num>measured</th><th class=num>aim</th><th></th></tr></thead><tbody>");
     for aim in aims {
         let met = if aim.met() == Some(true) { "<b class=good>met</b>" } else { "<b class=warn>missed</b>" };
         let (figure, unit) = (escape(&aim.figure), escape(&aim.unit));
-        let target = aim.target.map_or(String::new(), |target| format!("≤ {} <small>{unit}</small>", number(target)));
+        let sign = if aim.more_is_better { "≥" } else { "≤" };
+        let target =
+            aim.target.map_or(String::new(), |target| format!("{sign} {} <small>{unit}</small>", number(target)));
         let _ = write!(
             out,
             "<tr><td>{figure}</td><td class=num>{} <small>{unit}</small></td><td class=num>{target}</td><td>{met}</td></tr>",
