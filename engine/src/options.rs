@@ -86,7 +86,7 @@ pub struct Options {
     pub lag_bytes: usize,
     /// Accounts that can exist, at most. Default 65,536.
     pub max_accounts: usize,
-    /// Partitions that can exist, at most; about 200 bytes of memory each. Default 1,048,576.
+    /// Partitions that can exist, at most; about 260 bytes of memory each. Default 1,048,576.
     pub max_partitions: usize,
     /// Clients with remembered sequences, at most. Default 4,096.
     pub max_clients: usize,
@@ -195,7 +195,7 @@ impl Options {
         let queue = self.queue_bytes + self.queue_transactions * 512;
         // The live table and the checkpointer's; the index of a segment in the making holds 40 bytes a frame of 96.
         let tables =
-            2 * (self.max_partitions * 100 + self.max_accounts * 400 + self.max_clients * self.client_window * 56);
+            2 * (self.max_partitions * 130 + self.max_accounts * 400 + self.max_clients * self.client_window * 56);
         let indexes = self.index_cache_bytes + 3 * (self.segment_bytes as usize / 2);
         // Rebuild and scrub; the unused buffers of readers.
         let copies = 8 * (1 << 20) + ReadAhead::BOUND;
