@@ -141,6 +141,12 @@ pub(crate) fn three(kind: Kind) -> Option<(Vec<Image>, TempDir)> {
         println!("skipped: mounting {kind:?} images needs root");
         return None;
     }
+    for tool in ["xfs_io", "filefrag"] {
+        if let Err(error) = Command::new(tool).arg("-V").output() {
+            println!("skipped: no {kind:?} images here: {tool}: {error}");
+            return None;
+        }
+    }
     let images: Result<Vec<Image>, String> =
         ["a", "b", "c"].iter().map(|name| Image::new(kind, dir.path(), name)).collect();
     match images {
