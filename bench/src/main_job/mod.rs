@@ -112,7 +112,8 @@ impl<'a> Job<'a> {
         let title = "A log that loses nothing";
         let about = "Three copies of every flight that left New York in January and February 2013, committed to directories that \
             stand for disks. One disk was pulled out under load, the process was killed in mid-write, and what came back \
-            was checked record by record.";
+            was checked record by record. Then the flights were shipped to a secondary region over a network that was cut, \
+            both processes were killed, and every frame was compared.";
         let mut report = Report::new(title, about, machine::describe(run.disks()));
         report.drivers.push(("engine".to_string(), region.health().map_err(text)?.driver));
         Ok(Job {
