@@ -1,8 +1,8 @@
 //! The secondary's side: takes in sessions of known regions, imports what they send, acknowledges what is durable.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -95,7 +95,8 @@ struct Shared {
     region: Arc<Region>,
     options: ListenerOptions,
     stopping: AtomicBool,
-    handshakes: AtomicUsize,
+    /// Connections in the middle of their handshake, and the threads that see to them.
+    greeting: Mutex<Vec<(TcpStream, JoinHandle<()>)>>,
     arrivals: Mutex<BTreeMap<LogId, Arrival>>,
     sessions: Mutex<BTreeMap<LogId, Session>>,
 }
@@ -126,7 +127,7 @@ impl Listener {
             region,
             options,
             stopping: AtomicBool::new(false),
-            handshakes: AtomicUsize::new(0),
+            greeting: Mutex::default(),
             arrivals: Mutex::default(),
             sessions: Mutex::default(),
         });
@@ -147,7 +148,7 @@ impl Listener {
         lock(&self.shared.arrivals).clone()
     }
 
-    /// Ends all sessions and listens no more. What was imported stays.
+    /// Ends all sessions and listens no more; nothing of it holds the region after that. What was imported stays.
     pub fn stop(mut self) {
         self.shut();
     }
@@ -158,6 +159,10 @@ impl Listener {
         // Wakes the one that waits for the next connection.
         drop(TcpStream::connect_timeout(&self.address, Duration::from_secs(1)));
         drop(thread.join());
+        for (connection, greeter) in std::mem::take(&mut *lock(&self.shared.greeting)) {
+            drop(connection.shutdown(Shutdown::Both));
+            drop(greeter.join());
+        }
         let sessions = std::mem::take(&mut *lock(&self.shared.sessions));
         sessions.into_values().for_each(Session::end);
     }
@@ -185,19 +190,16 @@ impl Shared {
                 return;
             }
             let Ok(stream) = stream else { continue };
-            if self.handshakes.fetch_add(1, Ordering::SeqCst) >= HANDSHAKES {
-                self.handshakes.fetch_sub(1, Ordering::SeqCst);
+            let mut greeting = lock(&self.greeting);
+            greeting.retain(|(_, thread)| !thread.is_finished());
+            let Ok(cut) = stream.try_clone() else { continue };
+            if greeting.len() >= HANDSHAKES {
                 continue;
             }
             let shared = Arc::clone(self);
-            let greeter = start("meridian-greet", move || {
-                // A stranger is not told why, and is worth no line of a log that strangers could fill.
-                drop(shared.greet(stream));
-                shared.handshakes.fetch_sub(1, Ordering::SeqCst);
-            });
-            if greeter.is_err() {
-                self.handshakes.fetch_sub(1, Ordering::SeqCst);
-            }
+            // A stranger is not told why, and is worth no line of a log that strangers could fill.
+            let greeter = start("meridian-greet", move || drop(shared.greet(stream)));
+            greeting.extend(greeter.map(|thread| (cut, thread)));
         }
     }
 

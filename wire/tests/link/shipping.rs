@@ -178,7 +178,7 @@ fn a_contract_is_kept_by_refusing_throttling_or_alerting_while_the_secondary_is_
         let pair = Pair::new();
         let listener = pair.listen();
         let address = listener.local_addr();
-        let contract = Some(Contract { most: Duration::from_millis(300), then });
+        let contract = Some(Contract { most: Duration::from_millis(1500), then });
         let link = pair.link(LinkOptions { contract, ..pair.options(&listener) });
         until("a young last sync time", || link.status().last_sync_time > 0 && !link.status().breached);
         fill(&pair.west, pair.account, 10, 100);
