@@ -192,13 +192,17 @@ impl Shared {
             let Ok(stream) = stream else { continue };
             let mut greeting = lock(&self.greeting);
             greeting.retain(|(_, thread)| !thread.is_finished());
-            let Ok(cut) = stream.try_clone() else { continue };
+            let (Ok(cut), Ok(end)) = (stream.try_clone(), stream.try_clone()) else { continue };
             if greeting.len() >= HANDSHAKES {
                 continue;
             }
             let shared = Arc::clone(self);
             // A stranger is not told why, and is worth no line of a log that strangers could fill.
-            let greeter = start("meridian-greet", move || drop(shared.greet(stream)));
+            let greeter = start("meridian-greet", move || {
+                if shared.greet(stream).is_err() {
+                    drop(end.shutdown(Shutdown::Both));
+                }
+            });
             greeting.extend(greeter.map(|thread| (cut, thread)));
         }
     }
@@ -219,6 +223,7 @@ impl Shared {
             !arrivals.contains_key(&hello.log) && arrivals.len() >= LOGS
         };
         if self.stopping.load(Ordering::SeqCst) || full() {
+            connection.shut();
             return Ok(());
         }
         let known = self.region.progress(hello.log)?;

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meridian_wire::codec::{HEADER, Header, Hello, Message};
 use meridian_wire::{Link, LinkOptions, Listener, ListenerOptions, Security, TlsIdentity, WireError};
@@ -105,12 +105,14 @@ fn connect(listener: &Listener) -> (TcpStream, u128) {
     (socket, nonce)
 }
 
-/// What the listener says to these bytes.
+/// What the listener says to these bytes before it hangs up, which it does soon.
 fn answer(mut socket: TcpStream, bytes: &[u8]) -> Vec<u8> {
+    let start = Instant::now();
     // It may hang up in the middle.
     drop(socket.write_all(bytes));
     let mut said = Vec::new();
     drop(socket.read_to_end(&mut said));
+    assert!(start.elapsed() < Duration::from_secs(4), "it keeps the connection");
     said
 }
 
