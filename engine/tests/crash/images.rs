@@ -141,7 +141,7 @@ pub(crate) fn three(kind: Kind) -> Option<(Vec<Image>, TempDir)> {
         println!("skipped: mounting {kind:?} images needs root");
         return None;
     }
-    for tool in ["xfs_io", "filefrag"] {
+    for tool in ["xfs_io", "filefrag", "fallocate"] {
         if let Err(error) = Command::new(tool).arg("-V").output() {
             println!("skipped: no {kind:?} images here: {tool}: {error}");
             return None;

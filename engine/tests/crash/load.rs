@@ -27,6 +27,11 @@ pub(crate) fn partition(writer: u64, number: u64) -> PartitionId {
     if number.is_multiple_of(5) { PartitionId(0) } else { PartitionId(u128::from(1 + writer * 3 + number % 3)) }
 }
 
+/// Whether a transaction asks for all three copies at first. It can be refused, before it enters, for lack of a disk.
+pub(crate) fn asks_for_all(number: u64) -> bool {
+    number.is_multiple_of(3)
+}
+
 fn transaction(account: AccountId, seed: u64, writer: u64, number: u64, ack: Ack) -> Transaction {
     let transaction = Transaction::new(account, partition(writer, number)).ack(ack);
     let transaction = transaction.client(ClientId(u128::from(writer) + 1), number);
@@ -64,7 +69,7 @@ impl Writer<'_> {
         let mut weaker = 0;
         loop {
             while under_way.len() < WINDOW && (self.more)(number) {
-                let ack = if number.is_multiple_of(3) && number > weaker { Ack::All } else { Ack::Quorum };
+                let ack = if asks_for_all(number) && number > weaker { Ack::All } else { Ack::Quorum };
                 match self.region.submit(transaction(self.account, self.seed, self.writer, number, ack)) {
                     Ok(ticket) => under_way.push_back((number, ticket)),
                     Err(error) => return Some(error),
