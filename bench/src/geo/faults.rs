@@ -30,7 +30,7 @@ impl Job {
         for round in 0..3 * rounds {
             let kind = (round % 3) as usize;
             self.under_load()?;
-            let start = Instant::now();
+            let (start, before) = (Instant::now(), self.west.shipping()?.sessions);
             match kind {
                 0 => self.wan.cut(),
                 1 => self.wan.cut_after(u64::from(round) * 7_919 % 60_000 + 1),
@@ -40,7 +40,9 @@ impl Job {
                     self.wan.pause(false);
                 }
             }
-            self.recover(&mut kinds[kind], start)?;
+            // Where nothing passed for a while the session outlives it.
+            let sessions = if kind == 2 { before } else { before + 1 };
+            self.recover(&mut kinds[kind], start, sessions)?;
             self.progress.at(u64::from(round + 1), kinds[kind].fault);
         }
         self.progress.done(&format!("the link was cut {} times", 3 * rounds));
@@ -60,7 +62,7 @@ impl Job {
         for round in 0..2 * rounds {
             let kind = (round % 2) as usize;
             self.under_load()?;
-            let start = Instant::now();
+            let (start, before) = (Instant::now(), self.west.shipping()?.sessions);
             if kind == 0 {
                 self.east.kill();
                 self.east.up()?;
@@ -72,7 +74,9 @@ impl Job {
                 // What was not acknowledged may be there or not: the next flights are behind all of it.
                 self.next_flight += 100_000;
             }
-            self.recover(&mut kinds[kind], start)?;
+            // A primary that was started again counts anew.
+            let sessions = if kind == 0 { before + 1 } else { 1 };
+            self.recover(&mut kinds[kind], start, sessions)?;
             self.progress.at(u64::from(round + 1), kinds[kind].fault);
         }
         self.progress.done(&format!("each side was killed {rounds} times"));
@@ -89,9 +93,11 @@ impl Job {
         Ok(())
     }
 
-    fn recover(&mut self, recovered: &mut Recovered, start: Instant) -> Result<(), String> {
-        std::thread::sleep(Duration::from_millis(20));
-        self.west.until("another session", |status| status.link.as_ref().is_some_and(|link| link.live))?;
+    /// Waits for the session of this number, and for everything to arrive.
+    fn recover(&mut self, recovered: &mut Recovered, start: Instant, sessions: u64) -> Result<(), String> {
+        self.west.until("another session", |status| {
+            status.link.as_ref().is_some_and(|link| link.live && link.sessions >= sessions)
+        })?;
         recovered.live.push(start.elapsed().as_secs_f64() * 1e3);
         self.west.until("the load's end", |status| status.load.as_ref().is_none_or(|load| !load.running))?;
         let failed = self.west.status()?.load.map_or(0, |load| load.failed);
