@@ -13,6 +13,11 @@ impl Deadline {
         Deadline(Instant::now() + time)
     }
 
+    /// The same, so much later.
+    pub(crate) fn later(self, time: Duration) -> Deadline {
+        Deadline(self.0 + time)
+    }
+
     /// What is left, never zero: an error once it has passed.
     pub(crate) fn left(self) -> io::Result<Duration> {
         let left = self.0.saturating_duration_since(Instant::now());

@@ -39,6 +39,7 @@ mod error;
 mod link;
 mod listener;
 mod session;
+mod threads;
 mod transport;
 
 pub use compress::Compression;

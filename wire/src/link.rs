@@ -14,11 +14,11 @@ use meridian::{
 };
 
 use crate::clock::{self, Clock};
-use crate::codec::{Hello, Message, Welcome};
+use crate::codec::{Hello, MOST_FIELDS, Message, Welcome};
 use crate::compress::{Adaptive, Compression};
 use crate::error::{Result, WireError};
-use crate::listener::start;
 use crate::session::{self, Peer};
+use crate::threads::{lock, start};
 use crate::transport::{Connection, Security, check_address};
 
 /// How long a thread sleeps, at most, before it looks whether the link is to stop.
@@ -28,7 +28,7 @@ const LONGEST: u64 = 86_400_000_000_000;
 /// How often contract and retention are looked after.
 const TICK: Duration = Duration::from_millis(10);
 /// So long after the last message a ping goes out: it finds a dead connection, and measures the way.
-const PING: u64 = 500_000_000;
+const PING: Duration = Duration::from_millis(500);
 
 /// How a primary ships.
 #[derive(Clone, Debug)]
@@ -245,10 +245,6 @@ const SENDING: usize = 0;
 const READING: usize = 1;
 const WINDOW: usize = 2;
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Link {
     /// Begins to ship. From now on nothing that the secondary lacks is trimmed.
     ///
@@ -285,11 +281,11 @@ impl Link {
         // Before the caller commits anything that it holds for.
         shared.keep_contract();
         let (ships, marks) = (Arc::clone(&shared), Arc::clone(&shared));
-        let threads = vec![
-            start("meridian-ship", move || ships.keep_shipping())?,
-            start("meridian-mark", move || marks.keep_marking())?,
-        ];
-        Ok(Link { shared, threads })
+        // Dropped where the second cannot be started, it stops the first.
+        let mut link = Link { shared, threads: Vec::with_capacity(2) };
+        link.threads.push(start("meridian-ship", move || ships.keep_shipping())?);
+        link.threads.push(start("meridian-mark", move || marks.keep_marking())?);
+        Ok(link)
     }
 
     /// How it stands now.
@@ -357,6 +353,11 @@ impl Drop for Link {
     }
 }
 
+/// Where nothing is allowed, every commit waits, whatever the clocks say: they jump.
+fn is_breached(most: Duration, wall: u64, last_sync_time: u64) -> bool {
+    most.is_zero() || u128::from(wall.saturating_sub(last_sync_time)) > most.as_nanos()
+}
+
 fn cause(state: &State, status: &LinkStatus) -> Cause {
     match status.state {
         LinkState::Gap => Cause::Gap,
@@ -406,8 +407,7 @@ impl Shared {
         let Some(Contract { most, then }) = self.options.contract else { return };
         let (breached, changed, closed) = {
             let mut state = self.lock();
-            let age = clock::wall().saturating_sub(state.status.last_sync_time);
-            let breached = u128::from(age) > most.as_nanos();
+            let breached = is_breached(most, clock::wall(), state.status.last_sync_time);
             let changed = breached != std::mem::replace(&mut state.status.breached, breached);
             (breached, changed, state.over && state.status.state != LinkState::Gap)
         };
@@ -495,6 +495,8 @@ impl Shared {
         let (shared, theirs) = (Arc::clone(self), Arc::clone(&connection));
         let reader = start("meridian-acked", move || {
             let ended = shared.take_answers(&theirs).err();
+            // Who is in the middle of a write learns of it, too.
+            theirs.shut();
             shared.lock().reader = ended;
             shared.changed.notify_all();
         })?;
@@ -522,6 +524,9 @@ impl Shared {
         state.status.sessions += 1;
         state.status.position = position;
         state.status.last_sync_time = state.status.last_sync_time.max(time);
+        drop(state);
+        // What the last session's answers were lost for is there all the same.
+        self.gate.arrived(position);
     }
 
     fn ship(&self, connection: &Connection, from: Lsn) -> Result<()> {
@@ -553,7 +558,7 @@ impl Shared {
             } else {
                 self.feed(&mut log, now)?;
             }
-            if now.saturating_sub(last) > PING {
+            if Duration::from_nanos(now.saturating_sub(last)) > PING.min(self.options.patience / 4) {
                 session::write(connection, &Message::Ping(now))?;
                 last = now;
             }
@@ -602,8 +607,10 @@ impl Shared {
     /// Takes in what the other side answers.
     fn take_answers(&self, connection: &Connection) -> Result<()> {
         loop {
-            match session::read(connection, session::MOST, 0, self.options.patience)? {
+            match session::read(connection, MOST_FIELDS, 0, self.options.patience)? {
                 Message::Acknowledgement(acknowledgement) => self.acknowledged(acknowledgement)?,
+                // The other side says that it is there.
+                Message::Pong(0) => {}
                 Message::Pong(sent) => {
                     let round_trip = self.clock.now().saturating_sub(sent);
                     self.lock().status.round_trip = round_trip;
@@ -638,5 +645,18 @@ impl Shared {
         self.gate.arrived(position);
         self.changed.notify_all();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_contract_of_nothing_is_not_lifted_by_a_clock_that_jumped_back() {
+        let second = Duration::from_secs(1);
+        assert!(is_breached(Duration::ZERO, 10, 10) && is_breached(Duration::ZERO, 5, 10));
+        assert!(!is_breached(second, 1_000_000_010, 10) && is_breached(second, 1_000_000_011, 10));
+        assert!(!is_breached(second, 5, 10), "last sync time lies before the clock: nothing is known to be old");
     }
 }

@@ -3,21 +3,24 @@
 use std::collections::BTreeMap;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::{self, Receiver as Incoming};
+use crossbeam::channel::{self, Receiver as Incoming, RecvTimeoutError};
 use meridian::geo::{Imported, MOST_BATCH_BYTES, Receiver};
 use meridian::{LogId, Lsn, Region, Ticket};
 
-use crate::codec::{Message, Welcome};
+use crate::codec::{MOST_FIELDS, Message, Welcome};
 use crate::error::{RefusalKind, Result, WireError};
 use crate::session::{self, Peer};
+use crate::threads::{lock, start};
 use crate::transport::{Connection, Security, check_address};
 
 /// Connections that may be in the middle of their handshake; more are closed at once.
 const HANDSHAKES: usize = 16;
+/// How long an acceptance that failed is waited for.
+const PAUSE: Duration = Duration::from_millis(20);
 /// Logs that may arrive at one listener.
 const LOGS: usize = 64;
 /// Imports of one session that may be under way: what the window does not bound.
@@ -107,10 +110,6 @@ struct Session {
     thread: Option<JoinHandle<()>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Listener {
     /// Listens for primaries that send to `region`.
     ///
@@ -189,7 +188,11 @@ impl Shared {
             if self.stopping.load(Ordering::SeqCst) {
                 return;
             }
-            let Ok(stream) = stream else { continue };
+            let Ok(stream) = stream else {
+                // Descriptors run out: that does not get better by asking at once.
+                std::thread::park_timeout(PAUSE);
+                continue;
+            };
             let mut greeting = lock(&self.greeting);
             greeting.retain(|(_, thread)| !thread.is_finished());
             let (Ok(cut), Ok(end)) = (stream.try_clone(), stream.try_clone()) else { continue };
@@ -267,6 +270,10 @@ impl Shared {
         })?;
         let read = self.read(connection, &receiver, &importing);
         drop(importing);
+        if read.is_err() {
+            // What could not be answered is sent again in the next session.
+            connection.shut();
+        }
         // Who comes after this session counts on it having nothing under way.
         let answered = answers.join().unwrap_or(Err(WireError::Protocol("a thread of this session failed")));
         answered.and(read)
@@ -280,7 +287,7 @@ impl Shared {
     ) -> Result<()> {
         let most = MOST_BATCH_BYTES + self.options.transaction_bytes;
         loop {
-            match session::read(connection, session::MOST, most, self.options.patience)? {
+            match session::read(connection, MOST_FIELDS, most, self.options.patience)? {
                 Message::Batch(batch) => {
                     let arrived = lock(receiver).receive(batch)?;
                     let started = self.region.import(arrived).inspect_err(|error| refuse(connection, error))?;
@@ -302,8 +309,24 @@ impl Shared {
         imports: &Incoming<Ticket<Imported>>,
         receiver: &Mutex<Receiver>,
     ) -> Result<()> {
-        while let Ok(ticket) = imports.recv() {
-            let imported = ticket.wait().inspect_err(|error| refuse(connection, error))?;
+        // However long a batch takes to arrive, or the disks to take it: the sender hears that somebody is here.
+        let beat = self.options.patience / 4;
+        let alive = || session::write(connection, &Message::Pong(0));
+        loop {
+            let mut ticket = match imports.recv_timeout(beat) {
+                Ok(ticket) => ticket,
+                Err(RecvTimeoutError::Timeout) => {
+                    alive()?;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
+            let imported = loop {
+                match ticket.wait_timeout(beat) {
+                    Some(imported) => break imported.inspect_err(|error| refuse(connection, error))?,
+                    None => alive()?,
+                }
+            };
             self.note(log, |arrival| {
                 arrival.records += imported.records;
                 arrival.duplicates += imported.duplicates;
@@ -313,7 +336,6 @@ impl Shared {
             let acknowledgement = lock(receiver).imported(imported);
             session::write(connection, &Message::Acknowledgement(acknowledgement))?;
         }
-        Ok(())
     }
 }
 
@@ -321,8 +343,4 @@ impl Shared {
 fn refuse(connection: &Connection, error: &meridian::Error) {
     let refusal = Message::Refuse(RefusalKind::of(error.kind()), error.to_string());
     drop(session::write(connection, &refusal));
-}
-
-pub(crate) fn start<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
-    Ok(std::thread::Builder::new().name(name.to_owned()).spawn(run)?)
 }

@@ -7,9 +7,7 @@ use bytes::Bytes;
 use meridian::geo::Batch;
 
 use crate::clock::{self, Deadline};
-use crate::codec::{
-    HEADER, Header, Hello, MOST_FIELDS, MOST_FIELDS_BEFORE_HELLO, Malformed, Message, Welcome, encode_batch,
-};
+use crate::codec::{HEADER, Header, Hello, MOST_FIELDS_BEFORE_HELLO, Malformed, Message, Welcome, encode_batch};
 use crate::compress::decompress;
 use crate::error::{Result, WireError};
 use crate::transport::Connection;
@@ -19,6 +17,9 @@ impl From<Malformed> for WireError {
         WireError::Protocol(malformed.0)
     }
 }
+
+/// Bytes a second that a message has to make at least, beside the patience that each has.
+const LEAST_RATE: f64 = 16_384.0;
 
 /// A region at the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(crate) fn read(connection: &Connection, most_fields: usize, most_body: usize
     let mut header = [0; HEADER];
     connection.read_exact(&mut header, deadline)?;
     let header = Header::decode(&header, most_fields, most_body)?;
+    // What was announced may take its time on a slow link.
+    let deadline = deadline.later(Duration::from_secs_f64((header.fields + header.body) as f64 / LEAST_RATE));
     let mut fields = vec![0; header.fields];
     connection.read_exact(&mut fields, deadline)?;
     let mut body = vec![0; header.body];
@@ -101,6 +104,3 @@ pub(crate) fn challenge(
         }
     }
 }
-
-/// The largest message fields of a session under way.
-pub(crate) const MOST: usize = MOST_FIELDS;

@@ -2,7 +2,8 @@
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
@@ -10,8 +11,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 
-use crate::clock::Deadline;
+use crate::clock::{Clock, Deadline};
 use crate::error::{Result, WireError};
+use crate::threads::lock;
 
 /// What one write to a TLS connection takes in.
 const CHUNK: usize = 256 << 10;
@@ -86,16 +88,18 @@ pub(crate) struct Connection {
     tls: Option<Tls>,
     /// Held while a message goes out, so that messages stay whole.
     writing: Mutex<()>,
+    clock: Clock,
+    /// When something was last read.
+    heard: AtomicU64,
+    /// How long the other side may be silent, where that alone says that it is gone: a write that makes no way is then only slow. `None`
+    /// where a write has to make way by itself.
+    silence: Option<Duration>,
 }
 
 struct Tls {
     session: Mutex<rustls::Connection>,
     /// Held while records go out, so that they do so in order.
     sending: Mutex<()>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Connection {
@@ -113,7 +117,7 @@ impl Connection {
                 Some(rustls::Connection::Client(session))
             }
         };
-        Connection::begin(socket, session, time, deadline)
+        Connection::begin(socket, session, time, deadline, Some(time))
     }
 
     /// Takes in a connection.
@@ -125,7 +129,7 @@ impl Connection {
                 Some(rustls::Connection::Server(session))
             }
         };
-        Connection::begin(socket, session, time, Deadline::after(time))
+        Connection::begin(socket, session, time, Deadline::after(time), None)
     }
 
     fn begin(
@@ -133,11 +137,13 @@ impl Connection {
         session: Option<rustls::Connection>,
         time: Duration,
         deadline: Deadline,
+        silence: Option<Duration>,
     ) -> Result<Connection> {
         socket.set_nodelay(true)?;
         socket.set_write_timeout(Some(time))?;
         let tls = session.map(|session| Tls { session: Mutex::new(session), sending: Mutex::new(()) });
-        let connection = Connection { socket, tls, writing: Mutex::new(()) };
+        let (writing, heard, clock) = (Mutex::new(()), AtomicU64::new(0), Clock::start());
+        let connection = Connection { socket, tls, writing, clock, heard, silence };
         if let Some(tls) = &connection.tls {
             connection.flush(tls)?;
             while lock(&tls.session).is_handshaking() {
@@ -185,7 +191,10 @@ impl Connection {
             self.socket.set_read_timeout(Some(deadline.left()?))?;
             match (&self.socket).read(out) {
                 Ok(0) => return Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
-                Ok(read) => return Ok(read),
+                Ok(read) => {
+                    self.heard.store(self.clock.now(), Ordering::Relaxed);
+                    return Ok(read);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     return Err(io::Error::from(ErrorKind::TimedOut).into());
@@ -218,26 +227,38 @@ impl Connection {
                 session.write_tls(&mut records)?;
             }
         }
-        Ok((&self.socket).write_all(&records)?)
+        self.send(&mut [IoSlice::new(&records)])
+    }
+
+    /// Gives the bytes to the socket.
+    fn send(&self, mut parts: &mut [IoSlice<'_>]) -> Result<()> {
+        // Empty ones in front would look like a socket that takes nothing.
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            match (&self.socket).write_vectored(parts) {
+                Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
+                Ok(written) => IoSlice::advance_slices(&mut parts, written),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // A slow link frees its buffer in large pieces. Whether the other side is there, the reader says.
+                Err(error) if error.kind() == ErrorKind::WouldBlock && self.is_there() => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Err(io::Error::from(ErrorKind::TimedOut).into());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn is_there(&self) -> bool {
+        let silent = Duration::from_nanos(self.clock.now() - self.heard.load(Ordering::Relaxed));
+        self.silence.is_some_and(|most| silent < most)
     }
 
     /// Writes all of these, one after the other. Without TLS the system takes them from where they lie.
-    pub(crate) fn write_all(&self, mut parts: &mut [IoSlice<'_>]) -> Result<()> {
+    pub(crate) fn write_all(&self, parts: &mut [IoSlice<'_>]) -> Result<()> {
         let _whole = lock(&self.writing);
-        let Some(tls) = &self.tls else {
-            while !parts.is_empty() {
-                match (&self.socket).write_vectored(parts) {
-                    Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
-                    Ok(written) => IoSlice::advance_slices(&mut parts, written),
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        return Err(io::Error::from(ErrorKind::TimedOut).into());
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            return Ok(());
-        };
+        let Some(tls) = &self.tls else { return self.send(parts) };
         for part in parts {
             for mut chunk in part.chunks(CHUNK) {
                 while !chunk.is_empty() {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::{Pair, fill, link_options, until_shipped};
+use meridian_wire::{Compression, LinkOptions, Listener, ListenerOptions};
+
+use crate::common::{Pair, fill, link_options, listener_options, until_shipped};
 
 /// Forwards connections, each until so many bytes have gone to the secondary: then both ends are cut.
 fn cutting_proxy(to: SocketAddr, cuts: Arc<AtomicU64>, bytes: impl Fn(u64) -> u64 + Send + 'static) -> SocketAddr {
@@ -59,6 +61,47 @@ fn cuts_at_any_byte_lose_nothing_and_repeat_nothing() {
     assert!(cuts.load(Ordering::Relaxed) > 20, "{cuts:?} cuts");
     let arrivals = listener.status();
     assert!(arrivals[&pair.west.log_id()].sessions > 20);
+}
+
+/// Forwards one connection after the other, so many bytes a second towards the secondary.
+fn slow_proxy(to: SocketAddr, rate: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for from in listener.incoming() {
+            let (Ok(mut from), Ok(mut to)) = (from, TcpStream::connect(to)) else { return };
+            let (mut back_from, mut back_to) = (to.try_clone().unwrap(), from.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; rate / 50];
+                while let Ok(read @ 1..) = from.read(&mut buffer) {
+                    std::thread::sleep(Duration::from_millis(20));
+                    if to.write_all(&buffer[..read]).is_err() {
+                        break;
+                    }
+                }
+                for socket in [from, to] {
+                    drop(socket.shutdown(Shutdown::Both));
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn a_link_on_which_a_message_takes_longer_than_anybodys_patience_still_gets_everything_through() {
+    let pair = Pair::new();
+    let patience = Duration::from_millis(400);
+    let options = ListenerOptions { patience, ..listener_options() };
+    let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
+    let proxy = slow_proxy(listener.local_addr(), 300 << 10);
+    fill(&pair.west, pair.account, 300, 700);
+    let options = LinkOptions { patience, compression: Compression::Off, ..link_options(proxy, pair.account) };
+    let link = pair.link(options);
+    until_shipped(&link, &pair.west);
+    pair.assert_equal();
+    assert_eq!(link.status().sessions, 1, "slow is not dead");
 }
 
 #[test]

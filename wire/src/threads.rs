@@ -1,0 +1,15 @@
+//! The door to threads and locks: started with a name, taken whatever their last holder did.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::error::Result;
+
+/// Takes a lock: what it guards is whole after each statement of its holders.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn start<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    Ok(std::thread::Builder::new().name(name.to_owned()).spawn(run)?)
+}
