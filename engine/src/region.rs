@@ -579,7 +579,7 @@ fn run(
     shared.intake.abandon();
 }
 
-/// Every byte belongs to a whole data frame that verifies. Returns how many there are.
+/// Every byte belongs to a whole data frame that verifies. Returns the bytes of memory that the stretch holds.
 pub(crate) fn check_arrived(arrived: &Arrived) -> Result<usize> {
     let mut bytes = 0;
     for item in &arrived.frames {
@@ -592,13 +592,15 @@ pub(crate) fn check_arrived(arrived: &Arrived) -> Result<usize> {
             }
             rest = &rest[frame.len()..];
         }
-        bytes += item.len();
+        bytes += item.len() + size_of::<bytes::Bytes>();
     }
+    bytes += arrived.mark.as_ref().map_or(0, |mark| size_of_val(mark.accounts.as_slice()));
     if let Some(account) = &arrived.account {
         check_account_name(&account.name)?;
         if account.id == AccountId::SYSTEM {
             return Err(Error::invalid("account 0 is the system's own"));
         }
+        bytes += account.name.len();
     }
     Ok(bytes)
 }
@@ -609,4 +611,19 @@ fn closed() -> Error {
 
 fn stopped() -> Error {
     Error::new(ErrorKind::Indeterminate, "the region stopped before it answered: open it and retry")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geo::Mark;
+
+    #[test]
+    fn a_stretch_counts_for_what_it_holds_though_it_has_no_frame() {
+        let accounts = (1..=1000).map(|account| (AccountId(account), Digest::default())).collect();
+        let mark = Some(Mark { time: 1, accounts });
+        let arrived = Arrived { source: LogId(1), account: None, frames: Vec::new(), mark, position: Lsn::ZERO };
+        let held = check_arrived(&arrived).expect("nothing is wrong with it");
+        assert!(held >= 32_000, "{held}");
+    }
 }

@@ -125,6 +125,8 @@ pub(crate) struct Status {
     /// Records that arrived here, and those that had arrived before.
     pub(crate) arrived: (u64, u64),
     pub(crate) last_sync_time: u64,
+    /// From acceptance to answer of what was committed or imported since the last reset.
+    pub(crate) commits: Summary,
 }
 
 /// An answer: how it stands after what was asked, or why not.
@@ -171,8 +173,9 @@ struct Node {
     region: Arc<Region>,
     listener: Option<Listener>,
     link: Option<Link>,
-    /// What shipping had taken when it was last reset.
+    /// What shipping had taken when it was last reset, and what commits had.
     shipped_before: Option<Histogram<u64>>,
+    committed_before: Option<Histogram<u64>>,
     load: Arc<Mutex<Option<Loaded>>>,
     loading: Option<JoinHandle<()>>,
     started: CpuSample,
@@ -193,6 +196,7 @@ impl Node {
             listener: listener.transpose()?,
             link: None,
             shipped_before: None,
+            committed_before: None,
             load: Arc::default(),
             loading: None,
             started: CpuSample::now(),
@@ -214,7 +218,10 @@ impl Node {
                 self.link = Some(Link::start(Arc::clone(&self.region), options).map_err(text)?);
             }
             Ask::Unlink => self.link = None,
-            Ask::Reset => self.shipped_before = self.link.as_ref().map(|link| link.status().remotely_durable),
+            Ask::Reset => {
+                self.shipped_before = self.link.as_ref().map(|link| link.status().remotely_durable);
+                self.committed_before = Some(self.region.stats().map_err(text)?.acknowledged);
+            }
             Ask::Trim => drop(self.region.trim(Lsn::MAX).map_err(text)?),
         }
         self.status()
@@ -256,16 +263,12 @@ impl Node {
             link: self.link.as_ref().map(|link| self.shipping(link)),
             arrived: (arrived.records, arrived.duplicates),
             last_sync_time: arrived.last_sync_time,
+            commits: since(self.region.stats().map_err(text)?.acknowledged, self.committed_before.as_ref()),
         })
     }
 
     fn shipping(&self, link: &Link) -> Shipping {
         let status = link.status();
-        let mut taken = status.remotely_durable;
-        if let Some(before) = &self.shipped_before {
-            // It is a reading of the same counters: the later one lacks nothing that it holds.
-            taken.subtract(before).unwrap_or_else(|error| unreachable!("counters only grow: {error:?}"));
-        }
         Shipping {
             live: status.state == LinkState::Live,
             cause: format!("{:?}", status.cause),
@@ -279,7 +282,7 @@ impl Node {
             sessions: status.sessions,
             ended: status.ended,
             round_trip: status.round_trip,
-            remotely_durable: summarize(&taken),
+            remotely_durable: since(status.remotely_durable, self.shipped_before.as_ref()),
         }
     }
 
@@ -292,6 +295,14 @@ impl Node {
         region.close().map_err(text)?;
         Ok(true)
     }
+}
+
+/// What was counted since an earlier reading of the same counters: the later one lacks nothing that it holds.
+fn since(mut counted: Histogram<u64>, before: Option<&Histogram<u64>>) -> Summary {
+    if let Some(before) = before {
+        counted.subtract(before).unwrap_or_else(|error| unreachable!("counters only grow: {error:?}"));
+    }
+    summarize(&counted)
 }
 
 /// The account of this name, which is made if there is none.

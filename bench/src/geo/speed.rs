@@ -9,6 +9,7 @@ use super::remote::{LONG, PATIENCE};
 use super::{Job, at_least, text};
 use meridian::Lsn;
 
+use crate::latency::Summary;
 use crate::report::{Ratio, Report, Series, Table, number};
 
 const MEBI: f64 = 1_048_576.0;
@@ -95,7 +96,9 @@ impl Job {
         let most = self.west.load(&self.records(None, 256, seconds), |_| {})?;
         let most = most.acknowledged as f64 / most.seconds;
         let (mut alone, mut linked) = ((0, 0.0), (0, 0.0));
-        let (mut p99, mut lag, mut round_trip) = ([0.0_f64; 2], Default::default(), 0);
+        let mut p99 = [0.0_f64; 2];
+        // Of the turn that came off worst: from commit to remotely durable, and what that is held against.
+        let mut worst: (Summary, f64) = (Summary::default(), 1.0);
         for turn in 0..TURNS {
             let load = self.records(Some(most / 2.0), 0, seconds);
             let off = self.west.load(&load, |_| {})?;
@@ -103,11 +106,17 @@ impl Job {
             self.link(true)?;
             self.west.until_shipped()?;
             self.west.ask(&Ask::Reset)?;
+            self.east.ask(&Ask::Reset)?;
             let on = self.west.load(&load, |_| {})?;
             linked = (linked.0 + on.acknowledged, linked.1 + on.seconds);
             self.west.until_shipped()?;
             let shipping = self.west.shipping()?;
-            (lag, round_trip) = (shipping.remotely_durable, shipping.round_trip);
+            let commits = self.east.status()?.commits;
+            let (lag, most) =
+                (shipping.remotely_durable, 3.0 * commits.p99_us / 1e3 + shipping.round_trip as f64 / 1e6);
+            if lag.p99_us / most >= worst.0.p99_us / worst.1 {
+                worst = (lag, most);
+            }
             p99 = [p99[0].max(off.latency.p99_us), p99[1].max(on.latency.p99_us)];
             self.trim()?;
             self.west.ask(&Ask::Unlink)?;
@@ -141,10 +150,10 @@ impl Job {
         report.aims.push(Ratio::value(
             "p99 from commit to remotely durable at half rate",
             "ms",
-            lag.p99_us / 1e3,
-            3.0 * p99[1] / 1e3 + round_trip as f64 / 1e6,
+            worst.0.p99_us / 1e3,
+            worst.1,
         ));
-        let series = Series { name: "half rate".into(), meaning: "synthetic records".into(), summary: lag };
+        let series = Series { name: "half rate".into(), meaning: "synthetic records".into(), summary: worst.0 };
         if let Some(group) = self.latencies.first_mut() {
             group.series.push(series);
         }

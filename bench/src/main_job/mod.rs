@@ -71,7 +71,7 @@ pub(crate) fn run(place: &Place) -> Outcome {
     let mut report = job.finish()?;
     crate::geo::in_brief(&run.disks()[0], &mut report)?;
     summary::against_the_limit(run.disks(), &mut report)?;
-    summary::print(&report);
+    report.print();
     let holds = report.holds();
     run.finish(&report)?;
     Ok(holds)

@@ -11,6 +11,7 @@ use crate::machine::{CpuUse, Machine};
 
 mod chart;
 mod html;
+mod text;
 mod timeline;
 
 /// Everything that a run found out.

@@ -258,7 +258,7 @@ impl Log {
         entry: &Entry,
         write: impl FnOnce(&mut Tables, &mut [u8]) -> Result<u64>,
     ) -> Result<Option<Receipt>> {
-        let &Entry { len, count, client: (client, sequence), .. } = entry;
+        let &Entry { len, count, client: (client, sequence) } = entry;
         if len > self.options.transaction_bytes {
             let most = self.options.transaction_bytes;
             return Err(Error::invalid(format!("the transaction has {len} bytes with its headers, {most} accepted")));

@@ -93,7 +93,7 @@ impl Log {
             // They are away while they are moved over a segment.
             if let Some(sealed) = self.checkpointer.borrow().as_ref() {
                 let young = builders.iter().filter_map(|builder| lock(builder).cut(source));
-                let cuts = sealed.tables.sealed_cut(source).into_iter().chain(young).filter(|cut| cut.time > 0);
+                let cuts = sealed.tables.cut(source).into_iter().chain(young).filter(|cut| cut.time > 0);
                 return Ok(cuts.max_by_key(|cut| (cut.time, std::cmp::Reverse(cut.position))));
             }
             if let Some(error) = self.halted_error() {

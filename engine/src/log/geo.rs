@@ -4,7 +4,7 @@ use std::task::Waker;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{AccountRecord, Frame, encode_account, encode_mark, encode_progress};
-use crate::geo::{Arrived, Digest, Imported, Mark, Progress};
+use crate::geo::{Arrived, Digest, Imported, Progress};
 use crate::log::Log;
 use crate::log::admit::Entry;
 use crate::log::pipeline::{Done, Pending};
@@ -276,9 +276,9 @@ impl Log {
         let tables = self.tables.borrow();
         let known = tables.progress(arrived.source);
         let known = known.unwrap_or(Progress { source: arrived.source, position: Lsn::ZERO, time: 0 });
-        let Mark { time, accounts } = arrived.mark.clone().unwrap_or(Mark { time: 0, accounts: Vec::new() });
-        let differ = accounts.into_iter().filter(|&(account, digest)| tables.digest(account) != digest);
-        let differ: Vec<AccountId> = differ.map(|(account, _)| account).collect();
+        let (time, accounts) = arrived.mark.as_ref().map_or((0, &[][..]), |mark| (mark.time, &mark.accounts));
+        let differ = accounts.iter().filter(|(account, digest)| tables.digest(*account) != *digest);
+        let differ: Vec<AccountId> = differ.map(|(account, _)| *account).collect();
         let time = if differ.is_empty() { time.max(known.time) } else { known.time };
         (Progress { position: arrived.position.max(known.position), time, ..known }, differ)
     }

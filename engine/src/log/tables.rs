@@ -130,13 +130,8 @@ impl Tables {
         self.progress.get(&source).copied()
     }
 
-    /// Where a source's last sync time was entered first; position 0 before the first.
-    pub(crate) fn cut(&self, source: LogId) -> Lsn {
-        self.cuts.get(&source).map_or(Lsn::ZERO, |cut| cut.position)
-    }
-
-    /// The same with its time.
-    pub(crate) fn sealed_cut(&self, source: LogId) -> Option<Cut> {
+    /// Where a source's last sync time was entered first, as far as is sealed.
+    pub(crate) fn cut(&self, source: LogId) -> Option<Cut> {
         self.cuts.get(&source).copied()
     }
 
@@ -260,9 +255,10 @@ impl Tables {
         partitions.sort_unstable_by_key(|record| (record.account, record.partition));
         let mut clients: Vec<ClientCommit> = self.clients.values().flatten().copied().collect();
         clients.sort_unstable_by_key(|commit| (commit.client, commit.sequence));
+        let cut = |source| self.cut(source).map_or(Lsn::ZERO, |cut| cut.position);
         let system = SystemState {
             accounts: self.accounts.values().cloned().collect(),
-            progress: self.progress.values().map(|progress| (*progress, self.cut(progress.source))).collect(),
+            progress: self.progress.values().map(|progress| (*progress, cut(progress.source))).collect(),
             time: self.clock.saturating_sub(1),
         };
         Checkpoint { log, next_segment, system, partitions, clients }

@@ -5,11 +5,12 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use meridian::sim::{Bug, PairOutcome, PairSchedule};
 
-use crate::{from_environment, processor_time};
+use crate::from_environment;
+use crate::planted::caught;
 
 fn replay_command(seed: u64) -> String {
     let test = "--test simulation replay_of_two_regions -- --nocapture";
@@ -66,41 +67,8 @@ fn replay_of_two_regions() {
     }
 }
 
-/// Schedules with the bug planted, until one finds it.
-fn is_caught(bug: Bug) {
-    let started = processor_time();
-    let mut reached = 0;
-    for seed in 0.. {
-        let outcome = PairSchedule { seed, bug: Some(bug), ..PairSchedule::default() }.run();
-        reached += outcome.reached;
-        if let Some(violation) = outcome.violation {
-            println!("{bug:?}: seed {seed} after {:.2?}: {violation}", processor_time() - started);
-            return;
-        }
-        // Of this thread's own: a busy machine makes no bug harder to find.
-        let tried = processor_time() - started;
-        assert!(
-            tried < Duration::from_secs(60),
-            "{bug:?} was not caught by {seed} schedules; its place was reached {reached} times"
-        );
-    }
-}
-
-macro_rules! caught {
-    ($($test:ident: $bug:ident,)*) => {
-        $(#[test]
-        fn $test() {
-            is_caught(Bug::$bug);
-        })*
-
-        #[test]
-        fn every_planted_bug_of_the_link_has_a_test() {
-            assert_eq!(Bug::OF_THE_LINK.len(), [$(Bug::$bug),*].len());
-        }
-    };
-}
-
 caught! {
+    PairSchedule, Bug::OF_THE_LINK,
     arrives_twice: ArrivesTwice,
     an_account_overtakes: AccountOvertakes,
     acknowledged_before_it_is_durable: ImportAnsweredEarly,
