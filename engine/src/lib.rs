@@ -76,10 +76,10 @@ pub use io::DriverChoice;
 pub use log::scrub::ScrubReport;
 pub use options::{DiskConfig, Options, Placement};
 pub use read::{BlockView, PartitionReader, Subscription, TransactionView};
-pub use region::{Account, MakeDriver, Region, RetentionPin, Role, Ticket};
+pub use region::{Account, MakeDriver, Region, RetentionPin, Ticket};
 pub use stats::Stats;
 pub use transaction::{Committed, Receipt, StateMachine, Transaction};
-pub use types::{AccountId, Ack, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, SegmentId};
+pub use types::{AccountId, Ack, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};
 
 /// The quick start of the README, compiled.
 #[cfg(doctest)]

@@ -12,8 +12,8 @@ use std::time::Duration;
 use event_listener::Listener as _;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Frame, FrameKind, MAX_MARKED};
-use crate::geo::{Arrived, Cut, Digest, Imported, Progress};
+use crate::format::{Frame, FrameKind, MAX_MARKED, MAX_RESTARTED};
+use crate::geo::{Arrived, Cut, Digest, Imported, Lane, Progress};
 use crate::health::{Health, SegmentHealth};
 use crate::io::{Driver, driver};
 use crate::log::geo::{Geo, Import};
@@ -25,7 +25,7 @@ use crate::stats::Stats;
 use crate::sync::intake::{Intake, Reason, Refused};
 use crate::sync::ticket::{Abandoned, Resolver, ticket};
 use crate::transaction::{Receipt, StateMachine, Transaction};
-use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId};
+use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId, Role};
 
 /// What makes a driver for the thread that it is called on, which is the one that uses it.
 pub trait MakeDriver: FnOnce() -> io::Result<Box<dyn Driver>> + Send + 'static {}
@@ -208,6 +208,24 @@ impl Region {
         self.put_account(name, AccountChange::Fence)
     }
 
+    /// Says whether other regions are to hold a copy of the account; true for a new one (acceptance G12). Where it becomes false, the copy is
+    /// dropped by the link that carries it: nobody reads it any more, and its space comes back as that region's log is trimmed. Where it becomes true again, the link
+    /// sends what the copy lacks (acceptance G13).
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`Secondary`](ErrorKind::Secondary).
+    pub fn set_account_geo(&self, name: &str, on: bool) -> Result<AccountId> {
+        self.put_account(name, AccountChange::SetGeo(on))
+    }
+
+    /// Says whether the account's secondary can be read; true for a new one (acceptance G11). The link carries it there.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`Secondary`](ErrorKind::Secondary).
+    pub fn set_account_read_access(&self, name: &str, on: bool) -> Result<AccountId> {
+        self.put_account(name, AccountChange::SetReadAccess(on))
+    }
+
     fn put_account(&self, name: &str, change: AccountChange) -> Result<AccountId> {
         check_account_name(name)?;
         let at = self.shared.environment.now();
@@ -252,21 +270,21 @@ impl Region {
         self.shared.ask(|done| Request::Geo(Geo::Mark { accounts, done }))
     }
 
-    /// How far another region's log has arrived here, durably; `None` before anything did.
+    /// How far a lane of another region's log has arrived here, durably; `None` before anything did.
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed).
-    pub fn progress(&self, source: LogId) -> Result<Option<Progress>> {
-        self.shared.ask(|done| Request::Geo(Geo::Progress { source, done }))
+    pub fn progress(&self, lane: Lane) -> Result<Option<Progress>> {
+        self.shared.ask(|done| Request::Geo(Geo::Progress { lane, done }))
     }
 
-    /// The last moment of another region's log that can be read here; `None` before the first mark arrived. Read the log, or a
+    /// The last moment of a lane that can be read here; `None` before the first mark arrived, and while a copy begins anew. Read the log, or a
     /// partition, up to its position: what comes after belongs to a later moment that is not whole yet.
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed).
-    pub fn cut(&self, source: LogId) -> Result<Option<Cut>> {
-        self.control(|done| Control::Cut { source, done })
+    pub fn cut(&self, lane: Lane) -> Result<Option<Cut>> {
+        self.control(|done| Control::Cut { lane, done })
     }
 
     /// What an account holds: every record ever committed, the trimmed ones included.
@@ -470,16 +488,8 @@ pub struct Account {
     pub ack: Ack,
     /// Where its writes come from.
     pub role: Role,
-}
-
-/// Where an account's writes come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Role {
-    /// From the callers of this region.
-    #[default]
-    Primary,
-    /// From its primary, another region, over the geo link: [`Region::import`].
-    Secondary,
+    /// Whether its secondary can be read while the primary is there (acceptance G11).
+    pub read_access: bool,
 }
 
 /// Holds back trimming while it lives.
@@ -602,6 +612,12 @@ pub(crate) fn check_arrived(arrived: &Arrived) -> Result<usize> {
         }
         bytes += account.name.len();
     }
+    if let Some(restart) = &arrived.restart {
+        if restart.partitions.len() > MAX_RESTARTED {
+            return Err(Error::invalid(format!("a restart of more than {MAX_RESTARTED} partitions")));
+        }
+        bytes += size_of_val(restart.partitions.as_slice());
+    }
     Ok(bytes)
 }
 
@@ -622,7 +638,14 @@ mod tests {
     fn a_stretch_counts_for_what_it_holds_though_it_has_no_frame() {
         let accounts = (1..=1000).map(|account| (AccountId(account), Digest::default())).collect();
         let mark = Some(Mark { time: 1, accounts });
-        let arrived = Arrived { source: LogId(1), account: None, frames: Vec::new(), mark, position: Lsn::ZERO };
+        let arrived = Arrived {
+            lane: Lane { log: LogId(1), number: 0 },
+            account: None,
+            restart: None,
+            frames: Vec::new(),
+            mark,
+            position: Lsn::ZERO,
+        };
         let held = check_arrived(&arrived).expect("nothing is wrong with it");
         assert!(held >= 32_000, "{held}");
     }

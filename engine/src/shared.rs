@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::error::{Error, Result};
+use crate::format::AccountRecord;
 use crate::gate::Gates;
-use crate::geo::Cut;
+use crate::geo::{Cut, Lane};
 use crate::health::{Health, SegmentHealth};
 use crate::io::{DiskIndex, Environment, FileId, ReadAt, Slice};
 use crate::log::geo::Geo;
@@ -17,7 +18,7 @@ use crate::sync::intake::Intake;
 use crate::sync::ticket::Resolver;
 use crate::sync::watermark::Watermark;
 use crate::transaction::{Receipt, Transaction};
-use crate::types::{AccountId, Ack, Epoch, LogId, Lsn, PartitionId, SegmentId};
+use crate::types::{AccountId, Ack, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};
 
 /// What a client asks of the log thread.
 pub(crate) enum Request {
@@ -55,7 +56,7 @@ pub(crate) enum Control {
     Return { disk: usize, replace: bool, done: Resolver<Result<()>> },
     Scrub { done: Resolver<Result<crate::ScrubReport>> },
     Accounts { done: Resolver<Result<Vec<crate::Account>>> },
-    Cut { source: LogId, done: Resolver<Result<Option<Cut>>> },
+    Cut { lane: Lane, done: Resolver<Result<Option<Cut>>> },
     NextSequence { account: AccountId, partition: PartitionId, done: Resolver<Result<u64>> },
     Health { done: Resolver<Result<Health>> },
     Copies { done: Resolver<Result<Vec<SegmentHealth>>> },
@@ -70,6 +71,10 @@ pub(crate) enum AccountChange {
     SetAck(Ack),
     /// A new account epoch: what asks for an older one is fenced.
     Fence,
+    /// Whether another region is to hold a copy.
+    SetGeo(bool),
+    /// Whether that copy can be read.
+    SetReadAccess(bool),
 }
 
 /// A committed block still in memory.
@@ -122,6 +127,38 @@ pub(crate) struct ReadCatalog {
     pub(crate) segments: BTreeMap<SegmentId, ReadSegment>,
     /// Indexes of segments that are not on disk yet: the active one's and those being sealed.
     pub(crate) builders: BTreeMap<SegmentId, Arc<Mutex<IndexBuilder>>>,
+    /// Accounts that nobody reads here, as committed.
+    pub(crate) hidden: Arc<BTreeSet<AccountId>>,
+    /// The segment in which a partition's copy began anew for the last time: what lies before is void.
+    pub(crate) restarts: BTreeMap<(AccountId, PartitionId), SegmentId>,
+    /// How often copies have begun anew.
+    pub(crate) restarted: u64,
+}
+
+impl ReadCatalog {
+    /// Takes note of an account's settings.
+    pub(crate) fn put_account(&mut self, account: &AccountRecord) {
+        let hidden = match account.role {
+            Role::Primary | Role::Local => false,
+            Role::Secondary => account.closed,
+            Role::Bootstrap | Role::Dropped => true,
+        };
+        if hidden == self.hidden.contains(&account.id) {
+            return;
+        }
+        let its = Arc::make_mut(&mut self.hidden);
+        if hidden {
+            its.insert(account.id)
+        } else {
+            its.remove(&account.id)
+        };
+    }
+
+    /// The first segment that counts for a partition.
+    pub(crate) fn first_of(&self, account: AccountId, partition: PartitionId) -> SegmentId {
+        let restarted = self.restarts.get(&(account, partition)).copied().unwrap_or_default();
+        self.first.max(restarted)
+    }
 }
 
 /// How far trimming may go.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::format::{Frame, FrameHeader, FrameKind, frame_len};
+use crate::format::{Frame, FrameHeader, FrameKind, SystemRecord, frame_len};
 use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId};
 
 /// Records of one partition that commit together or not at all (acceptance G5, invariant 11).
@@ -165,6 +165,12 @@ impl<'a> Committed<'a> {
         self.header.kind == FrameKind::System
     }
 
+    /// What it says, where it is the engine's own; none for what a later version wrote.
+    pub(crate) fn system_record(&self) -> Option<SystemRecord> {
+        let record = self.frame.record(0).filter(|_| self.is_system())?;
+        SystemRecord::decode(record).ok()
+    }
+
     /// How many records it has, at least one.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -204,6 +210,15 @@ pub trait StateMachine: Send {
     /// # Panics
     /// A panic halts the region: nothing more is acknowledged, and the region must be opened again.
     fn apply(&mut self, transaction: &Committed<'_>);
+
+    /// In a secondary region: the copy of a partition begins anew. What was applied of it is void; what counts is what is applied from
+    /// now on (FAULT-MODEL invariant 15). It comes in log order with the transactions, also when they are handed over again.
+    ///
+    /// # Panics
+    /// As [`StateMachine::apply`].
+    fn restart(&mut self, account: AccountId, partition: PartitionId) {
+        let _ = (account, partition);
+    }
 }
 
 impl StateMachine for () {

@@ -103,6 +103,30 @@ impl ClientId {
     pub const NONE: ClientId = ClientId(0);
 }
 
+/// Where an account's writes come from, and what its copy here is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Role {
+    /// From the callers of this region; another region may hold a copy.
+    #[default]
+    Primary,
+    /// From the callers of this region; a copy elsewhere is to be dropped (acceptance G12).
+    Local,
+    /// From its primary, another region, over the geo link.
+    Secondary,
+    /// As a secondary, while the copy is made or made whole again: nobody reads it (FAULT-MODEL invariant 15).
+    Bootstrap,
+    /// A copy that was dropped: nobody reads it, nothing arrives for it.
+    Dropped,
+}
+
+impl Role {
+    /// Whether the callers of this region write.
+    #[must_use]
+    pub fn is_primary(self) -> bool {
+        matches!(self, Role::Primary | Role::Local)
+    }
+}
+
 /// When a commit is acknowledged (acceptance ruling 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Ack {

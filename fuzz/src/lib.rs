@@ -13,8 +13,8 @@ pub mod wire;
 use bytes::Bytes;
 use meridian::format::{
     ALIGN, BLOCK_HEADER, Block, Checkpoint, Frame, SUPERBLOCK_SLOT, Seal, SegmentHeader, SegmentIndex, Superblock,
-    SystemRecord, encode_account, encode_frame, encode_mark, encode_progress, finish_block, frame_len, padded,
-    peek_block_len, peek_frame_len,
+    SystemRecord, encode_account, encode_frame, encode_mark, encode_progress, encode_restart, finish_block, frame_len,
+    padded, peek_block_len, peek_frame_len,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -207,6 +207,7 @@ pub fn system(data: &[u8]) -> Verdict {
                 SystemRecord::Account(account) => encode_account(&account),
                 SystemRecord::Mark(accounts) => encode_mark(&accounts),
                 SystemRecord::Progress(progress) => encode_progress(&progress),
+                SystemRecord::Restart(restart) => encode_restart(&restart),
             };
             assert_eq!(again, record, "a system record has one encoding");
             true

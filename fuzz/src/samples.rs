@@ -6,10 +6,11 @@ use bytes::Bytes;
 use meridian::format::{
     ALIGN, AccountRecord, BLOCK_HEADER, BlockHeader, Checkpoint, ClientCommit, DATA_START, EpochEntry, FrameHeader,
     FrameKind, IndexPartition, Member, PartitionRecord, Posting, Seal, SegmentHeader, SegmentIndex, Superblock,
-    SystemState, encode_account, encode_frame, encode_mark, encode_progress, finish_block, frame_len, padded,
+    SystemState, encode_account, encode_frame, encode_mark, encode_progress, encode_restart, finish_block, frame_len,
+    padded,
 };
-use meridian::geo::{Digest, Progress};
-use meridian::{AccountId, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, SegmentId};
+use meridian::geo::{Digest, Holding, Lane, Progress, Restart};
+use meridian::{AccountId, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};
 
 use crate::mutate::Random;
 
@@ -142,27 +143,40 @@ fn account(random: &mut Random) -> AccountRecord {
         name: label(random),
         epoch: random.any(),
         all: random.below(2) == 0,
-        secondary: random.below(2) == 0,
+        role: [Role::Primary, Role::Local, Role::Secondary, Role::Bootstrap, Role::Dropped][random.below(5)],
+        closed: random.below(2) == 0,
     }
 }
 
 fn progress(random: &mut Random) -> Progress {
-    Progress { source: LogId(random.wide()), position: Lsn(random.any()), time: random.any() }
+    let lane = Lane { log: LogId(random.wide()), number: random.any() as u32 };
+    Progress { lane, position: Lsn(random.any()), time: random.any() }
+}
+
+pub(crate) fn holding(random: &mut Random) -> Holding {
+    Holding { partition: PartitionId(random.wide()), next_sequence: random.any(), digest: digest(random) }
+}
+
+fn restart(random: &mut Random, account: u64) -> Restart {
+    let partitions = (0..1 + random.below(4)).map(|_| holding(random)).collect();
+    Restart { account: AccountId(account), partitions }
 }
 
 fn system(random: &mut Random) -> SystemState {
     SystemState {
         accounts: (0..random.below(6)).map(|_| account(random)).collect(),
         progress: (0..random.below(4)).map(|_| (progress(random), Lsn(random.any()))).collect(),
+        restarts: (0..random.below(3) as u64).map(|account| restart(random, account)).collect(),
         time: random.any(),
     }
 }
 
 /// A system record of any kind, in its frame.
 pub fn system_record(random: &mut Random) -> Vec<u8> {
-    let record = match random.below(3) {
+    let record = match random.below(4) {
         0 => encode_account(&account(random)),
         1 => encode_progress(&progress(random)),
+        2 => encode_restart(&restart(random, 9)),
         _ => {
             let marked: BTreeMap<u64, Digest> = (0..random.below(9)).map(|_| (random.any(), digest(random))).collect();
             encode_mark(&marked.into_iter().map(|(account, digest)| (AccountId(account), digest)).collect::<Vec<_>>())
@@ -191,6 +205,7 @@ pub fn checkpoint(random: &mut Random) -> Vec<u8> {
         partition: PartitionId(random.wide()),
         next_sequence: random.any(),
         digest: digest(random),
+        restarted: SegmentId(random.any() as u32),
     };
     let checkpoint = Checkpoint {
         log: LogId(random.wide()),

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use meridian::format::{Frame, peek_frame_len};
-use meridian::geo::{Acknowledgement, Batch, Digest, Mark, Receiver};
-use meridian::{Account, AccountId, Ack, LogId, Lsn, Role};
+use meridian::geo::{Acknowledgement, Batch, Digest, Holding, Lane, Mark, Receiver, Restart};
+use meridian::{Account, AccountId, Ack, LogId, Lsn, PartitionId, Role};
 use meridian_wire::RefusalKind;
-use meridian_wire::codec::{HEADER, Header, Hello, Message, Welcome, encode_batch};
+use meridian_wire::codec::{Ask, HEADER, Header, Hello, Message, Welcome, encode_batch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::mutate::Random;
@@ -28,7 +28,7 @@ pub fn session(data: &[u8]) -> Verdict {
         data,
         |bytes| restamp(bytes),
         |mut bytes| {
-            let mut receiver = Receiver::new(LogId(1), Lsn::ZERO);
+            let mut receiver = Receiver::new(Lane { log: LogId(1), number: 0 }, Lsn::ZERO);
             let (mut position, mut batches) = (Lsn::ZERO, 0);
             loop {
                 let Some((message, rest)) = next(bytes) else { return false };
@@ -41,7 +41,8 @@ pub fn session(data: &[u8]) -> Verdict {
                 let (number, frames) = (batch.number, batch.frames.clone());
                 let Ok(arrived) = receiver.receive(batch) else { return false };
                 batches += 1;
-                assert!(number == batches && arrived.position >= position, "batches are dense and never go back");
+                let forward = arrived.position >= position || arrived.restart.is_some();
+                assert!(number == batches && forward, "batches are dense, and go back with a restart only");
                 assert!(
                     arrived.frames.iter().map(Bytes::len).sum::<usize>() == frames.len(),
                     "what arrived is handed on"
@@ -95,6 +96,13 @@ fn accounts(random: &mut Random) -> Vec<AccountId> {
     (0..random.below(4) as u64).map(|number| AccountId(number * 1000 + random.any() % 1000)).collect()
 }
 
+/// Ascending.
+fn holdings(random: &mut Random) -> Vec<Holding> {
+    let mut holdings: Vec<Holding> = (0..random.below(5)).map(|_| samples::holding(random)).collect();
+    holdings.sort_unstable_by_key(|holding| holding.partition);
+    holdings
+}
+
 /// A batch's message.
 fn batch(random: &mut Random, number: u64, position: u64) -> Vec<u8> {
     let account = (random.below(3) == 0).then(|| Account {
@@ -102,7 +110,8 @@ fn batch(random: &mut Random, number: u64, position: u64) -> Vec<u8> {
         name: name(random),
         epoch: random.any(),
         ack: [Ack::Quorum, Ack::All][random.below(2)],
-        role: Role::Primary,
+        role: [Role::Primary, Role::Local][random.below(2)],
+        read_access: random.below(2) == 0,
     });
     let digest = |random: &mut Random| Digest { sum: random.wide(), records: random.any() };
     let mark = (random.below(2) == 0).then(|| Mark {
@@ -110,13 +119,16 @@ fn batch(random: &mut Random, number: u64, position: u64) -> Vec<u8> {
         accounts: accounts(random).into_iter().map(|account| (account, digest(random))).collect(),
     });
     let frames: Vec<u8> = (0..random.below(3)).flat_map(|_| samples::frame(random)).collect();
-    let batch = Batch { number, account, frames: Vec::new(), mark, position: Lsn(position), bytes: frames.len() };
+    let restart =
+        (random.below(4) == 0).then(|| Restart { account: AccountId(random.any()), partitions: holdings(random) });
+    let (position, bytes) = (Lsn(position), frames.len());
+    let batch = Batch { number, account, restart, frames: Vec::new(), mark, position, bytes };
     [encode_batch(&batch, None), frames].concat()
 }
 
 /// A message of any kind.
 pub fn sample_message(random: &mut Random) -> Vec<u8> {
-    let message = match random.below(8) {
+    let message = match random.below(10) {
         0 => Message::Challenge(random.wide()),
         1 => Message::Hello(Hello {
             challenge: random.wide(),
@@ -124,11 +136,12 @@ pub fn sample_message(random: &mut Random) -> Vec<u8> {
             cluster: name(random),
             from: name(random),
             to: name(random),
-            log: LogId(random.wide()),
+            lane: Lane { log: LogId(random.wide()), number: random.any() as u32 },
         }),
         2 => {
             let (position, time, window) = (Lsn(random.any()), random.any(), random.any());
-            Message::Welcome(Welcome { nonce: random.wide(), position, time, window })
+            let (bootstrap, dropped) = (accounts(random), accounts(random));
+            Message::Welcome(Welcome { nonce: random.wide(), position, time, window, bootstrap, dropped })
         }
         3 => Message::Refuse(RefusalKind::NoSpace, name(random)),
         4 => Message::Acknowledgement(Acknowledgement {
@@ -139,6 +152,11 @@ pub fn sample_message(random: &mut Random) -> Vec<u8> {
         }),
         5 => Message::Ping(random.any()),
         6 => Message::Pong(random.any()),
+        7 => {
+            let after = (random.below(2) == 0).then(|| PartitionId(random.wide()));
+            Message::Ask(Ask { account: AccountId(random.any()), after })
+        }
+        8 => Message::Holdings(holdings(random)),
         _ => {
             let (number, position) = (random.any(), random.any());
             return batch(random, number, position);

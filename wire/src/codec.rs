@@ -3,8 +3,8 @@
 //! Decoders take bytes from anywhere: they never panic, and no length is believed before it is checked.
 
 use bytes::{Buf, BufMut, Bytes};
-use meridian::geo::{Acknowledgement, Batch, Delivered, Digest, Mark};
-use meridian::{Account, AccountId, Ack, LogId, Lsn, Role};
+use meridian::geo::{Acknowledgement, Batch, Delivered, Digest, Holding, Lane, Mark, Restart};
+use meridian::{Account, AccountId, Ack, LogId, Lsn, PartitionId, Role};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::error::RefusalKind;
@@ -41,8 +41,8 @@ pub struct Hello {
     pub from: String,
     /// The receiver's region.
     pub to: String,
-    /// The log that is sent.
-    pub log: LogId,
+    /// The lane that is sent.
+    pub lane: Lane,
 }
 
 /// Where to begin, and how much may be on its way.
@@ -56,6 +56,19 @@ pub struct Welcome {
     pub time: u64,
     /// Bytes of frames that may be on their way.
     pub window: u64,
+    /// Accounts whose copies here are being made whole, ascending.
+    pub bootstrap: Vec<AccountId>,
+    /// Accounts whose copies here were dropped, ascending.
+    pub dropped: Vec<AccountId>,
+}
+
+/// A question for what the receiver holds of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The account.
+    pub account: AccountId,
+    /// Only of partitions behind this one.
+    pub after: Option<PartitionId>,
 }
 
 /// A message of either side.
@@ -77,6 +90,10 @@ pub enum Message {
     Ping(u64),
     /// Yes: the ping's number.
     Pong(u64),
+    /// What is there of an account?
+    Ask(Ask),
+    /// That, ascending by partition; fewer than [`MOST_HOLDINGS`] are the last.
+    Holdings(Vec<Holding>),
 }
 
 /// What stands before a message.
@@ -141,6 +158,11 @@ const BATCH: u8 = 5;
 const ACKNOWLEDGEMENT: u8 = 6;
 const PING: u8 = 7;
 const PONG: u8 = 8;
+const ASK: u8 = 9;
+const HOLDINGS: u8 = 10;
+const HOLDING: usize = 48;
+/// The most partitions that one answer tells of.
+pub const MOST_HOLDINGS: usize = 16_384;
 
 impl Message {
     /// The whole message.
@@ -164,6 +186,8 @@ impl Message {
                 out.put_u64_le(welcome.position.0);
                 out.put_u64_le(welcome.time);
                 out.put_u64_le(welcome.window);
+                put_accounts(&mut out, &welcome.bootstrap);
+                put_accounts(&mut out, &welcome.dropped);
                 WELCOME
             }
             Message::Refuse(kind, message) => {
@@ -186,6 +210,16 @@ impl Message {
                 out.put_u64_le(*number);
                 PONG
             }
+            Message::Ask(ask) => {
+                out.put_u64_le(ask.account.0);
+                out.put_u8(u8::from(ask.after.is_some()));
+                out.put_u128_le(ask.after.map_or(0, |after| after.0));
+                ASK
+            }
+            Message::Holdings(holdings) => {
+                put_holdings(&mut out, holdings);
+                HOLDINGS
+            }
             Message::Batch(_) => unreachable!("batches are encoded without their frames"),
         };
         finish(out, kind, (0, 0), false)
@@ -207,6 +241,8 @@ impl Message {
                 position: Lsn(long(&mut rest)?),
                 time: long(&mut rest)?,
                 window: long(&mut rest)?,
+                bootstrap: accounts(&mut rest)?,
+                dropped: accounts(&mut rest)?,
             }),
             REFUSE => {
                 let code = rest.try_get_u16_le().map_err(|_| SHORT)?;
@@ -221,6 +257,16 @@ impl Message {
             }),
             PING => Message::Ping(long(&mut rest)?),
             PONG => Message::Pong(long(&mut rest)?),
+            ASK => {
+                let (account, behind) = (AccountId(long(&mut rest)?), flag(&mut rest)?);
+                let after = Some(PartitionId(wide(&mut rest)?)).filter(|_| behind);
+                Message::Ask(Ask { account, after })
+            }
+            HOLDINGS => {
+                let held = holdings(&mut rest)?;
+                check(held.is_sorted_by(|one, next| one.partition < next.partition), "message: partitions ascend")?;
+                Message::Holdings(held)
+            }
             _ => return Err(Malformed("header: kind")),
         };
         check(rest.is_empty(), "message: bytes behind its fields")?;
@@ -243,8 +289,17 @@ pub fn encode_batch(batch: &Batch, compressed: Option<usize>) -> Vec<u8> {
             out.put_u8(1);
             out.put_u64_le(account.id.0);
             out.put_u64_le(account.epoch);
-            out.put_u8(u8::from(account.ack == Ack::All));
+            let flags = [account.ack == Ack::All, account.role == Role::Local, !account.read_access];
+            flags.into_iter().for_each(|flag| out.put_u8(u8::from(flag)));
             put_text(&mut out, &account.name);
+        }
+    }
+    match &batch.restart {
+        None => out.put_u8(0),
+        Some(restart) => {
+            out.put_u8(1);
+            out.put_u64_le(restart.account.0);
+            put_holdings(&mut out, &restart.partitions);
         }
     }
     match &batch.mark {
@@ -349,10 +404,30 @@ fn accounts(rest: &mut &[u8]) -> Result<Vec<AccountId>> {
     Ok(accounts)
 }
 
+fn put_holdings(out: &mut Vec<u8>, holdings: &[Holding]) {
+    out.put_u32_le(holdings.len() as u32);
+    for Holding { partition, next_sequence, digest } in holdings {
+        out.put_u128_le(partition.0);
+        out.put_u64_le(*next_sequence);
+        out.put_u64_le(digest.records);
+        out.put_u128_le(digest.sum);
+    }
+}
+
+fn holdings(rest: &mut &[u8]) -> Result<Vec<Holding>> {
+    let entries = entries(rest, HOLDING)?.map(|mut entry| {
+        let (partition, next_sequence) = (PartitionId(entry.get_u128_le()), entry.get_u64_le());
+        let records = entry.get_u64_le();
+        Holding { partition, next_sequence, digest: Digest { records, sum: entry.get_u128_le() } }
+    });
+    Ok(entries.collect())
+}
+
 fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
     out.put_u128_le(hello.challenge);
     out.put_u128_le(hello.nonce);
-    out.put_u128_le(hello.log.0);
+    out.put_u128_le(hello.lane.log.0);
+    out.put_u32_le(hello.lane.number);
     for name in [&hello.cluster, &hello.from, &hello.to] {
         put_text(out, name);
     }
@@ -362,7 +437,7 @@ fn hello(rest: &mut &[u8]) -> Result<Hello> {
     Ok(Hello {
         challenge: wide(rest)?,
         nonce: wide(rest)?,
-        log: LogId(wide(rest)?),
+        lane: Lane { log: LogId(wide(rest)?), number: rest.try_get_u32_le().map_err(|_| SHORT)? },
         cluster: text(rest)?,
         from: text(rest)?,
         to: text(rest)?,
@@ -374,7 +449,15 @@ fn delivered(rest: &mut &[u8], frames: Bytes) -> Result<Delivered> {
     let account = if flag(rest)? {
         let (id, epoch) = (AccountId(long(rest)?), long(rest)?);
         let ack = if flag(rest)? { Ack::All } else { Ack::Quorum };
-        Some(Account { id, name: text(rest)?, epoch, ack, role: Role::Primary })
+        let role = if flag(rest)? { Role::Local } else { Role::Primary };
+        let read_access = !flag(rest)?;
+        Some(Account { id, name: text(rest)?, epoch, ack, role, read_access })
+    } else {
+        None
+    };
+    let restart = if flag(rest)? {
+        let account = AccountId(long(rest)?);
+        Some(Restart { account, partitions: holdings(rest)? })
     } else {
         None
     };
@@ -390,7 +473,7 @@ fn delivered(rest: &mut &[u8], frames: Bytes) -> Result<Delivered> {
     } else {
         None
     };
-    Ok(Delivered { number, account, frames, mark, position })
+    Ok(Delivered { number, account, restart, frames, mark, position })
 }
 
 #[cfg(test)]
@@ -402,6 +485,11 @@ mod tests {
         Message::decode(&header, &bytes[HEADER..], Bytes::new())
     }
 
+    fn holding(partition: u128) -> Holding {
+        let digest = Digest { sum: 1 << 100, records: 7 };
+        Holding { partition: PartitionId(partition), next_sequence: 9, digest }
+    }
+
     fn samples() -> Vec<Message> {
         let hello = Hello {
             challenge: 1,
@@ -409,13 +497,23 @@ mod tests {
             cluster: "meridian".into(),
             from: "west".into(),
             to: "öst".into(),
-            log: LogId(3),
+            lane: Lane { log: LogId(3), number: 1 },
         };
         let ack = Acknowledgement { number: 1, position: Lsn(2), time: 3, differ: vec![AccountId(4)] };
         vec![
             Message::Challenge(7),
             Message::Hello(hello),
-            Message::Welcome(Welcome { nonce: 1, position: Lsn(2), time: 3, window: 4 }),
+            Message::Welcome(Welcome {
+                nonce: 1,
+                position: Lsn(2),
+                time: 3,
+                window: 4,
+                bootstrap: vec![AccountId(1), AccountId(2)],
+                dropped: vec![AccountId(5)],
+            }),
+            Message::Ask(Ask { account: AccountId(5), after: None }),
+            Message::Ask(Ask { account: AccountId(5), after: Some(PartitionId(1 << 80)) }),
+            Message::Holdings(vec![holding(1), holding(2)]),
             Message::Refuse(RefusalKind::NoSpace, "there is no room".into()),
             Message::Acknowledgement(ack),
             Message::Ping(5),
@@ -425,9 +523,10 @@ mod tests {
 
     fn batch() -> Batch {
         let (id, name) = (AccountId(4), "flights".to_owned());
-        let account = Some(Account { id, name, epoch: 2, ack: Ack::All, role: Role::Primary });
+        let account = Some(Account { id, name, epoch: 2, ack: Ack::All, role: Role::Local, read_access: false });
         let mark = Some(Mark { time: 8, accounts: vec![(id, Digest { sum: 1 << 99, records: 3 })] });
-        Batch { number: 3, account, frames: Vec::new(), mark, position: Lsn(77), bytes: 0 }
+        let restart = Some(Restart { account: id, partitions: vec![holding(4)] });
+        Batch { number: 3, account, restart, frames: Vec::new(), mark, position: Lsn(77), bytes: 0 }
     }
 
     #[test]

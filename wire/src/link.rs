@@ -1,6 +1,6 @@
 //! The primary's side: ships what is committed to the secondary, again and again until it has it, and says how far that is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -8,15 +8,18 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use meridian::format::DATA_START;
-use meridian::geo::{Acknowledgement, Batch, Lag, MOST_BATCH_BYTES, Shipper, ShipperOptions, Waiting};
+use meridian::geo::{
+    Acknowledgement, Batch, Bootstrap, Copy, Holding, Lag, Lane, MOST_BATCH_BYTES, Need, Shipper, ShipperOptions,
+    Standing, Waiting, need,
+};
 use meridian::{
-    AccountGate, AccountId, ErrorKind, Gate, LogId, Lsn, PartitionId, Region, RetentionPin, SegmentId, Subscription,
+    AccountGate, AccountId, ErrorKind, Gate, Lsn, PartitionId, Region, RetentionPin, Role, SegmentId, Subscription,
 };
 
 use crate::clock::{self, Clock};
-use crate::codec::{Hello, MOST_FIELDS, Message, Welcome};
+use crate::codec::{Ask, Hello, MOST_FIELDS, MOST_HOLDINGS, Message, Welcome};
 use crate::compress::{Adaptive, Compression};
-use crate::error::{Result, WireError};
+use crate::error::{RefusalKind, Result, WireError};
 use crate::session::{self, Peer};
 use crate::threads::{lock, start};
 use crate::transport::{Connection, Security, check_address};
@@ -43,7 +46,10 @@ pub struct LinkOptions {
     pub peer: Peer,
     /// How both prove who they are.
     pub security: Security,
-    /// The accounts that are shipped.
+    /// The number of the lane. Links of one log need different ones; each keeps its own for ever, and a bootstrap on one does not age the
+    /// others. Default 0.
+    pub lane: u32,
+    /// The accounts that are shipped. No other lane ships them.
     pub accounts: Vec<AccountId>,
     /// A batch that holds so many bytes goes out, 1 to 4 MiB. Default 1 MiB.
     pub batch_bytes: usize,
@@ -59,8 +65,10 @@ pub struct LinkOptions {
     pub longest_retry: Duration,
     /// How far the secondary may be behind, and what happens when it is. Default: nothing does.
     pub contract: Option<Contract>,
-    /// Bytes of log that are held back from trimming for the secondary, at most; what is trimmed beyond that, while the secondary lacks it,
-    /// ends the link as a [`Gap`](LinkState::Gap). Default: no bound but the space there is.
+    /// Bytes of frames a second that a bootstrap sends, at most. Default: as many as it can.
+    pub bootstrap_bytes_per_second: Option<u64>,
+    /// Bytes of log that are held back from trimming for the secondary, at most. What is trimmed beyond that, while the secondary lacks it,
+    /// is a gap, and a bootstrap follows (FAULT-MODEL invariant 12). Default: no bound but the space there is.
     pub retention_bytes: Option<u64>,
 }
 
@@ -97,6 +105,7 @@ impl LinkOptions {
             region: region.to_owned(),
             peer,
             security: Security::Loopback,
+            lane: 0,
             accounts,
             batch_bytes: 1 << 20,
             batch_time: Duration::from_millis(1),
@@ -105,6 +114,7 @@ impl LinkOptions {
             patience: Duration::from_secs(10),
             longest_retry: Duration::from_secs(2),
             contract: None,
+            bootstrap_bytes_per_second: None,
             retention_bytes: None,
         }
     }
@@ -136,11 +146,11 @@ impl LinkOptions {
 pub enum LinkState {
     /// A session is up.
     Live,
+    /// A session is up, and copies are made whole that nobody can read until they are.
+    Bootstrap,
     /// There is none; another attempt is made soon.
     #[default]
     Unavailable,
-    /// What the secondary lacks was trimmed here: nothing is shipped any more (FAULT-MODEL invariant 12).
-    Gap,
 }
 
 /// What the secondary is behind for (acceptance T2).
@@ -159,8 +169,8 @@ pub enum Cause {
     Link,
     /// The log here is read as fast as it goes: catching up.
     Reading,
-    /// What it lacks was trimmed.
-    Gap,
+    /// Copies are made whole.
+    Bootstrap,
 }
 
 /// How a link stands.
@@ -172,7 +182,8 @@ pub struct LinkStatus {
     pub cause: Cause,
     /// Everything before this position is durable on the secondary.
     pub position: Lsn,
-    /// Every write of the shipped accounts up to this time is there (acceptance G9): nanoseconds since the Unix epoch, 0 before the first.
+    /// Every write of the shipped accounts up to this time is there (acceptance G9): nanoseconds since the Unix epoch, 0 before the first and
+    /// during a bootstrap.
     pub last_sync_time: u64,
     /// What was read from the log and is not acknowledged.
     pub lag: Lag,
@@ -180,6 +191,12 @@ pub struct LinkStatus {
     pub unread: u64,
     /// Accounts whose copy was found to differ, and were not seen equal since.
     pub differ: Vec<AccountId>,
+    /// Partitions that were found to differ when copies were compared, and were sent again: the last 64.
+    pub differed: Vec<(AccountId, PartitionId)>,
+    /// Bootstraps begun, and bytes of frames that were shipped during bootstraps.
+    pub bootstraps: (u64, u64),
+    /// Times that something was trimmed here that the secondary lacked.
+    pub gaps: u64,
     /// Last sync time is older than the contract allows.
     pub breached: bool,
     /// Bytes of frames shipped, and what went over the wire for them.
@@ -216,7 +233,6 @@ struct Shared {
     options: LinkOptions,
     /// Holds commits back while the contract is broken.
     gate: AccountGate,
-    log: LogId,
     clock: Clock,
     state: Mutex<State>,
     /// Something that a thread waits for has changed.
@@ -230,6 +246,12 @@ struct State {
     shipper: Option<Shipper>,
     /// Holds back trimming from what is not acknowledged on, unless that is more than is to be held back.
     pin: Option<RetentionPin>,
+    /// Where it is, or was.
+    pinned: Lsn,
+    /// Accounts whose copies were found to differ or to have a hole: the next session compares them.
+    suspects: BTreeSet<AccountId>,
+    /// The session has to end for another that compares.
+    again: bool,
     /// Nothing will be shipped any more.
     over: bool,
     /// Why the session's reader ended.
@@ -263,6 +285,9 @@ impl Link {
             lag: Lag::default(),
             unread: 0,
             differ: Vec::new(),
+            differed: Vec::new(),
+            bootstraps: (0, 0),
+            gaps: 0,
             breached: false,
             shipped: (0, 0),
             sessions: 0,
@@ -273,11 +298,12 @@ impl Link {
         let pin = Some(region.pin(Lsn::ZERO));
         let (stopping, refused, over, spent) = (false, false, false, [0; 3]);
         let (shipper, reader, connection) = (None, None, None);
-        let state = State { stopping, status, refused, shipper, pin, over, reader, connection, spent };
+        let (pinned, suspects, again) = (Lsn::ZERO, BTreeSet::new(), false);
+        let state =
+            State { stopping, status, refused, shipper, pin, pinned, suspects, again, over, reader, connection, spent };
         let gate = region.gate(options.accounts.iter().copied());
-        let (log, clock) = (region.log_id(), Clock::start());
-        let (state, changed) = (Mutex::new(state), Condvar::new());
-        let shared = Arc::new(Shared { region, options, gate, log, clock, state, changed });
+        let (clock, state, changed) = (Clock::start(), Mutex::new(state), Condvar::new());
+        let shared = Arc::new(Shared { region, options, gate, clock, state, changed });
         // Before the caller commits anything that it holds for.
         shared.keep_contract();
         let (ships, marks) = (Arc::clone(&shared), Arc::clone(&shared));
@@ -360,9 +386,9 @@ fn is_breached(most: Duration, wall: u64, last_sync_time: u64) -> bool {
 
 fn cause(state: &State, status: &LinkStatus) -> Cause {
     match status.state {
-        LinkState::Gap => Cause::Gap,
         LinkState::Unavailable if state.refused => Cause::Refused,
         LinkState::Unavailable => Cause::Unavailable,
+        LinkState::Bootstrap => Cause::Bootstrap,
         LinkState::Live if status.lag.records == 0 && status.unread == 0 => Cause::None,
         LinkState::Live => {
             let longest = (0..3).max_by_key(|&at| state.spent[at]).filter(|&at| state.spent[at] > 0);
@@ -394,13 +420,25 @@ impl Shared {
         while self.pause(interval.min(TICK)) {
             self.keep_contract();
             self.keep_retention();
-            let (live, now) = (self.lock().status.state == LinkState::Live, self.clock.now());
+            let (live, now) = (self.lock().status.state != LinkState::Unavailable, self.clock.now());
             if live && Duration::from_nanos(now - marked) >= interval {
                 marked = now;
                 // A region that cannot commit shows that itself; last sync time stands still.
                 drop(self.region.mark(&self.options.accounts));
+                self.look_for_dropped();
             }
         }
+    }
+
+    /// An account that was switched off and on again needs another session.
+    fn look_for_dropped(&self) {
+        let Ok(accounts) = self.region.accounts() else { return };
+        let mut state = self.lock();
+        let on =
+            accounts.iter().filter(|known| known.role == Role::Primary && self.options.accounts.contains(&known.id));
+        let again =
+            on.filter(|known| state.shipper.as_ref().is_some_and(|shipper| shipper.has_dropped(known.id))).count();
+        state.again |= again > 0;
     }
 
     fn keep_contract(&self) {
@@ -409,7 +447,7 @@ impl Shared {
             let mut state = self.lock();
             let breached = is_breached(most, clock::wall(), state.status.last_sync_time);
             let changed = breached != std::mem::replace(&mut state.status.breached, breached);
-            (breached, changed, state.over && state.status.state != LinkState::Gap)
+            (breached, changed, state.over)
         };
         if closed {
             // Nobody is held by a region that takes nothing any more.
@@ -430,7 +468,7 @@ impl Shared {
         let Some(most) = self.options.retention_bytes else { return };
         let committed = self.region.committed();
         let mut state = self.lock();
-        if self.region.distance(state.status.position, committed) > most {
+        if self.region.distance(state.pinned, committed) > most {
             state.pin = None;
         }
     }
@@ -441,21 +479,20 @@ impl Shared {
         loop {
             let before = self.lock().status.sessions;
             let ended = self.session();
-            let (gap, closed) = match &ended {
-                Err(WireError::Region(error)) => {
-                    (error.kind() == ErrorKind::Trimmed, matches!(error.kind(), ErrorKind::Closed | ErrorKind::Halted))
-                }
-                _ => (false, false),
-            };
+            let closed = matches!(&ended, Err(WireError::Region(error))
+                if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Halted));
             let met = {
                 let mut state = self.lock();
                 (state.shipper, state.connection) = (None, None);
                 state.refused = matches!(ended, Err(WireError::Refused { .. }));
-                state.status.state = if gap { LinkState::Gap } else { LinkState::Unavailable };
+                if matches!(ended, Err(WireError::Refused { kind: RefusalKind::Gap, .. })) {
+                    state.suspects.extend(&self.options.accounts);
+                }
+                state.status.state = LinkState::Unavailable;
                 state.status.ended = ended.err().map(|error| error.to_string());
                 state.status.sessions > before
             };
-            if gap || closed {
+            if closed {
                 self.lock().over = true;
                 return;
             }
@@ -485,13 +522,14 @@ impl Shared {
             cluster: self.options.cluster.clone(),
             from: self.options.region.clone(),
             to: peer.region.clone(),
-            log: self.log,
+            lane: Lane { log: self.region.log_id(), number: self.options.lane },
         };
         let welcome = session::introduce(&connection, &hello, *patience)?;
         if welcome.position > self.region.committed() {
             return Err(WireError::Protocol("the secondary holds more of this log than there is"));
         }
-        self.begin(&welcome);
+        let (shipper, from) = self.prepare(&connection, &welcome)?;
+        self.begin(&welcome, shipper, from);
         let (shared, theirs) = (Arc::clone(self), Arc::clone(&connection));
         let reader = start("meridian-acked", move || {
             let ended = shared.take_answers(&theirs).err();
@@ -500,7 +538,7 @@ impl Shared {
             shared.lock().reader = ended;
             shared.changed.notify_all();
         })?;
-        let shipped = self.ship(&connection, welcome.position);
+        let shipped = self.ship(&connection, from);
         connection.shut();
         drop(reader.join());
         // What the other side said last tells more than a broken pipe.
@@ -510,20 +548,95 @@ impl Shared {
         }
     }
 
-    fn begin(&self, welcome: &Welcome) {
-        let &Welcome { position, time, window, .. } = welcome;
+    /// Finds out which copies are not whole, and what they lack. Returns where the log is to be read from.
+    fn prepare(&self, connection: &Connection, welcome: &Welcome) -> Result<(Shipper, Lsn)> {
         let (batch_bytes, batch_time) = (self.options.batch_bytes, self.options.batch_time.as_nanos() as u64);
-        let options = ShipperOptions { batch_bytes, batch_time, window };
-        let pin = self.region.pin(position);
+        let options = ShipperOptions { batch_bytes, batch_time, window: welcome.window };
+        // Nothing goes away until it is known what is needed.
+        let _all = self.region.pin(Lsn::ZERO);
+        let (first, known) = (self.region.first(), self.region.committed());
+        let standing = Standing {
+            position: welcome.position,
+            bootstrap: welcome.bootstrap.iter().copied().collect(),
+            dropped: welcome.dropped.iter().copied().collect(),
+        };
+        let suspects = {
+            let mut state = self.lock();
+            state.status.gaps += u64::from(standing.position > Lsn::ZERO && standing.position < first);
+            std::mem::take(&mut state.suspects)
+        };
+        let mut carried: BTreeSet<AccountId> = self.options.accounts.iter().copied().collect();
+        let (mut copies, mut dropped) = (Vec::new(), Vec::new());
+        for account in self.region.accounts()?.into_iter().filter(|known| carried.contains(&known.id)) {
+            let id = account.id;
+            match need(&account, &standing, first, suspects.contains(&id)) {
+                Need::Nothing => {}
+                Need::Drop => dropped.push(id),
+                Need::Account => copies.push(Copy { account, compared: None }),
+                Need::Comparison => {
+                    let compared = self.region.compare(id, &self.holdings(connection, id)?)?;
+                    let mut state = self.lock();
+                    let differed = &mut state.status.differed;
+                    differed.extend(compared.differ.iter().map(|partition| (id, *partition)));
+                    let old = differed.len().saturating_sub(64);
+                    differed.drain(..old);
+                    copies.push(Copy { account, compared: Some(compared) });
+                }
+            }
+        }
+        carried.retain(|id| !dropped.contains(id));
+        let Some(one) = copies.first() else {
+            return Ok((Shipper::new(options, carried, welcome.position), welcome.position));
+        };
+        // What was said of the accounts is committed once this is answered.
+        self.region.digest(one.account.id)?;
+        let until = self.region.committed();
+        let begins = copies.iter().any(|copy| copy.compared.is_some());
+        let from = if begins { first } else { welcome.position.max(first) };
+        let bootstrap = Bootstrap { first: from, live: welcome.position, known, until, copies };
+        self.lock().status.bootstraps.0 += u64::from(begins);
+        Ok((Shipper::bootstrap(options, carried, bootstrap), from))
+    }
+
+    /// What the other side holds of an account.
+    fn holdings(&self, connection: &Connection, account: AccountId) -> Result<Vec<Holding>> {
+        let mut all: Vec<Holding> = Vec::new();
+        loop {
+            let after = all.last().map(|last| last.partition);
+            session::write(connection, &Message::Ask(Ask { account, after }))?;
+            let part = loop {
+                match session::read(connection, MOST_FIELDS, 0, self.options.patience)? {
+                    Message::Holdings(part) => break part,
+                    Message::Pong(0) => {}
+                    Message::Refuse(kind, message) => return Err(WireError::Refused { kind, message }),
+                    _ => return Err(WireError::Protocol("an answer comes here")),
+                }
+            };
+            let (last, ascend) =
+                (part.len() < MOST_HOLDINGS, part.first().is_none_or(|one| Some(one.partition) > after));
+            if !ascend {
+                return Err(WireError::Protocol("partitions ascend over answers"));
+            }
+            all.extend(part);
+            if last {
+                return Ok(all);
+            }
+        }
+    }
+
+    fn begin(&self, welcome: &Welcome, shipper: Shipper, from: Lsn) {
+        let &Welcome { position, time, .. } = welcome;
+        let pin = self.region.pin(from);
         let mut state = self.lock();
-        state.shipper = Some(Shipper::new(options, self.options.accounts.iter().copied(), position));
-        state.pin = Some(pin);
+        let bootstrapping = shipper.is_bootstrapping();
+        state.shipper = Some(shipper);
+        (state.pin, state.pinned, state.again) = (Some(pin), from, false);
         state.reader = None;
         state.spent = [0; 3];
-        state.status.state = LinkState::Live;
+        state.status.state = if bootstrapping { LinkState::Bootstrap } else { LinkState::Live };
         state.status.sessions += 1;
         state.status.position = position;
-        state.status.last_sync_time = state.status.last_sync_time.max(time);
+        state.status.last_sync_time = if bootstrapping { 0 } else { time };
         drop(state);
         // What the last session's answers were lost for is there all the same.
         self.gate.arrived(position);
@@ -545,11 +658,15 @@ impl Shared {
                 if let Some(ended) = state.reader.take() {
                     return Err(ended);
                 }
+                if state.again {
+                    return Ok(());
+                }
                 let Some(shipper) = state.shipper.as_mut() else { return Ok(()) };
                 (shipper.poll(now), shipper.waiting(now))
             };
             if let Some(batch) = batch {
                 self.send(connection, &batch, &mut compression)?;
+                self.throttle(batch.bytes);
                 last = now;
             } else if waiting == Waiting::Window {
                 let state = self.lock();
@@ -594,6 +711,19 @@ impl Shared {
         Ok(())
     }
 
+    /// A bootstrap leaves the link to others when it has had its share.
+    fn throttle(&self, bytes: usize) {
+        let bootstrapping = {
+            let mut state = self.lock();
+            let bootstrapping = state.status.state == LinkState::Bootstrap;
+            state.status.bootstraps.1 += if bootstrapping { bytes as u64 } else { 0 };
+            bootstrapping
+        };
+        if let Some(most) = self.options.bootstrap_bytes_per_second.filter(|_| bootstrapping) {
+            self.pause(Duration::from_secs_f64(bytes as f64 / most as f64).min(self.options.patience / 4));
+        }
+    }
+
     /// Adds the time since `start` to what it was spent on; what is old counts less and less.
     fn spend(&self, what: usize, start: u64) {
         let spent = self.clock.now().saturating_sub(start);
@@ -628,18 +758,24 @@ impl Shared {
         let Some(shipper) = state.shipper.as_mut() else { return Ok(()) };
         let acknowledged = shipper.acknowledge(number)?;
         let position = shipper.position();
-        state.pin = Some(self.region.pin(position));
+        if position > state.pinned && state.pin.is_some() {
+            state.pinned = position;
+            state.pin = Some(self.region.pin(position));
+        }
         let status = &mut state.status;
         status.position = position;
         if time > status.last_sync_time {
             status.last_sync_time = time;
             status.differ.clear();
-        }
-        if !differ.is_empty() {
-            status.differ = differ;
+            status.state = LinkState::Live;
         }
         for batch in acknowledged {
             status.remotely_durable.saturating_record_n(wall.saturating_sub(batch.time).max(1), batch.records);
+        }
+        if !differ.is_empty() {
+            state.again = true;
+            state.suspects.extend(&differ);
+            state.status.differ = differ;
         }
         drop(state);
         self.gate.arrived(position);

@@ -8,10 +8,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver as Incoming, RecvTimeoutError};
-use meridian::geo::{Imported, MOST_BATCH_BYTES, Receiver};
-use meridian::{LogId, Lsn, Region, Ticket};
+use meridian::geo::{Holding, Imported, Lane, MOST_BATCH_BYTES, Receiver};
+use meridian::{AccountId, Lsn, Region, Role, Ticket};
 
-use crate::codec::{MOST_FIELDS, Message, Welcome};
+use crate::codec::{Ask, MOST_FIELDS, MOST_HOLDINGS, Message, Welcome};
 use crate::error::{RefusalKind, Result, WireError};
 use crate::session::{self, Peer};
 use crate::threads::{lock, start};
@@ -21,8 +21,8 @@ use crate::transport::{Connection, Security, check_address};
 const HANDSHAKES: usize = 16;
 /// How long an acceptance that failed is waited for.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Logs that may arrive at one listener.
-const LOGS: usize = 64;
+/// Lanes that may lead to one listener.
+const LANES: usize = 64;
 /// Imports of one session that may be under way: what the window does not bound.
 const IMPORTS: usize = 1024;
 
@@ -100,11 +100,11 @@ struct Shared {
     stopping: AtomicBool,
     /// Connections in the middle of their handshake, and the threads that see to them.
     greeting: Mutex<Vec<(TcpStream, JoinHandle<()>)>>,
-    arrivals: Mutex<BTreeMap<LogId, Arrival>>,
-    sessions: Mutex<BTreeMap<LogId, Session>>,
+    arrivals: Mutex<BTreeMap<Lane, Arrival>>,
+    sessions: Mutex<BTreeMap<Lane, Session>>,
 }
 
-/// The session of one log.
+/// The session of one lane.
 struct Session {
     connection: Arc<Connection>,
     thread: Option<JoinHandle<()>>,
@@ -141,9 +141,9 @@ impl Listener {
         self.address
     }
 
-    /// How each primary's log arrives.
+    /// How each lane of a primary's log arrives.
     #[must_use]
-    pub fn status(&self) -> BTreeMap<LogId, Arrival> {
+    pub fn status(&self) -> BTreeMap<Lane, Arrival> {
         lock(&self.shared.arrivals).clone()
     }
 
@@ -218,22 +218,26 @@ impl Shared {
         let (hello, peer) =
             session::challenge(&connection, &options.cluster, &options.region, &options.peers, options.patience)?;
         let mut sessions = lock(&self.sessions);
-        if let Some(before) = sessions.remove(&hello.log) {
+        if let Some(before) = sessions.remove(&hello.lane) {
             before.end();
         }
         let full = || {
             let arrivals = lock(&self.arrivals);
-            !arrivals.contains_key(&hello.log) && arrivals.len() >= LOGS
+            !arrivals.contains_key(&hello.lane) && arrivals.len() >= LANES
         };
         if self.stopping.load(Ordering::SeqCst) || full() {
             connection.shut();
             return Ok(());
         }
-        let known = self.region.progress(hello.log)?;
+        let accounts = self.region.accounts()?;
+        // The answer waits until what the accounts say is committed.
+        let known = self.region.progress(hello.lane)?;
         let (position, time) = known.map_or((Lsn::ZERO, 0), |progress| (progress.position, progress.time));
-        let welcome = Welcome { nonce: hello.nonce, position, time, window: options.window };
+        let with = |role| accounts.iter().filter(|known| known.role == role).map(|known| known.id).collect();
+        let (bootstrap, dropped) = (with(Role::Bootstrap), with(Role::Dropped));
+        let welcome = Welcome { nonce: hello.nonce, position, time, window: options.window, bootstrap, dropped };
         session::write(&connection, &Message::Welcome(welcome))?;
-        self.note(hello.log, |arrival| {
+        self.note(hello.lane, |arrival| {
             let Arrival { records, duplicates, sessions, ended, .. } = std::mem::take(arrival);
             let (from, sessions) = (peer.region.clone(), sessions + 1);
             let (live, last_sync_time) = (true, time);
@@ -241,28 +245,28 @@ impl Shared {
         });
         let (shared, theirs) = (Arc::clone(self), Arc::clone(&connection));
         let thread = start("meridian-arrive", move || {
-            let ended = shared.serve(&theirs, hello.log, position).err();
+            let ended = shared.serve(&theirs, hello.lane, position).err();
             theirs.shut();
-            shared.note(hello.log, |arrival| {
+            shared.note(hello.lane, |arrival| {
                 arrival.live = false;
                 arrival.ended = ended.map(|error| error.to_string());
             });
         })?;
-        sessions.insert(hello.log, Session { connection, thread: Some(thread) });
+        sessions.insert(hello.lane, Session { connection, thread: Some(thread) });
         Ok(())
     }
 
-    fn note(&self, log: LogId, change: impl FnOnce(&mut Arrival)) {
-        change(lock(&self.arrivals).entry(log).or_default());
+    fn note(&self, lane: Lane, change: impl FnOnce(&mut Arrival)) {
+        change(lock(&self.arrivals).entry(lane).or_default());
     }
 
     /// Reads batches and starts their imports, while a thread of its own acknowledges them in order.
-    fn serve(self: &Arc<Shared>, connection: &Arc<Connection>, log: LogId, resume: Lsn) -> Result<()> {
-        let receiver = Arc::new(Mutex::new(Receiver::new(log, resume)));
+    fn serve(self: &Arc<Shared>, connection: &Arc<Connection>, lane: Lane, resume: Lsn) -> Result<()> {
+        let receiver = Arc::new(Mutex::new(Receiver::new(lane, resume)));
         let (importing, imports) = channel::bounded::<Ticket<Imported>>(IMPORTS);
         let (shared, theirs, their_receiver) = (Arc::clone(self), Arc::clone(connection), Arc::clone(&receiver));
         let answers = start("meridian-answer", move || {
-            let answered = shared.answer(&theirs, log, &imports, &their_receiver);
+            let answered = shared.answer(&theirs, lane, &imports, &their_receiver);
             if answered.is_err() {
                 theirs.shut();
             }
@@ -296,16 +300,29 @@ impl Shared {
                     }
                 }
                 Message::Ping(number) => session::write(connection, &Message::Pong(number))?,
-                _ => return Err(WireError::Protocol("only batches and pings come here")),
+                Message::Ask(ask) => session::write(connection, &Message::Holdings(self.holdings(ask)?))?,
+                _ => return Err(WireError::Protocol("only batches, pings and questions come here")),
             }
         }
+    }
+
+    /// What is here of an account, if it is a copy: of others nothing is told.
+    fn holdings(&self, ask: Ask) -> Result<Vec<Holding>> {
+        let is_copy = |id: AccountId| {
+            let accounts = self.region.accounts()?;
+            Ok::<bool, WireError>(accounts.iter().any(|known| known.id == id && !known.role.is_primary()))
+        };
+        if !is_copy(ask.account)? {
+            return Ok(Vec::new());
+        }
+        Ok(self.region.holdings(ask.account, ask.after, MOST_HOLDINGS)?)
     }
 
     /// Acknowledges in order what has become durable (invariant 12).
     fn answer(
         &self,
         connection: &Connection,
-        log: LogId,
+        lane: Lane,
         imports: &Incoming<Ticket<Imported>>,
         receiver: &Mutex<Receiver>,
     ) -> Result<()> {
@@ -327,7 +344,7 @@ impl Shared {
                     None => alive()?,
                 }
             };
-            self.note(log, |arrival| {
+            self.note(lane, |arrival| {
                 arrival.records += imported.records;
                 arrival.duplicates += imported.duplicates;
                 arrival.position = imported.progress.position;

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use meridian::geo::Batch;
 
 use crate::clock::{self, Deadline};
-use crate::codec::{HEADER, Header, Hello, MOST_FIELDS_BEFORE_HELLO, Malformed, Message, Welcome, encode_batch};
+use crate::codec::{
+    HEADER, Header, Hello, MOST_FIELDS, MOST_FIELDS_BEFORE_HELLO, Malformed, Message, Welcome, encode_batch,
+};
 use crate::compress::decompress;
 use crate::error::{Result, WireError};
 use crate::transport::Connection;
@@ -72,7 +74,7 @@ pub(crate) fn introduce(connection: &Connection, hello: &Hello, time: Duration) 
     };
     let hello = Hello { challenge, nonce: clock::nonce()?, ..hello.clone() };
     write(connection, &Message::Hello(hello.clone()))?;
-    match read(connection, MOST_FIELDS_BEFORE_HELLO, 0, time)? {
+    match read(connection, MOST_FIELDS, 0, time)? {
         Message::Welcome(welcome) if welcome.nonce == hello.nonce => Ok(welcome),
         Message::Welcome(_) => Err(WireError::Protocol("the welcome is another session's")),
         Message::Refuse(kind, message) => Err(WireError::Refused { kind, message }),

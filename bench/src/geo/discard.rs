@@ -58,7 +58,8 @@ fn serve(mut socket: TcpStream, position: Lsn, bytes: &AtomicU64, cpu: &AtomicU6
     loop {
         match read(&mut socket, &mut buffer)? {
             Message::Hello(hello) => {
-                let welcome = Welcome { nonce: hello.nonce, position, time: 0, window: WINDOW };
+                let (nonce, bootstrap, dropped) = (hello.nonce, Vec::new(), Vec::new());
+                let welcome = Welcome { nonce, position, time: 0, window: WINDOW, bootstrap, dropped };
                 socket.write_all(&Message::Welcome(welcome).encode())?;
             }
             Message::Batch(batch) => {
@@ -76,6 +77,7 @@ fn serve(mut socket: TcpStream, position: Lsn, bytes: &AtomicU64, cpu: &AtomicU6
                 buffer = batch.frames.try_into_mut().map(Vec::from).unwrap_or_default();
                 cpu.store(thread_cpu(), Ordering::Relaxed);
             }
+            Message::Ask(_) => socket.write_all(&Message::Holdings(Vec::new()).encode())?,
             Message::Ping(number) => socket.write_all(&Message::Pong(number).encode())?,
             _ => return Err(io::ErrorKind::InvalidData.into()),
         }

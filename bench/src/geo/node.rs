@@ -270,7 +270,7 @@ impl Node {
     fn shipping(&self, link: &Link) -> Shipping {
         let status = link.status();
         Shipping {
-            live: status.state == LinkState::Live,
+            live: status.state != LinkState::Unavailable,
             cause: format!("{:?}", status.cause),
             position: status.position.0,
             last_sync_time: status.last_sync_time,

@@ -34,6 +34,8 @@ pub struct PartitionRecord {
     pub next_sequence: u64,
     /// Of all its records, the trimmed ones included.
     pub digest: Digest,
+    /// The segment in which its copy began anew for the last time: what lies before is void. 0 when it never did.
+    pub restarted: SegmentId,
 }
 
 impl Checkpoint {
@@ -58,7 +60,7 @@ impl Checkpoint {
         let checkpoint = Checkpoint {
             log: file.log,
             next_segment: file.segment,
-            system: stored.system.into(),
+            system: stored.system.restore()?,
             partitions: stored.partitions.iter().map(PartitionRecord::from).collect(),
             clients: stored.clients.iter().map(ClientCommit::from).collect(),
         };
@@ -86,6 +88,7 @@ struct StoredPartition {
     next_sequence: u64,
     sum: u128,
     records: u64,
+    restarted: u32,
 }
 
 impl From<&Checkpoint> for Stored {
@@ -100,15 +103,17 @@ impl From<&Checkpoint> for Stored {
 
 impl From<&PartitionRecord> for StoredPartition {
     fn from(record: &PartitionRecord) -> StoredPartition {
-        let PartitionRecord { account, partition, next_sequence, digest: Digest { sum, records } } = *record;
-        StoredPartition { partition: partition.0, account: account.0, next_sequence, sum, records }
+        let PartitionRecord { account, partition, next_sequence, digest: Digest { sum, records }, restarted } = *record;
+        let (partition, account, restarted) = (partition.0, account.0, restarted.0);
+        StoredPartition { partition, account, next_sequence, sum, records, restarted }
     }
 }
 
 impl From<&StoredPartition> for PartitionRecord {
     fn from(stored: &StoredPartition) -> PartitionRecord {
-        let StoredPartition { partition, account, next_sequence, sum, records } = *stored;
-        let digest = Digest { sum, records };
-        PartitionRecord { account: AccountId(account), partition: PartitionId(partition), next_sequence, digest }
+        let StoredPartition { partition, account, next_sequence, sum, records, restarted } = *stored;
+        let (account, partition) = (AccountId(account), PartitionId(partition));
+        let (digest, restarted) = (Digest { sum, records }, SegmentId(restarted));
+        PartitionRecord { account, partition, next_sequence, digest, restarted }
     }
 }

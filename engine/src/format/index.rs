@@ -4,9 +4,9 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::archive::{ENVELOPE, Kind, open_file, seal_file, unarchive};
 use super::codec::expect;
-use super::system::check_name;
+use super::system::{check_name, role, role_code};
 use super::{AccountRecord, DATA_START, FormatError, Result};
-use crate::geo::{Digest, Progress};
+use crate::geo::{Digest, Holding, Lane, Progress, Restart};
 use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
 
 /// Where everything in a sealed segment is.
@@ -52,6 +52,8 @@ pub struct SystemState {
     pub accounts: Vec<AccountRecord>,
     /// For each source the last progress, and where its last sync time was entered first.
     pub progress: Vec<(Progress, Lsn)>,
+    /// What restarted partitions began with: of a segment the last of each partition. A checkpoint's partitions tell for themselves.
+    pub restarts: Vec<Restart>,
     /// The latest time of a system frame: no mark claims more.
     pub time: u64,
 }
@@ -118,7 +120,7 @@ impl SegmentIndex {
             partitions: stored.partitions.iter().map(IndexPartition::from).collect(),
             postings: postings.map(|(&offset, &sequence)| Posting { offset, sequence }).collect(),
             clients: stored.clients.iter().map(ClientCommit::from).collect(),
-            system: stored.system.into(),
+            system: stored.system.restore()?,
         };
         index.check()?;
         Ok(index)
@@ -187,6 +189,7 @@ struct StoredPartition {
 pub(super) struct StoredSystem {
     accounts: Vec<StoredAccount>,
     progress: Vec<StoredProgress>,
+    restarts: Vec<StoredRestart>,
     time: u64,
 }
 
@@ -196,12 +199,23 @@ struct StoredAccount {
     name: String,
     epoch: u64,
     all: bool,
-    secondary: bool,
+    role: u8,
+    closed: bool,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+struct StoredRestart {
+    account: u64,
+    partition: u128,
+    next_sequence: u64,
+    sum: u128,
+    records: u64,
 }
 
 #[derive(Archive, Serialize, Deserialize)]
 struct StoredProgress {
-    source: u128,
+    log: u128,
+    lane: u32,
     position: u64,
     time: u64,
     cut: u64,
@@ -277,15 +291,26 @@ impl From<&SystemState> for StoredSystem {
             name: account.name.clone(),
             epoch: account.epoch,
             all: account.all,
-            secondary: account.secondary,
+            role: role_code(account.role),
+            closed: account.closed,
         };
         let progress = |(progress, cut): &(Progress, Lsn)| StoredProgress {
-            source: progress.source.0,
+            log: progress.lane.log.0,
+            lane: progress.lane.number,
             position: progress.position.0,
             time: progress.time,
             cut: cut.0,
         };
+        let restart = |restart: &Restart| {
+            let account = restart.account.0;
+            let stored = restart.partitions.iter().map(move |&Holding { partition, next_sequence, digest }| {
+                let (sum, records) = (digest.sum, digest.records);
+                StoredRestart { account, partition: partition.0, next_sequence, sum, records }
+            });
+            stored.collect::<Vec<StoredRestart>>()
+        };
         StoredSystem {
+            restarts: system.restarts.iter().flat_map(restart).collect(),
             accounts: system.accounts.iter().map(account).collect(),
             progress: system.progress.iter().map(progress).collect(),
             time: system.time,
@@ -293,21 +318,30 @@ impl From<&SystemState> for StoredSystem {
     }
 }
 
-impl From<StoredSystem> for SystemState {
-    fn from(stored: StoredSystem) -> SystemState {
-        let account = |StoredAccount { id, name, epoch, all, secondary }| {
-            let id = AccountId(id);
-            AccountRecord { id, name, epoch, all, secondary }
+impl StoredSystem {
+    pub(super) fn restore(self) -> Result<SystemState> {
+        let account = |StoredAccount { id, name, epoch, all, role: code, closed }| {
+            Ok(AccountRecord { id: AccountId(id), name, epoch, all, role: role(ENVELOPE, code)?, closed })
         };
-        let progress = |StoredProgress { source, position, time, cut }| {
-            let (source, position) = (LogId(source), Lsn(position));
-            (Progress { source, position, time }, Lsn(cut))
+        let progress = |StoredProgress { log, lane, position, time, cut }| {
+            let (lane, position) = (Lane { log: LogId(log), number: lane }, Lsn(position));
+            (Progress { lane, position, time }, Lsn(cut))
         };
-        SystemState {
-            accounts: stored.accounts.into_iter().map(account).collect(),
-            progress: stored.progress.into_iter().map(progress).collect(),
-            time: stored.time,
+        let mut restarts: Vec<Restart> = Vec::new();
+        for StoredRestart { account, partition, next_sequence, sum, records } in self.restarts {
+            let (account, digest) = (AccountId(account), Digest { sum, records });
+            if restarts.last().is_none_or(|restart| restart.account != account) {
+                restarts.push(Restart { account, partitions: Vec::new() });
+            }
+            let holding = Holding { partition: PartitionId(partition), next_sequence, digest };
+            restarts.last_mut().into_iter().for_each(|restart| restart.partitions.push(holding));
         }
+        Ok(SystemState {
+            accounts: self.accounts.into_iter().map(account).collect::<Result<_>>()?,
+            progress: self.progress.into_iter().map(progress).collect(),
+            restarts,
+            time: self.time,
+        })
     }
 }
 

@@ -1,15 +1,18 @@
 //! System records: what the engine itself writes into its log, each as the only record of a system frame.
 
-use super::codec::{at_least, at_most, expect, expect_zero, put, u16_at, u64_at, u128_at};
+use super::codec::{at_least, at_most, expect, expect_zero, put, u16_at, u32_at, u64_at, u128_at};
 use super::{FormatError, Result};
-use crate::geo::{Digest, Progress};
-use crate::types::{AccountId, LogId, Lsn};
+use crate::geo::{Digest, Holding, Lane, Progress, Restart};
+use crate::types::{AccountId, LogId, Lsn, PartitionId, Role};
 
 /// The most bytes of an account's name.
 pub const MAX_ACCOUNT_NAME: usize = 1024;
 
 /// The most accounts of one mark: 2 MiB of them.
 pub const MAX_MARKED: usize = 1 << 16;
+
+/// The most partitions of one restart record.
+pub const MAX_RESTARTED: usize = 4096;
 
 /// An account's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,28 +25,36 @@ pub struct AccountRecord {
     pub epoch: u64,
     /// Commits are acknowledged by all copies unless the caller says otherwise.
     pub all: bool,
-    /// Its primary is another region: what is here arrived from there.
-    pub secondary: bool,
+    /// Where its writes come from.
+    pub role: Role,
+    /// Its secondary is not to be read while the primary is there (acceptance G11).
+    pub closed: bool,
 }
 
 const ACCOUNT_KIND: u16 = 1;
 const MARK_KIND: u16 = 2;
 const PROGRESS_KIND: u16 = 3;
+const RESTART_KIND: u16 = 4;
 /// Of each kind of record.
 const VERSION: u16 = 1;
 const AT_VERSION: usize = 2;
 
 const ACCOUNT_HEADER: usize = 24;
-const AT_ALL: usize = 4;
-const AT_SECONDARY: usize = 5;
+const AT_FLAGS: usize = 4;
+const ALL: u8 = 1;
+const CLOSED: u8 = 2;
+const AT_ROLE: usize = 5;
 const AT_NAME: usize = 6;
 const AT_ID: usize = 8;
 const AT_EPOCH: usize = 16;
 
-/// What a mark and a progress record have before what is theirs: kind, version, zeros.
+/// What the other records have before what is theirs: kind, version, zeros; a progress record has its lane's number there.
 const HEADER: usize = 8;
+const AT_LANE: usize = 4;
 const MARKED: usize = 32;
 const PROGRESS: usize = HEADER + 32;
+const RESTART_HEADER: usize = HEADER + 8;
+const HOLDING: usize = 48;
 
 /// A system record of any kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +65,8 @@ pub enum SystemRecord {
     Mark(Vec<(AccountId, Digest)>),
     /// A secondary's progress.
     Progress(Progress),
+    /// Copies of partitions begin anew.
+    Restart(Restart),
 }
 
 impl SystemRecord {
@@ -66,6 +79,7 @@ impl SystemRecord {
         match u16_at(record, 0) {
             MARK_KIND => decode_mark(record).map(SystemRecord::Mark),
             PROGRESS_KIND => decode_progress(record).map(SystemRecord::Progress),
+            RESTART_KIND => decode_restart(record).map(SystemRecord::Restart),
             _ => decode_account(record).map(SystemRecord::Account),
         }
     }
@@ -84,8 +98,8 @@ pub fn encode_account(account: &AccountRecord) -> Vec<u8> {
     let name = account.name.as_bytes();
     assert!(name.len() <= MAX_ACCOUNT_NAME, "an account's name has at most {MAX_ACCOUNT_NAME} bytes");
     let mut record = begin(ACCOUNT_KIND, ACCOUNT_HEADER + name.len());
-    record[AT_ALL] = u8::from(account.all);
-    record[AT_SECONDARY] = u8::from(account.secondary);
+    record[AT_FLAGS] = if account.all { ALL } else { 0 } | if account.closed { CLOSED } else { 0 };
+    record[AT_ROLE] = role_code(account.role);
     put(&mut record, AT_NAME, &(name.len() as u16).to_le_bytes());
     put(&mut record, AT_ID, &account.id.0.to_le_bytes());
     put(&mut record, AT_EPOCH, &account.epoch.to_le_bytes());
@@ -101,8 +115,8 @@ pub fn decode_account(record: &[u8]) -> Result<AccountRecord> {
     at_least(0, "account: bytes", ACCOUNT_HEADER as u64, record.len() as u64)?;
     expect(0, "account: kind of system record", u64::from(ACCOUNT_KIND), u64::from(u16_at(record, 0)))?;
     expect(AT_VERSION, "account: version", u64::from(VERSION), u64::from(u16_at(record, AT_VERSION)))?;
-    at_most(AT_ALL, "account: ack level", 1, u64::from(record[AT_ALL]))?;
-    at_most(AT_SECONDARY, "account: role", 1, u64::from(record[AT_SECONDARY]))?;
+    at_most(AT_FLAGS, "account: flags", u64::from(ALL | CLOSED), u64::from(record[AT_FLAGS]))?;
+    let role = role(AT_ROLE, record[AT_ROLE])?;
     let length = usize::from(u16_at(record, AT_NAME));
     check_name(AT_NAME, length)?;
     expect(AT_NAME, "account: bytes of the name", (record.len() - ACCOUNT_HEADER) as u64, length as u64)?;
@@ -116,8 +130,9 @@ pub fn decode_account(record: &[u8]) -> Result<AccountRecord> {
         id: AccountId(u64_at(record, AT_ID)),
         name: name.to_owned(),
         epoch: u64_at(record, AT_EPOCH),
-        all: record[AT_ALL] == 1,
-        secondary: record[AT_SECONDARY] == 1,
+        all: record[AT_FLAGS] & ALL != 0,
+        role,
+        closed: record[AT_FLAGS] & CLOSED != 0,
     })
 }
 
@@ -144,6 +159,7 @@ pub fn encode_mark(accounts: &[(AccountId, Digest)]) -> Vec<u8> {
 /// When it is not exactly one mark: kind, version, zeros, length, or accounts that do not ascend.
 pub fn decode_mark(record: &[u8]) -> Result<Vec<(AccountId, Digest)>> {
     open(record, MARK_KIND, "mark: kind, version, zeros")?;
+    expect_zero(record, AT_LANE..HEADER, "mark: kind, version, zeros")?;
     let rest = record.len() - HEADER;
     at_most(HEADER, "mark: bytes of accounts", (MAX_MARKED * MARKED) as u64, rest as u64)?;
     expect(HEADER, "mark: bytes of accounts", 0, (rest % MARKED) as u64)?;
@@ -161,7 +177,8 @@ pub fn decode_mark(record: &[u8]) -> Result<Vec<(AccountId, Digest)>> {
 #[must_use]
 pub fn encode_progress(progress: &Progress) -> Vec<u8> {
     let mut record = begin(PROGRESS_KIND, PROGRESS);
-    put(&mut record, HEADER, &progress.source.0.to_le_bytes());
+    put(&mut record, AT_LANE, &progress.lane.number.to_le_bytes());
+    put(&mut record, HEADER, &progress.lane.log.0.to_le_bytes());
     put(&mut record, HEADER + 16, &progress.position.0.to_le_bytes());
     put(&mut record, HEADER + 24, &progress.time.to_le_bytes());
     record
@@ -170,14 +187,72 @@ pub fn encode_progress(progress: &Progress) -> Vec<u8> {
 /// Reads a secondary's progress from a system record.
 ///
 /// # Errors
-/// When it is not exactly one: kind, version, zeros, length.
+/// When it is not exactly one: kind, version, length.
 pub fn decode_progress(record: &[u8]) -> Result<Progress> {
-    open(record, PROGRESS_KIND, "progress: kind, version, zeros")?;
+    open(record, PROGRESS_KIND, "progress: kind, version")?;
     expect(0, "progress: bytes", PROGRESS as u64, record.len() as u64)?;
     Ok(Progress {
-        source: LogId(u128_at(record, HEADER)),
+        lane: Lane { log: LogId(u128_at(record, HEADER)), number: u32_at(record, AT_LANE) },
         position: Lsn(u64_at(record, HEADER + 16)),
         time: u64_at(record, HEADER + 24),
+    })
+}
+
+/// The partitions of an account whose copies begin anew, as a system record.
+///
+/// # Panics
+/// If there are more than [`MAX_RESTARTED`].
+#[must_use]
+pub fn encode_restart(restart: &Restart) -> Vec<u8> {
+    assert!(restart.partitions.len() <= MAX_RESTARTED, "a restart has at most {MAX_RESTARTED} partitions");
+    let mut record = begin(RESTART_KIND, RESTART_HEADER + HOLDING * restart.partitions.len());
+    put(&mut record, HEADER, &restart.account.0.to_le_bytes());
+    for (entry, holding) in record[RESTART_HEADER..].chunks_exact_mut(HOLDING).zip(&restart.partitions) {
+        put(entry, 0, &holding.partition.0.to_le_bytes());
+        put(entry, 16, &holding.next_sequence.to_le_bytes());
+        put(entry, 24, &holding.digest.records.to_le_bytes());
+        put(entry, 32, &holding.digest.sum.to_le_bytes());
+    }
+    record
+}
+
+/// Reads a restart from a system record.
+///
+/// # Errors
+/// When it is not exactly one: kind, version, zeros, length.
+pub fn decode_restart(record: &[u8]) -> Result<Restart> {
+    open(record, RESTART_KIND, "restart: kind, version, zeros")?;
+    expect_zero(record, AT_LANE..HEADER, "restart: kind, version, zeros")?;
+    at_least(0, "restart: bytes", RESTART_HEADER as u64, record.len() as u64)?;
+    let rest = record.len() - RESTART_HEADER;
+    at_most(RESTART_HEADER, "restart: bytes of partitions", (MAX_RESTARTED * HOLDING) as u64, rest as u64)?;
+    expect(RESTART_HEADER, "restart: bytes of partitions", 0, (rest % HOLDING) as u64)?;
+    let partitions = record[RESTART_HEADER..].chunks_exact(HOLDING).map(|entry| Holding {
+        partition: PartitionId(u128_at(entry, 0)),
+        next_sequence: u64_at(entry, 16),
+        digest: Digest { records: u64_at(entry, 24), sum: u128_at(entry, 32) },
+    });
+    Ok(Restart { account: AccountId(u64_at(record, HEADER)), partitions: partitions.collect() })
+}
+
+pub(super) fn role_code(role: Role) -> u8 {
+    match role {
+        Role::Primary => 0,
+        Role::Secondary => 1,
+        Role::Bootstrap => 2,
+        Role::Dropped => 3,
+        Role::Local => 4,
+    }
+}
+
+pub(super) fn role(at: usize, code: u8) -> Result<Role> {
+    Ok(match code {
+        0 => Role::Primary,
+        1 => Role::Secondary,
+        2 => Role::Bootstrap,
+        3 => Role::Dropped,
+        4 => Role::Local,
+        found => return Err(FormatError { at, what: "account: role", expected: 4, found: u64::from(found) }),
     })
 }
 
@@ -191,6 +266,5 @@ fn begin(kind: u16, bytes: usize) -> Vec<u8> {
 fn open(record: &[u8], kind: u16, what: &'static str) -> Result<()> {
     at_least(0, what, HEADER as u64, record.len() as u64)?;
     expect(0, what, u64::from(kind), u64::from(u16_at(record, 0)))?;
-    expect(AT_VERSION, what, u64::from(VERSION), u64::from(u16_at(record, AT_VERSION)))?;
-    expect_zero(record, AT_VERSION + 2..HEADER, what)
+    expect(AT_VERSION, what, u64::from(VERSION), u64::from(u16_at(record, AT_VERSION)))
 }

@@ -5,14 +5,20 @@
 
 use bytes::Bytes;
 
+mod bootstrap;
+mod compare;
 mod receiver;
 mod shipper;
 
+pub use bootstrap::{Need, Standing, need};
+pub use compare::Comparison;
 pub use receiver::{Delivered, Receiver};
-pub use shipper::{Acknowledged, Acknowledgement, Batch, Lag, MOST_BATCH_BYTES, Shipper, ShipperOptions, Waiting};
+pub use shipper::{
+    Acknowledged, Acknowledgement, Batch, Bootstrap, Copy, Lag, MOST_BATCH_BYTES, Shipper, ShipperOptions, Waiting,
+};
 
 use crate::region::Account;
-use crate::types::{AccountId, LogId, Lsn};
+use crate::types::{AccountId, LogId, Lsn, PartitionId};
 
 /// What a region, an account or a partition holds, comparable across regions: equal content gives equal digests, whatever
 /// order it came in, and other content gives other digests but for chance (acceptance G7).
@@ -31,6 +37,12 @@ impl Digest {
     pub fn add(&mut self, checksum: u64, records: u64) {
         self.sum = self.sum.wrapping_add(u128::from(checksum));
         self.records = self.records.wrapping_add(records);
+    }
+
+    /// Takes out what another digest holds.
+    pub fn unmerge(&mut self, other: Digest) {
+        self.sum = self.sum.wrapping_sub(other.sum);
+        self.records = self.records.wrapping_sub(other.records);
     }
 
     /// Takes in what another digest holds.
@@ -52,11 +64,42 @@ pub struct Mark {
     pub accounts: Vec<(AccountId, Digest)>,
 }
 
-/// How far a secondary region holds what a primary's log has for it; durable there, never ahead of the data, never going back.
+/// One way from a primary's log to a secondary region. Each lane has a session, progress and last sync time of its own, so that a
+/// bootstrap on one does not age the others. An account goes by one lane at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane {
+    /// The primary's log.
+    pub log: LogId,
+    /// The lane, by whatever number the primary gave it.
+    pub number: u32,
+}
+
+/// What a region holds of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The sequence that its next record gets.
+    pub next_sequence: u64,
+    /// Of all records before, the trimmed ones included.
+    pub digest: Digest,
+}
+
+/// Partitions of an account whose copies begin anew: what the secondary had of them is void, and counts as what is said here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restart {
+    /// The account.
+    pub account: AccountId,
+    /// Where each partition goes on: what lies before was trimmed at the primary. At most [`MAX_RESTARTED`](crate::format::MAX_RESTARTED).
+    pub partitions: Vec<Holding>,
+}
+
+/// How far a secondary region holds what a lane has for it; durable there, never ahead of the data. It goes back only where copies begin
+/// anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The primary's log.
-    pub source: LogId,
+    /// The lane.
+    pub lane: Lane,
     /// Everything before this position of that log is here: a new session goes on from it.
     pub position: Lsn,
     /// The last sync time: the time of the last [`Mark`] that is here with everything before it; 0 before the first.
@@ -76,10 +119,12 @@ pub struct Cut {
 /// A stretch of a primary's log for [`Region::import`](crate::Region::import). The parts happened in the order of the fields.
 #[derive(Clone, Debug)]
 pub struct Arrived {
-    /// The log that it comes from.
-    pub source: LogId,
+    /// The lane that it comes by.
+    pub lane: Lane,
     /// An account made or changed at the start of the stretch.
     pub account: Option<Account>,
+    /// Copies that begin anew; the position may go back.
+    pub restart: Option<Restart>,
     /// Whole frames back to back as the primary wrote them; each item holds one or more.
     pub frames: Vec<Bytes>,
     /// A mark at the end of the stretch.

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::geo::{Acknowledgement, Arrived, Imported, Mark};
+use crate::geo::{Acknowledgement, Arrived, Imported, Lane, Mark, Restart};
 use crate::region::Account;
-use crate::types::{LogId, Lsn};
+use crate::types::Lsn;
 
 /// A batch as it arrived.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct Delivered {
     pub number: u64,
     /// A carried account was made or changed.
     pub account: Option<Account>,
+    /// Copies begin anew.
+    pub restart: Option<Restart>,
     /// Whole frames back to back.
     pub frames: Bytes,
     /// A mark.
@@ -29,26 +31,27 @@ pub struct Delivered {
 /// Batches of a session come once and in order, or the session ends: what was missed is sent again in the next one
 /// (invariant 10). Nothing is acknowledged before it is durable here (invariant 12).
 pub struct Receiver {
-    source: LogId,
+    lane: Lane,
     next: u64,
     importing: VecDeque<u64>,
     position: Lsn,
 }
 
 impl Receiver {
-    /// Receives from a log, of which everything before `resume` is here.
+    /// Receives from a lane, of which everything before `resume` is here.
     #[must_use]
-    pub fn new(source: LogId, resume: Lsn) -> Receiver {
-        Receiver { source, next: 1, importing: VecDeque::new(), position: resume }
+    pub fn new(lane: Lane, resume: Lsn) -> Receiver {
+        Receiver { lane, next: 1, importing: VecDeque::new(), position: resume }
     }
 
     /// Takes in a batch; returns what to import. The imports are started in this order.
     ///
     /// # Errors
-    /// [`Gap`](ErrorKind::Gap) when it is not the next one, or goes back in the log: end the session.
+    /// [`Gap`](ErrorKind::Gap) when it is not the next one, or goes back in the log without a restart: end the session.
     pub fn receive(&mut self, batch: Delivered) -> Result<Arrived> {
-        let Delivered { number, account, frames, mark, position } = batch;
-        if (number != self.next || position < self.position) && !planted!(ReceiverTakesHoles) {
+        let Delivered { number, account, restart, frames, mark, position } = batch;
+        let back = position < self.position && restart.is_none();
+        if (number != self.next || back) && !planted!(ReceiverTakesHoles) {
             let message = format!(
                 "batch {number} up to {position} arrived, {} from {} on comes next in this session",
                 self.next, self.position
@@ -59,7 +62,7 @@ impl Receiver {
         self.position = position;
         self.importing.push_back(number);
         let frames = if frames.is_empty() { Vec::new() } else { vec![frames] };
-        Ok(Arrived { source: self.source, account, frames, mark, position })
+        Ok(Arrived { lane: self.lane, account, restart, frames, mark, position })
     }
 
     /// The oldest import under way is durable: this is what to acknowledge.
@@ -83,25 +86,27 @@ impl Receiver {
 mod tests {
     use super::*;
     use crate::geo::Progress;
+    use crate::types::LogId;
 
     fn batch(number: u64, position: u64) -> Delivered {
-        Delivered { number, account: None, frames: Bytes::new(), mark: None, position: Lsn(position) }
+        let (account, restart, mark) = (None, None, None);
+        Delivered { number, account, restart, frames: Bytes::new(), mark, position: Lsn(position) }
     }
 
     #[test]
     fn batches_come_once_and_in_order_and_are_acknowledged_in_that_order_when_they_are_durable() {
-        let source = LogId(7);
-        let mut receiver = Receiver::new(source, Lsn(100));
+        let lane = Lane { log: LogId(7), number: 0 };
+        let mut receiver = Receiver::new(lane, Lsn(100));
         let positions = [receiver.receive(batch(1, 100)), receiver.receive(batch(2, 200))].map(|arrived| {
             let arrived = arrived.expect("in order");
-            (arrived.source, arrived.position, arrived.frames.len())
+            (arrived.lane, arrived.position, arrived.frames.len())
         });
-        assert_eq!(positions, [(source, Lsn(100), 0), (source, Lsn(200), 0)]);
+        assert_eq!(positions, [(lane, Lsn(100), 0), (lane, Lsn(200), 0)]);
         for wrong in [batch(2, 300), batch(4, 300), batch(3, 199)] {
             assert_eq!(receiver.receive(wrong).expect_err("not the next one").kind(), ErrorKind::Gap);
         }
         let imported = |position, time| {
-            let progress = Progress { source, position: Lsn(position), time };
+            let progress = Progress { lane, position: Lsn(position), time };
             Imported { records: 0, duplicates: 0, progress, differ: Vec::new() }
         };
         let acknowledged = [(100, 0), (200, 5)].map(|(position, time)| receiver.imported(imported(position, time)));

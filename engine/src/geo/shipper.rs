@@ -1,14 +1,14 @@
 //! The primary's side of a session: committed blocks go in, batches come out, acknowledgements move the marks behind them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Block, FrameHeader, FrameKind, SystemRecord};
-use crate::geo::Mark;
+use crate::format::{AccountRecord, Block, FrameHeader, FrameKind, MAX_RESTARTED, SystemRecord};
+use crate::geo::{Comparison, Mark, Restart};
 use crate::io::Slice;
 use crate::read::BlockView;
-use crate::region::{Account, Role};
-use crate::types::{AccountId, Ack, Lsn, ORDINAL};
+use crate::region::Account;
+use crate::types::{AccountId, Lsn, ORDINAL, PartitionId, Role};
 
 /// A stretch of log with nothing to carry is reported when it is so long.
 const SILENT: u64 = 16 << 20;
@@ -39,6 +39,8 @@ pub struct Batch {
     pub number: u64,
     /// A carried account was made or changed.
     pub account: Option<Account>,
+    /// Copies begin anew, and the position may go back.
+    pub restart: Option<Restart>,
     /// Whole frames of carried accounts, as they lie in the primary's blocks; neighbours are one slice. No payload is copied.
     pub frames: Vec<Slice>,
     /// A mark of every carried account.
@@ -47,6 +49,32 @@ pub struct Batch {
     pub position: Lsn,
     /// The bytes of all frames.
     pub bytes: usize,
+}
+
+/// What a session sends before and beside what is new, for copies that are not whole.
+///
+/// They are whole, and can be read, with the first mark behind `until` (FAULT-MODEL invariant 15).
+#[derive(Clone, Debug)]
+pub struct Bootstrap {
+    /// Where the log is read from: its first retained position, or where the other side said that it is when the bootstrap only goes on.
+    pub first: Lsn,
+    /// Where the other side said that it is: what is not bootstrapped is sent from here on.
+    pub live: Lsn,
+    /// The end of the committed log before the accounts were looked up: what the log says of them before is older.
+    pub known: Lsn,
+    /// The end of the committed log once everything that the accounts and comparisons say was committed.
+    pub until: Lsn,
+    /// The copies that are not whole.
+    pub copies: Vec<Copy>,
+}
+
+/// A copy that is not whole.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// The account as it is here, all of that committed.
+    pub account: Account,
+    /// What it lacks; `None` where the bootstrap goes on.
+    pub compared: Option<Comparison>,
 }
 
 /// How far the other side has what it was sent.
@@ -124,6 +152,7 @@ pub struct Shipper {
     options: ShipperOptions,
     accounts: BTreeSet<AccountId>,
     resume: Lsn,
+    bootstrap: Bootstrapping,
     open: Open,
     ready: VecDeque<Closed>,
     /// Sent and not acknowledged, in order.
@@ -135,10 +164,40 @@ pub struct Shipper {
     acknowledged: Lsn,
 }
 
+/// What is left of a [`Bootstrap`].
+#[derive(Default)]
+struct Bootstrapping {
+    live: Lsn,
+    known: Lsn,
+    until: Lsn,
+    /// What need not be sent of the accounts that are compared.
+    have: BTreeMap<AccountId, BTreeMap<PartitionId, u64>>,
+    accounts: BTreeSet<AccountId>,
+}
+
+impl Bootstrapping {
+    /// Whether the other side lacks a frame.
+    fn lacks(&self, lsn: Lsn, header: &FrameHeader) -> bool {
+        match self.have.get(&header.account) {
+            Some(have) => {
+                let has = have.get(&header.partition).copied().unwrap_or_default();
+                header.first_sequence >= has + u64::from(planted!(SkipsOneMore))
+            }
+            None => lsn >= self.live,
+        }
+    }
+
+    /// Whether what the log says of an account at this position is news.
+    fn is_news(&self, lsn: Lsn, account: AccountId) -> bool {
+        lsn >= if self.accounts.contains(&account) { self.known } else { self.live }
+    }
+}
+
 /// The batch in the making.
 #[derive(Default)]
 struct Open {
     account: Option<Account>,
+    restart: Option<Restart>,
     frames: Vec<Slice>,
     bytes: usize,
     records: u64,
@@ -152,6 +211,12 @@ struct Closed {
     open: Open,
     mark: Option<Mark>,
     position: Lsn,
+}
+
+impl Closed {
+    fn at(position: Lsn, open: Open) -> Closed {
+        Closed { open, mark: None, position }
+    }
 }
 
 struct Flying {
@@ -174,6 +239,7 @@ impl Shipper {
             options,
             accounts: accounts.into_iter().collect(),
             resume,
+            bootstrap: Bootstrapping { live: resume, ..Bootstrapping::default() },
             open: Open::default(),
             ready: VecDeque::new(),
             flying: VecDeque::new(),
@@ -183,6 +249,60 @@ impl Shipper {
             shipped: resume,
             acknowledged: resume,
         }
+    }
+
+    /// As [`Shipper::new`], and makes copies whole on the way.
+    ///
+    /// # Panics
+    /// As [`Shipper::new`].
+    #[must_use]
+    pub fn bootstrap(
+        options: ShipperOptions,
+        accounts: impl IntoIterator<Item = AccountId>,
+        bootstrap: Bootstrap,
+    ) -> Shipper {
+        let Bootstrap { first, live, known, until, copies } = bootstrap;
+        let mut shipper = Shipper::new(options, accounts, first);
+        shipper.bootstrap = Bootstrapping { live, known, until, ..Bootstrapping::default() };
+        shipper.bootstrap.accounts = copies.iter().map(|copy| copy.account.id).collect();
+        let begins = copies.iter().any(|copy| copy.compared.is_some());
+        if begins {
+            // Until everything has begun anew, nothing is known to be there.
+            (shipper.shipped, shipper.acknowledged) = (Lsn::ZERO, Lsn::ZERO);
+        }
+        let at = shipper.shipped;
+        for Copy { account, compared } in copies {
+            let id = account.id;
+            if account.role == Role::Local {
+                shipper.accounts.remove(&id);
+            }
+            // A restart that says nothing still hides a copy until it is whole, and lets the position go back.
+            let restart = compared.is_some().then(|| Restart { account: id, partitions: Vec::new() });
+            shipper.ready.push_back(Closed::at(at, Open { account: Some(account), restart, ..Open::default() }));
+            let Some(Comparison { restart, have, .. }) = compared else { continue };
+            shipper.bootstrap.have.insert(id, have);
+            for partitions in restart.chunks(MAX_RESTARTED).map(<[_]>::to_vec) {
+                let restart = Some(Restart { account: id, partitions });
+                shipper.ready.push_back(Closed::at(at, Open { restart, ..Open::default() }));
+            }
+        }
+        if begins && let Some(last) = shipper.ready.iter_mut().rfind(|closed| closed.open.restart.is_some()) {
+            last.position = first;
+        }
+        shipper
+    }
+
+    /// Whether the other side has dropped its copy of an account that was switched off: where it is on again, another session has to make it
+    /// whole.
+    #[must_use]
+    pub fn has_dropped(&self, account: AccountId) -> bool {
+        !self.accounts.contains(&account) && self.ready.is_empty() && self.flying.is_empty()
+    }
+
+    /// Whether copies are being made whole.
+    #[must_use]
+    pub fn is_bootstrapping(&self) -> bool {
+        self.acknowledged < self.bootstrap.until
     }
 
     /// Whether another block can be offered: what was offered before is in batches, and those are taken.
@@ -215,7 +335,7 @@ impl Shipper {
                 self.offer_system(lsn, &header, frame.record(0).unwrap_or_default(), now);
                 continue;
             }
-            if !self.accounts.contains(&header.account) {
+            if !self.accounts.contains(&header.account) || !self.bootstrap.lacks(lsn, &header) {
                 continue;
             }
             if run.end != at {
@@ -237,6 +357,9 @@ impl Shipper {
         }
         self.close_run(data, &mut run);
         self.offered = block.end();
+        if self.offered >= self.bootstrap.until {
+            self.bootstrap.have.clear();
+        }
     }
 
     fn close_run(&mut self, data: &Slice, run: &mut std::ops::Range<usize>) {
@@ -248,19 +371,15 @@ impl Shipper {
 
     fn offer_system(&mut self, lsn: Lsn, header: &FrameHeader, record: &[u8], now: u64) {
         match SystemRecord::decode(record) {
-            Ok(SystemRecord::Account(known)) if self.accounts.contains(&known.id) => {
-                if !planted!(AccountOvertakes) {
-                    self.close(None, lsn);
-                }
-                let ack = if known.all { Ack::All } else { Ack::Quorum };
-                let (id, name, epoch) = (known.id, known.name, known.epoch);
-                self.open.account = Some(Account { id, name, epoch, ack, role: Role::Primary });
-                self.open.since.get_or_insert(now);
-                self.close(None, self.offered);
+            Ok(SystemRecord::Account(known))
+                if self.accounts.contains(&known.id) && self.bootstrap.is_news(lsn, known.id) =>
+            {
+                self.offer_account(lsn, &known, now);
             }
+            Ok(SystemRecord::Mark(_)) if lsn < self.bootstrap.until && !planted!(MarksTooEarly) => {}
             Ok(SystemRecord::Mark(marked)) => {
                 let carried: Vec<_> = marked.into_iter().filter(|(id, _)| self.accounts.contains(id)).collect();
-                if carried.len() == self.accounts.len() {
+                if carried.len() == self.accounts.len() && !carried.is_empty() {
                     let mark = Mark { time: header.time, accounts: carried };
                     if planted!(MarkOvertakes) {
                         let open = std::mem::take(&mut self.open);
@@ -272,6 +391,19 @@ impl Shipper {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn offer_account(&mut self, lsn: Lsn, known: &AccountRecord, now: u64) {
+        if !planted!(AccountOvertakes) {
+            self.close(None, lsn);
+        }
+        self.open.account = Some(Account::from(known));
+        self.open.since.get_or_insert(now);
+        self.close(None, self.offered);
+        if known.role == Role::Local {
+            // The copy is dropped. Should there be one again, that is a bootstrap.
+            self.accounts.remove(&known.id);
         }
     }
 
@@ -293,14 +425,14 @@ impl Shipper {
             let open = std::mem::take(&mut self.open);
             Closed { open, mark: None, position: self.offered }
         });
-        let Open { account, frames, bytes, records, time, .. } = open;
+        let Open { account, restart, frames, bytes, records, time, .. } = open;
         let number = self.next_number;
         self.next_number += 1;
         self.flying_bytes += bytes as u64;
         self.flying.push_back(Flying { number, position, bytes: bytes as u64, records, time });
         assert!(self.shipped <= position && position <= self.offered, "shipped <= offered");
         self.shipped = position;
-        Some(Batch { number, account, frames, mark, position, bytes })
+        Some(Batch { number, account, restart, frames, mark, position, bytes })
     }
 
     /// What it waits for now.

@@ -16,7 +16,7 @@ use crate::log::tables::{Retry, Tables};
 use crate::options::{check_account_name, padded_transaction};
 use crate::shared::{AccountChange, Commit, PutAccount, Request};
 use crate::transaction::{Receipt, Transaction};
-use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId};
+use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId, Role};
 
 /// Frames of one block, at most: a position's low 12 bits name the frame in its block.
 pub(crate) const MAX_FRAMES: u32 = 4096;
@@ -164,13 +164,18 @@ impl Log {
                     name: name.to_owned(),
                     epoch: 1,
                     all: ack == Ack::All,
-                    secondary: false,
+                    role: Role::Primary,
+                    closed: false,
                 })
             }
             (_, None) => Err(Error::new(ErrorKind::NotFound, format!("there is no account {name:?}"))),
-            (_, Some(known)) if known.secondary => Err(secondary(&known)),
+            (_, Some(known)) if !known.role.is_primary() => Err(secondary(&known)),
             (AccountChange::SetAck(ack), Some(known)) => Ok(AccountRecord { all: ack == Ack::All, ..known }),
             (AccountChange::Fence, Some(known)) => Ok(AccountRecord { epoch: known.epoch + 1, ..known }),
+            (AccountChange::SetGeo(on), Some(known)) => {
+                Ok(AccountRecord { role: if on { Role::Primary } else { Role::Local }, ..known })
+            }
+            (AccountChange::SetReadAccess(on), Some(known)) => Ok(AccountRecord { closed: !on, ..known }),
         }
     }
 
@@ -183,7 +188,7 @@ impl Log {
         let account = tables.account(id);
         let account =
             account.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no account {}", id.0)))?;
-        if account.secondary {
+        if !account.role.is_primary() {
             return Err(secondary(account));
         }
         if transaction.account_epoch.is_some_and(|epoch| epoch != account.epoch) {

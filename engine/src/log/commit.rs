@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
-use crate::format::{BLOCK_HEADER, Block, DATA_START, padded};
+use crate::format::{BLOCK_HEADER, Block, DATA_START, SystemRecord, padded};
+use crate::geo::Restart;
 use crate::log::Log;
 use crate::log::admit::degraded;
 use crate::log::index::IndexBuilder;
@@ -303,18 +304,36 @@ impl Log {
         for (ordinal, (_, frame)) in Block::trusted(&block.data).frames().enumerate() {
             let lsn = Lsn::new(block.segment, block.offset | ordinal as u32);
             builder.add(lsn, &frame);
-            let committed = Committed::new(lsn, frame);
-            if !committed.is_system() {
-                self.apply_one(&committed)?;
-            }
+            self.hand_over(&Committed::new(lsn, frame))?;
         }
         Ok(())
+    }
+
+    /// What a committed transaction means for readers and the state machine.
+    fn hand_over(&self, committed: &Committed<'_>) -> Result<(), Error> {
+        match committed.system_record() {
+            Some(SystemRecord::Account(account)) => self.write_catalog(|catalog| catalog.put_account(&account)),
+            Some(SystemRecord::Restart(restart)) => self.write_catalog(|catalog| {
+                let its = restart.partitions.iter().map(|holding| (restart.account, holding.partition));
+                catalog.restarts.extend(its.map(|key| (key, committed.lsn().segment())));
+                catalog.restarted += 1;
+            }),
+            _ => {}
+        }
+        self.apply_one(committed)
     }
 
     /// A panic of the caller's machine must not cross into the log.
     pub(crate) fn apply_one(&self, committed: &Committed<'_>) -> Result<(), Error> {
         let mut machine = self.machine.borrow_mut();
-        catch_unwind(AssertUnwindSafe(|| machine.apply(committed))).map_err(|_| {
+        let apply = || {
+            if !committed.is_system() {
+                machine.apply(committed);
+            } else if let Some(SystemRecord::Restart(Restart { account, partitions })) = committed.system_record() {
+                partitions.iter().for_each(|holding| machine.restart(account, holding.partition));
+            }
+        };
+        catch_unwind(AssertUnwindSafe(apply)).map_err(|_| {
             Error::new(ErrorKind::Halted, format!("the state machine panicked at position {}", committed.lsn()))
         })
     }

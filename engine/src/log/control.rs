@@ -7,15 +7,15 @@ use futures::executor::LocalSpawner;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{AccountRecord, DATA_START};
-use crate::geo::Cut;
+use crate::geo::{Cut, Lane};
 use crate::health::{CopyHealth, DiskHealth, DiskState, Health, SegmentHealth};
 use crate::io::DiskIndex;
 use crate::log::disk::Disk;
 use crate::log::placement::COPIES;
 use crate::log::{Log, spawn};
-use crate::region::{Account, Role};
+use crate::region::Account;
 use crate::shared::{Control, lock};
-use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId};
+use crate::types::{AccountId, Ack, Lsn, PartitionId};
 
 /// How long an orderly close waits for commits that need a third copy.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -28,7 +28,9 @@ impl Log {
         match control {
             Control::Health { done } => done.resolve(Ok(self.health())),
             Control::Copies { done } => done.resolve(Ok(self.copies())),
-            Control::Accounts { done } => done.resolve(Ok(self.tables.borrow().accounts().map(account).collect())),
+            Control::Accounts { done } => {
+                done.resolve(Ok(self.tables.borrow().accounts().map(Account::from).collect()))
+            }
             Control::Stats { done } => done.resolve(Ok(self.stats.borrow().clone())),
             Control::Trim { to, done } => spawn(spawner, async move {
                 let trimmed = match log.halted_error() {
@@ -51,8 +53,8 @@ impl Log {
             Control::NextSequence { account, partition, done } => spawn(spawner, async move {
                 done.resolve(log.committed_sequence(account, partition).await);
             }),
-            Control::Cut { source, done } => spawn(spawner, async move {
-                done.resolve(log.committed_cut(source).await);
+            Control::Cut { lane, done } => spawn(spawner, async move {
+                done.resolve(log.committed_cut(lane).await);
             }),
             Control::Scrub { done } => spawn(spawner, async move { done.resolve(Ok(log.scrub_now().await)) }),
             Control::Close { done } => {
@@ -69,9 +71,9 @@ impl Log {
         let mut seen = self.changed.seen();
         loop {
             let builders: Vec<_> = self.read_catalog().builders.values().rev().cloned().collect();
-            let newest = builders.iter().find_map(|builder| lock(builder).partition(account, partition));
+            let newest = builders.iter().find_map(|builder| lock(builder).next_sequence(account, partition));
             if let Some(newest) = newest {
-                return Ok(newest.next_sequence);
+                return Ok(newest);
             }
             // They are away while they are moved over a segment.
             if let Some(sealed) = self.checkpointer.borrow().as_ref() {
@@ -84,17 +86,18 @@ impl Log {
         }
     }
 
-    /// The last moment of another log that can be read here. Its time is entered again with what arrives later, so that of all
+    /// The last moment of a lane that can be read here. Its time is entered again with what arrives later, so that of all
     /// places with the latest time the first is meant.
-    async fn committed_cut(&self, source: LogId) -> Result<Option<Cut>> {
+    async fn committed_cut(&self, lane: Lane) -> Result<Option<Cut>> {
         let mut seen = self.changed.seen();
         loop {
             let builders: Vec<_> = self.read_catalog().builders.values().cloned().collect();
             // They are away while they are moved over a segment.
             if let Some(sealed) = self.checkpointer.borrow().as_ref() {
-                let young = builders.iter().filter_map(|builder| lock(builder).cut(source));
-                let cuts = sealed.tables.cut(source).into_iter().chain(young).filter(|cut| cut.time > 0);
-                return Ok(cuts.max_by_key(|cut| (cut.time, std::cmp::Reverse(cut.position))));
+                let young = builders.iter().filter_map(|builder| lock(builder).cut(lane));
+                let cuts = sealed.tables.cut(lane).into_iter().chain(young);
+                let latest = cuts.reduce(|known, cut| if cut.time == known.time { known } else { cut });
+                return Ok(latest.filter(|cut| cut.time > 0));
             }
             if let Some(error) = self.halted_error() {
                 return Err(error);
@@ -246,8 +249,10 @@ fn disk_health(disk: &Disk, pipeline: &crate::log::pipeline::Pipeline) -> DiskHe
     }
 }
 
-fn account(record: &AccountRecord) -> Account {
-    let ack = if record.all { Ack::All } else { Ack::Quorum };
-    let role = if record.secondary { Role::Secondary } else { Role::Primary };
-    Account { id: record.id, name: record.name.clone(), epoch: record.epoch, ack, role }
+impl From<&AccountRecord> for Account {
+    fn from(record: &AccountRecord) -> Account {
+        let ack = if record.all { Ack::All } else { Ack::Quorum };
+        let &AccountRecord { id, epoch, role, closed, .. } = record;
+        Account { id, name: record.name.clone(), epoch, ack, role, read_access: !closed }
+    }
 }

@@ -3,22 +3,25 @@
 use std::task::Waker;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{AccountRecord, Frame, encode_account, encode_mark, encode_progress};
-use crate::geo::{Arrived, Digest, Imported, Progress};
+use crate::format::{
+    AccountRecord, Frame, MAX_RESTARTED, encode_account, encode_mark, encode_progress, encode_restart,
+};
+use crate::geo::{Arrived, Digest, Holding, Imported, Lane, Progress, Restart};
 use crate::log::Log;
 use crate::log::admit::Entry;
 use crate::log::pipeline::{Done, Pending};
 use crate::region::Account;
 use crate::sync::ticket::Resolver;
 use crate::transaction::Receipt;
-use crate::types::{AccountId, Ack, ClientId, LogId, Lsn, PartitionId};
+use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId, Role};
 
 /// What the geo link asks of the log thread.
 pub(crate) enum Geo {
     Import(Box<Import>),
     Mark { accounts: Vec<AccountId>, done: Resolver<Result<Lsn>> },
     Digest { account: AccountId, partition: Option<PartitionId>, done: Resolver<Result<(u64, Digest)>> },
-    Progress { source: LogId, done: Resolver<Result<Option<Progress>>> },
+    Holdings { account: AccountId, after: Option<PartitionId>, most: usize, done: Resolver<Result<Vec<Holding>>> },
+    Progress { lane: Lane, done: Resolver<Result<Option<Progress>>> },
 }
 
 impl Geo {
@@ -28,6 +31,7 @@ impl Geo {
             Geo::Import(import) => (import.done.resolve_quietly(Err(error)), import.bytes),
             Geo::Mark { done, .. } => (done.resolve_quietly(Err(error)), 0),
             Geo::Digest { done, .. } => (done.resolve_quietly(Err(error)), 0),
+            Geo::Holdings { done, .. } => (done.resolve_quietly(Err(error)), 0),
             Geo::Progress { done, .. } => (done.resolve_quietly(Err(error)), 0),
         }
     }
@@ -43,13 +47,15 @@ pub(crate) struct Import {
     bytes: usize,
     /// The next frame: an item of `arrived.frames`, and the offset in it.
     next: (usize, usize),
+    /// How many partitions have begun anew.
+    restarted: usize,
     records: u64,
     duplicates: u64,
 }
 
 impl Import {
     pub(crate) fn new(arrived: Arrived, done: Resolver<Result<Imported>>, at: u64, bytes: usize) -> Import {
-        Import { arrived, done, at, bytes, next: (0, 0), records: 0, duplicates: 0 }
+        Import { arrived, done, at, bytes, next: (0, 0), restarted: 0, records: 0, duplicates: 0 }
     }
 }
 
@@ -58,6 +64,7 @@ pub(crate) enum GeoDone {
     Import(Box<Imported>, Resolver<Result<Imported>>),
     Mark(Resolver<Result<Lsn>>),
     Digest(u64, Digest, Resolver<Result<(u64, Digest)>>),
+    Holdings(Vec<Holding>, Resolver<Result<Vec<Holding>>>),
     Progress(Option<Progress>, Resolver<Result<Option<Progress>>>),
 }
 
@@ -67,6 +74,7 @@ impl GeoDone {
             GeoDone::Import(imported, done) => done.resolve_quietly(result.map(|_| *imported)),
             GeoDone::Mark(done) => done.resolve_quietly(result.map(|receipt| receipt.lsn)),
             GeoDone::Digest(next, digest, done) => done.resolve_quietly(result.map(|_| (next, digest))),
+            GeoDone::Holdings(holdings, done) => done.resolve_quietly(result.map(|_| holdings)),
             GeoDone::Progress(progress, done) => done.resolve_quietly(result.map(|_| progress)),
         }
     }
@@ -94,8 +102,12 @@ impl Log {
                 };
                 self.answer_behind(pending(GeoDone::Digest(next, digest, done), BEHIND, 0, 0));
             }
-            Geo::Progress { source, done } => {
-                let progress = self.tables.borrow().progress(source);
+            Geo::Holdings { account, after, most, done } => {
+                let holdings = self.tables.borrow().holdings(account, after, most);
+                self.answer_behind(pending(GeoDone::Holdings(holdings, done), BEHIND, 0, 0));
+            }
+            Geo::Progress { lane, done } => {
+                let progress = self.tables.borrow().progress(lane);
                 self.answer_behind(pending(GeoDone::Progress(progress, done), BEHIND, 0, 0));
             }
         }
@@ -125,7 +137,7 @@ impl Log {
             let tables = self.tables.borrow();
             for &id in accounts {
                 let account = tables.account(id).ok_or_else(|| unknown(id))?;
-                if account.secondary {
+                if !account.role.is_primary() {
                     let message = format!("account {:?} is a secondary here: its primary marks it", account.name);
                     return Err(Error::new(ErrorKind::Secondary, message));
                 }
@@ -162,12 +174,17 @@ impl Log {
     /// Enters what is left of a stretch. `None`: there is no room now. The progress comes last: it is never durable before the
     /// data; when it says nothing new, there is no receipt.
     fn enter_import(&self, import: &mut Import) -> Result<Option<(Option<Receipt>, Imported)>> {
-        self.tables.borrow().admits_source(import.arrived.source)?;
+        self.tables.borrow().admits_lane(import.arrived.lane)?;
         if let Some(account) = &import.arrived.account {
             if !self.enter_account(account)? {
                 return Ok(None);
             }
             import.arrived.account = None;
+        }
+        if let Some(restart) = &import.arrived.restart
+            && !self.enter_restart(restart, &mut import.restarted)?
+        {
+            return Ok(None);
         }
         if planted!(ProgressFirst) && import.next == (0, 0) && import.records == 0 {
             let (progress, _) = self.progress_after(&import.arrived);
@@ -189,34 +206,93 @@ impl Log {
             import.next.1 += frame.len();
         }
         let (progress, differ) = self.progress_after(&import.arrived);
-        let imported = Imported { records: import.records, duplicates: import.duplicates, progress, differ };
-        if self.tables.borrow().progress(progress.source) == Some(progress) {
-            return Ok(Some((None, imported)));
+        let mut receipt = None;
+        if self.tables.borrow().progress(progress.lane) != Some(progress) {
+            receipt = self.enter_system(encode_progress(&progress), import.at, false)?;
+            if receipt.is_none() {
+                return Ok(None);
+            }
+            self.tables.borrow_mut().put_progress(progress);
         }
-        let receipt = self.enter_system(encode_progress(&progress), import.at, false)?;
-        let Some(receipt) = receipt else { return Ok(None) };
-        self.tables.borrow_mut().put_progress(progress);
-        Ok(Some((Some(receipt), imported)))
+        while let Some(whole) = self.bootstrapped(&import.arrived, &differ) {
+            receipt = self.enter_record(AccountRecord { role: Role::Secondary, ..whole })?;
+            if receipt.is_none() {
+                return Ok(None);
+            }
+        }
+        let imported = Imported { records: import.records, duplicates: import.duplicates, progress, differ };
+        Ok(Some((receipt, imported)))
     }
 
-    /// Makes or changes a secondary account. False: there is no room now.
+    /// An account of the mark that can be read from now on: what it holds is what the primary held.
+    fn bootstrapped(&self, arrived: &Arrived, differ: &[AccountId]) -> Option<AccountRecord> {
+        let tables = self.tables.borrow();
+        let marked = arrived.mark.iter().flat_map(|mark| &mark.accounts);
+        let marked = marked.filter_map(|(id, _)| tables.account(*id));
+        let mut whole = marked.filter(|known| known.role == Role::Bootstrap && !differ.contains(&known.id));
+        whole.next().cloned()
+    }
+
+    fn enter_record(&self, record: AccountRecord) -> Result<Option<Receipt>> {
+        let entered = self.enter_system(encode_account(&record), self.batch_clock.get().0, false)?;
+        if entered.is_some() {
+            self.tables.borrow_mut().put_account(record);
+        }
+        Ok(entered)
+    }
+
+    /// Lets copies begin anew, from the `done`th on. Nobody reads the account until it is whole. False: there is no room now.
+    fn enter_restart(&self, restart: &Restart, done: &mut usize) -> Result<bool> {
+        let known = self.tables.borrow().account(restart.account).cloned();
+        let known = known.ok_or_else(|| unknown(restart.account))?;
+        match known.role {
+            Role::Bootstrap => {}
+            Role::Secondary if planted!(RestartStaysOpen) => {}
+            Role::Secondary => {
+                if self.enter_record(AccountRecord { role: Role::Bootstrap, ..known })?.is_none() {
+                    return Ok(false);
+                }
+            }
+            Role::Primary | Role::Local | Role::Dropped => return Err(not_a_copy(&known)),
+        }
+        // Whatever the primary's transactions may hold, each record fits one here.
+        let fits = (self.options.transaction_bytes / 64).clamp(1, MAX_RESTARTED);
+        while *done < restart.partitions.len() {
+            let rest = &restart.partitions[*done..];
+            let part = &rest[..rest.len().min(fits)];
+            for holding in part {
+                self.tables.borrow().admits_partition(restart.account, holding.partition, &self.options)?;
+            }
+            let record = encode_restart(&Restart { account: restart.account, partitions: part.to_vec() });
+            if self.enter_system(record, self.batch_clock.get().0, false)?.is_none() {
+                return Ok(false);
+            }
+            let mut tables = self.tables.borrow_mut();
+            part.iter().for_each(|holding| tables.restart(restart.account, holding));
+            *done += part.len();
+        }
+        Ok(true)
+    }
+
+    /// Makes or changes a copy of an account. False: there is no room now.
     fn enter_account(&self, account: &Account) -> Result<bool> {
-        let Account { id, name, epoch, ack, .. } = account.clone();
-        let record = AccountRecord { id, name, epoch, all: ack == Ack::All, secondary: true };
+        let Account { id, name, epoch, ack, role, read_access } = account.clone();
+        let all = ack == Ack::All;
+        let mut record = AccountRecord { id, name, epoch, all, role: Role::Bootstrap, closed: !read_access };
         {
             let tables = self.tables.borrow();
-            let (by_id, by_name) = (tables.account(id), tables.account_named(&record.name));
-            match (by_id, by_name) {
+            match (tables.account(id), tables.account_named(&record.name)) {
                 (None, None) if tables.accounts().count() >= self.options.max_accounts => {
                     return Err(Error::new(ErrorKind::LimitReached, "max_accounts is reached"));
                 }
                 (None, None) => {}
-                (Some(known), Some(named)) if known.id == named.id && known.secondary => {
-                    if known.epoch > epoch {
-                        return Err(fenced(known, epoch));
-                    }
-                    if *known == record {
-                        return Ok(true);
+                (Some(known), Some(named)) if known.id == named.id && !known.role.is_primary() => {
+                    match known.role {
+                        // What is read again from the primary's log may be older than what began the bootstrap.
+                        Role::Bootstrap if known.epoch > epoch => return Ok(true),
+                        _ if known.epoch > epoch => return Err(fenced(known, epoch)),
+                        Role::Dropped => {}
+                        role => record.role = role,
                     }
                 }
                 _ => {
@@ -224,12 +300,14 @@ impl Log {
                     return Err(Error::new(ErrorKind::Exists, message));
                 }
             }
+            if role == Role::Local {
+                record.role = Role::Dropped;
+            }
+            if tables.account(id) == Some(&record) {
+                return Ok(true);
+            }
         }
-        let entered = self.enter_system(encode_account(&record), self.batch_clock.get().0, false)?.is_some();
-        if entered {
-            self.tables.borrow_mut().put_account(record);
-        }
-        Ok(entered)
+        Ok(self.enter_record(record)?.is_some())
     }
 
     /// Enters a verified frame of another log as it is (invariant 10): true when it is new, false when it had arrived before, `None` when
@@ -240,12 +318,12 @@ impl Log {
         {
             let tables = self.tables.borrow();
             let known = tables.account(account).ok_or_else(|| unknown(account))?;
-            if !known.secondary {
-                let message = format!("account {:?} is a primary here: nothing can arrive for it", known.name);
-                return Err(Error::invalid(message));
-            }
-            if known.epoch != header.epoch {
-                return Err(fenced(known, header.epoch));
+            match known.role {
+                Role::Primary | Role::Local | Role::Dropped => return Err(not_a_copy(known)),
+                // What a bootstrap brings was written in the epochs up to the account's.
+                Role::Bootstrap if header.epoch <= known.epoch => {}
+                Role::Bootstrap | Role::Secondary if header.epoch == known.epoch => {}
+                Role::Bootstrap | Role::Secondary => return Err(fenced(known, header.epoch)),
             }
             let next = tables.partition(account, partition).next_sequence;
             let end = header.first_sequence.saturating_add(count);
@@ -270,12 +348,15 @@ impl Log {
         Ok(placed.map(|_| true))
     }
 
-    /// Where the source stands here behind this stretch, and which accounts of its mark hold something else here. Last sync time
-    /// does not move over a difference.
+    /// Where the lane stands here behind this stretch, and which accounts of its mark hold something else here. Last sync time
+    /// does not move over a difference; where copies begin anew there is none.
     fn progress_after(&self, arrived: &Arrived) -> (Progress, Vec<AccountId>) {
         let tables = self.tables.borrow();
-        let known = tables.progress(arrived.source);
-        let known = known.unwrap_or(Progress { source: arrived.source, position: Lsn::ZERO, time: 0 });
+        let lane = arrived.lane;
+        if arrived.restart.is_some() {
+            return (Progress { lane, position: arrived.position, time: 0 }, Vec::new());
+        }
+        let known = tables.progress(lane).unwrap_or(Progress { lane, position: Lsn::ZERO, time: 0 });
         let (time, accounts) = arrived.mark.as_ref().map_or((0, &[][..]), |mark| (mark.time, &mark.accounts));
         let differ = accounts.iter().filter(|(account, digest)| tables.digest(*account) != *digest);
         let differ: Vec<AccountId> = differ.map(|(account, _)| *account).collect();
@@ -302,6 +383,11 @@ fn pending(done: GeoDone, receipt: Receipt, at: u64, bytes: usize) -> Pending {
 
 fn unknown(account: AccountId) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no account {}", account.0))
+}
+
+fn not_a_copy(known: &AccountRecord) -> Error {
+    let message = format!("account {:?} is {:?} here: nothing can arrive for it", known.name, known.role);
+    Error::invalid(message)
 }
 
 fn fenced(known: &AccountRecord, epoch: u64) -> Error {

@@ -8,7 +8,7 @@ use crate::format::{
     AccountRecord, ClientCommit, Frame, FrameHeader, FrameKind, IndexPartition, Posting, SegmentIndex, SystemRecord,
     SystemState,
 };
-use crate::geo::{Cut, Digest, Progress};
+use crate::geo::{Cut, Digest, Holding, Lane, Progress, Restart};
 use crate::types::{AccountId, ClientId, LogId, Lsn, ORDINAL, PartitionId, SegmentId};
 
 /// Postings that one chunk of a partition holds, at most.
@@ -28,7 +28,9 @@ pub(crate) struct IndexBuilder {
     full: Vec<Chunk>,
     clients: Vec<ClientCommit>,
     accounts: BTreeMap<AccountId, AccountRecord>,
-    progress: BTreeMap<LogId, (Progress, Lsn)>,
+    progress: BTreeMap<Lane, (Progress, Lsn)>,
+    /// What the partitions that began anew here began with.
+    restarts: BTreeMap<(AccountId, PartitionId), Holding>,
     /// The latest time of a system frame.
     time: u64,
 }
@@ -64,6 +66,7 @@ impl IndexBuilder {
             clients: Vec::new(),
             accounts: BTreeMap::new(),
             progress: BTreeMap::new(),
+            restarts: BTreeMap::new(),
             time: 0,
         }
     }
@@ -93,12 +96,22 @@ impl IndexBuilder {
         match SystemRecord::decode(record) {
             Ok(SystemRecord::Account(account)) => drop(self.accounts.insert(account.id, account)),
             Ok(SystemRecord::Progress(progress)) => {
-                let known = self.progress.entry(progress.source).or_insert((progress, lsn));
-                let cut = if progress.time > known.0.time { lsn } else { known.1 };
+                let known = self.progress.entry(progress.lane).or_insert((progress, lsn));
+                let cut = if progress.time == known.0.time { known.1 } else { lsn };
                 *known = (progress, cut);
             }
+            Ok(SystemRecord::Restart(restart)) => self.restart(&restart),
             // What does not decode is of a later version, which this one cannot know.
             Ok(SystemRecord::Mark(_)) | Err(_) => {}
+        }
+    }
+
+    /// What it held of these partitions is void.
+    fn restart(&mut self, restart: &Restart) {
+        for holding in &restart.partitions {
+            let key = (restart.account, holding.partition);
+            self.entries.remove(&key);
+            self.restarts.insert(key, *holding);
         }
     }
 
@@ -149,15 +162,27 @@ impl IndexBuilder {
             .map(|chunk| &self.postings[chunk.start as usize..(chunk.start + chunk.used) as usize])
     }
 
-    /// Where the last sync time of another log was entered first here, as far as this segment knows.
-    pub(crate) fn cut(&self, source: LogId) -> Option<Cut> {
-        self.progress.get(&source).map(|(progress, position)| Cut { time: progress.time, position: *position })
+    /// Where the last sync time of a lane was entered first here, as far as this segment knows.
+    pub(crate) fn cut(&self, lane: Lane) -> Option<Cut> {
+        self.progress.get(&lane).map(|(progress, position)| Cut { time: progress.time, position: *position })
     }
 
     /// What it holds of a partition, without the places of its postings.
     pub(crate) fn partition(&self, account: AccountId, partition: PartitionId) -> Option<IndexPartition> {
         let entry = self.entries.get(&(account, partition))?;
         Some(self.partitions[*entry as usize].partition)
+    }
+
+    /// The sequence after a partition's last record, if anything here tells.
+    pub(crate) fn next_sequence(&self, account: AccountId, partition: PartitionId) -> Option<u64> {
+        let begun = || self.restarts.get(&(account, partition)).map(|holding| holding.next_sequence);
+        self.partition(account, partition).map(|held| held.next_sequence).or_else(begun)
+    }
+
+    /// What it holds of an account's partitions.
+    pub(crate) fn partitions_of(&self, account: AccountId) -> Vec<IndexPartition> {
+        let its = self.entries.iter().filter(|((id, _), _)| *id == account);
+        its.map(|(_, &at)| self.partitions[at as usize].partition).collect()
     }
 
     /// Up to `most` postings of a partition, from the transaction that holds sequence `from` on; none when `from` is behind the
@@ -189,9 +214,9 @@ impl IndexBuilder {
 
     /// The finished index: partitions sorted, each one's postings in a row.
     pub(crate) fn finish(&self, log: LogId, window: usize) -> SegmentIndex {
-        let mut order: Vec<&Entry> = self.partitions.iter().collect();
+        let mut order: Vec<&Entry> = self.entries.values().map(|&at| &self.partitions[at as usize]).collect();
         order.sort_unstable_by_key(|entry| (entry.partition.account, entry.partition.partition));
-        let count = self.partitions.iter().map(|entry| entry.partition.postings as usize).sum();
+        let count = order.iter().map(|entry| entry.partition.postings as usize).sum();
         let mut postings: Vec<Posting> = Vec::with_capacity(count);
         let mut partitions = Vec::with_capacity(order.len());
         let mut chunks: Vec<&[Posting]> = Vec::new();
@@ -206,10 +231,19 @@ impl IndexBuilder {
         let system = SystemState {
             accounts: self.accounts.values().cloned().collect(),
             progress: self.progress.values().copied().collect(),
+            restarts: by_account(&self.restarts),
             time: self.time,
         };
         SegmentIndex { log, segment: self.segment, partitions, postings, clients, system }
     }
+}
+
+fn by_account(restarts: &BTreeMap<(AccountId, PartitionId), Holding>) -> Vec<Restart> {
+    let mut accounts: BTreeMap<AccountId, Vec<Holding>> = BTreeMap::new();
+    for ((account, _), holding) in restarts {
+        accounts.entry(*account).or_default().push(*holding);
+    }
+    accounts.into_iter().map(|(account, partitions)| Restart { account, partitions }).collect()
 }
 
 /// The highest `window` sequences of each client: the others are forgotten anyway.

@@ -246,6 +246,10 @@ impl Log {
             tables.advance(&lock(&builder).finish(self.meta.borrow().log(), window), window);
         }
         tables.check_limits(&self.options)?;
+        self.write_catalog(|catalog| {
+            tables.accounts().for_each(|account| catalog.put_account(account));
+            catalog.restarts.extend(tables.restarted());
+        });
         let sealed_tables = checkpointed.unwrap_or_else(|| tables.clone());
         *self.checkpointer.borrow_mut() = Some(Checkpointer::new(sealed_tables, next, written, len));
         *self.tables.borrow_mut() = tables;
@@ -483,7 +487,7 @@ impl Log {
             let mut panicked = None;
             self.for_each_block(id, |lsn, frame| {
                 let committed = Committed::new(lsn, *frame);
-                if lsn < from || committed.is_system() || panicked.is_some() {
+                if lsn < from || panicked.is_some() {
                     return;
                 }
                 panicked = self.apply_one(&committed).err();

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
     AccountRecord, Checkpoint, ClientCommit, IndexPartition, PartitionRecord, SegmentIndex, SystemState,
 };
-use crate::geo::{Cut, Digest, Progress};
+use crate::geo::{Cut, Digest, Holding, Lane, Progress};
 use crate::options::Options;
 use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
 
@@ -23,9 +23,9 @@ pub(crate) struct Tables {
     digests: FxHashMap<AccountId, Digest>,
     clients: FxHashMap<ClientId, VecDeque<ClientCommit>>,
     /// How far other logs have arrived here.
-    progress: BTreeMap<LogId, Progress>,
+    progress: BTreeMap<Lane, Progress>,
     /// Where their last sync times were entered first, as far as is sealed.
-    cuts: BTreeMap<LogId, Cut>,
+    cuts: BTreeMap<Lane, Cut>,
     /// No frame gets a time below: a mark may have claimed what lies before it.
     clock: u64,
 }
@@ -37,10 +37,16 @@ pub(crate) struct Partition {
     pub(crate) next_sequence: u64,
     /// Of all its records.
     pub(crate) digest: Digest,
+    /// The sealed segment in which its copy began anew for the last time; 0 when none did.
+    pub(crate) restarted: SegmentId,
 }
 
-/// Other logs that may arrive in a region, at most.
-const MAX_SOURCES: usize = 64;
+/// Lanes that may ever lead to a region, at most.
+const MAX_LANES: usize = 1024;
+
+fn full(exist: usize) -> Error {
+    Error::new(ErrorKind::LimitReached, format!("max_partitions: {exist} exist"))
+}
 
 /// What is known of a client's sequence.
 #[derive(Debug, PartialEq)]
@@ -83,6 +89,43 @@ impl Tables {
         self.partitions.get(&(account, partition)).copied().unwrap_or_default()
     }
 
+    /// What is held of an account's partitions behind `after`, ascending, `most` at most. It looks at every partition there is.
+    pub(crate) fn holdings(&self, account: AccountId, after: Option<PartitionId>, most: usize) -> Vec<Holding> {
+        let its =
+            self.partitions.iter().filter(|((id, at), _)| *id == account && after.is_none_or(|after| *at > after));
+        let its = its.map(|(&(_, partition), known)| {
+            let Partition { next_sequence, digest, .. } = *known;
+            Holding { partition, next_sequence, digest }
+        });
+        let mut its: Vec<Holding> = its.collect();
+        its.sort_unstable_by_key(|holding| holding.partition);
+        its.truncate(most);
+        its
+    }
+
+    /// The partitions whose copies ever began anew, and in which segment.
+    pub(crate) fn restarted(&self) -> impl Iterator<Item = ((AccountId, PartitionId), SegmentId)> {
+        self.partitions.iter().filter(|(_, known)| known.restarted.0 > 0).map(|(key, known)| (*key, known.restarted))
+    }
+
+    /// A partition's copy begins anew with what is said of it.
+    pub(crate) fn restart(&mut self, account: AccountId, holding: &Holding) {
+        let known = self.partitions.entry((account, holding.partition)).or_default();
+        let whole = self.digests.entry(account).or_default();
+        whole.unmerge(known.digest);
+        whole.merge(holding.digest);
+        (known.next_sequence, known.digest) = (holding.next_sequence, holding.digest);
+    }
+
+    /// Whether a partition is known or there is room for another.
+    pub(crate) fn admits_partition(&self, account: AccountId, partition: PartitionId, options: &Options) -> Result<()> {
+        let exist = self.partitions.len();
+        if exist < options.max_partitions || self.partitions.contains_key(&(account, partition)) {
+            return Ok(());
+        }
+        Err(full(exist))
+    }
+
     /// Of all records of an account.
     pub(crate) fn digest(&self, account: AccountId) -> Digest {
         self.digests.get(&account).copied().unwrap_or_default()
@@ -100,9 +143,7 @@ impl Tables {
         let exist = self.partitions.len();
         let known = match self.partitions.entry((account, partition)) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(_) if exist >= options.max_partitions => {
-                return Err(Error::new(ErrorKind::LimitReached, format!("max_partitions: {exist} exist")));
-            }
+            Entry::Vacant(_) if exist >= options.max_partitions => return Err(full(exist)),
             Entry::Vacant(new) => new.insert(Partition::default()),
         };
         let first = known.next_sequence;
@@ -126,28 +167,25 @@ impl Tables {
         time
     }
 
-    pub(crate) fn progress(&self, source: LogId) -> Option<Progress> {
-        self.progress.get(&source).copied()
+    pub(crate) fn progress(&self, lane: Lane) -> Option<Progress> {
+        self.progress.get(&lane).copied()
     }
 
-    /// Where a source's last sync time was entered first, as far as is sealed.
-    pub(crate) fn cut(&self, source: LogId) -> Option<Cut> {
-        self.cuts.get(&source).copied()
+    /// Where a lane's last sync time was entered first, as far as is sealed.
+    pub(crate) fn cut(&self, lane: Lane) -> Option<Cut> {
+        self.cuts.get(&lane).copied()
     }
 
-    /// Takes note of a source's progress, unless it is known to be further.
     pub(crate) fn put_progress(&mut self, progress: Progress) {
-        let known = self.progress.entry(progress.source).or_insert(progress);
-        known.position = known.position.max(progress.position);
-        known.time = known.time.max(progress.time);
+        self.progress.insert(progress.lane, progress);
     }
 
-    /// Whether there is room for another source, or none is needed.
-    pub(crate) fn admits_source(&self, source: LogId) -> Result<()> {
-        if self.progress.contains_key(&source) || self.progress.len() < MAX_SOURCES {
+    /// Whether there is room for another lane, or none is needed.
+    pub(crate) fn admits_lane(&self, lane: Lane) -> Result<()> {
+        if self.progress.contains_key(&lane) || self.progress.len() < MAX_LANES {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::LimitReached, format!("{MAX_SOURCES} other logs arrive here already")))
+        Err(Error::new(ErrorKind::LimitReached, format!("{MAX_LANES} lanes lead here already")))
     }
 
     fn put_system(&mut self, system: &SystemState) {
@@ -157,8 +195,8 @@ impl Tables {
         for &(progress, position) in system.progress.iter().filter(|_| !planted!(ProgressForgotten)) {
             self.put_progress(progress);
             let cut = Cut { time: progress.time, position };
-            let known = self.cuts.entry(progress.source).or_insert(cut);
-            if cut.time > known.time {
+            let known = self.cuts.entry(progress.lane).or_insert(cut);
+            if cut.time != known.time {
                 *known = cut;
             }
         }
@@ -229,6 +267,13 @@ impl Tables {
 
     /// Moves the tables over one more segment.
     pub(crate) fn advance(&mut self, index: &SegmentIndex, window: usize) {
+        for restart in index.system.restarts.iter().filter(|_| !planted!(RestartForgotten)) {
+            for holding in &restart.partitions {
+                self.restart(restart.account, holding);
+                let known = self.partitions.entry((restart.account, holding.partition)).or_default();
+                known.restarted = index.segment;
+            }
+        }
         for &IndexPartition { account, partition, next_sequence, digest, .. } in &index.partitions {
             let known = self.partitions.entry((account, partition)).or_default();
             known.next_sequence = if planted!(SequencesRestart) { 0 } else { next_sequence };
@@ -250,15 +295,17 @@ impl Tables {
             partition,
             next_sequence: known.next_sequence,
             digest: known.digest,
+            restarted: known.restarted,
         });
         let mut partitions: Vec<PartitionRecord> = partitions.collect();
         partitions.sort_unstable_by_key(|record| (record.account, record.partition));
         let mut clients: Vec<ClientCommit> = self.clients.values().flatten().copied().collect();
         clients.sort_unstable_by_key(|commit| (commit.client, commit.sequence));
-        let cut = |source| self.cut(source).map_or(Lsn::ZERO, |cut| cut.position);
+        let cut = |lane| self.cut(lane).map_or(Lsn::ZERO, |cut| cut.position);
         let system = SystemState {
             accounts: self.accounts.values().cloned().collect(),
-            progress: self.progress.values().map(|progress| (*progress, cut(progress.source))).collect(),
+            progress: self.progress.values().map(|progress| (*progress, cut(progress.lane))).collect(),
+            restarts: Vec::new(),
             time: self.clock.saturating_sub(1),
         };
         Checkpoint { log, next_segment, system, partitions, clients }
@@ -267,8 +314,8 @@ impl Tables {
     pub(crate) fn from_checkpoint(checkpoint: Checkpoint, window: usize) -> Tables {
         let mut tables = Tables::default();
         tables.put_system(&checkpoint.system);
-        for PartitionRecord { account, partition, next_sequence, digest } in checkpoint.partitions {
-            tables.partitions.insert((account, partition), Partition { next_sequence, digest });
+        for PartitionRecord { account, partition, next_sequence, digest, restarted } in checkpoint.partitions {
+            tables.partitions.insert((account, partition), Partition { next_sequence, digest, restarted });
             tables.digests.entry(account).or_default().merge(digest);
         }
         for commit in checkpoint.clients.into_iter().filter(|_| !planted!(CheckpointForgetsClients)) {
@@ -281,6 +328,7 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Role;
 
     fn commit(sequence: u64) -> ClientCommit {
         ClientCommit { client: ClientId(9), sequence, lsn: Lsn(sequence), first_sequence: 0, records: 1 }
@@ -315,17 +363,24 @@ mod tests {
     fn a_checkpoint_brings_the_tables_back() {
         let options = Options::new(vec![]);
         let mut tables = Tables::default();
-        tables.put_account(AccountRecord { id: AccountId(1), name: "a".into(), epoch: 3, all: true, secondary: false });
+        tables.put_account(AccountRecord {
+            id: AccountId(1),
+            name: "a".into(),
+            epoch: 3,
+            all: true,
+            role: Role::Primary,
+            closed: false,
+        });
         tables.append(AccountId(1), PartitionId(4), 7, &options, |_| 99).expect("room");
         tables.remember(commit(1), 4);
-        let progress = Progress { source: LogId(5), position: Lsn(8), time: 3 };
+        let progress = Progress { lane: Lane { log: LogId(5), number: 2 }, position: Lsn(8), time: 3 };
         tables.put_progress(progress);
         let marked = tables.stamp_mark(70);
         let mut back = Tables::from_checkpoint(tables.to_checkpoint(LogId(1), SegmentId(2)), 4);
         let partition = back.partition(AccountId(1), PartitionId(4));
         let digest = Digest { sum: 99, records: 7 };
         assert_eq!((partition.next_sequence, partition.digest, back.digest(AccountId(1))), (7, digest, digest));
-        assert_eq!(back.progress(LogId(5)), Some(progress));
+        assert_eq!(back.progress(progress.lane), Some(progress));
         assert!(back.stamp(0) > marked, "nothing after a mark gets its time, whatever the clock says");
         assert_eq!(back.account_named("a").map(|account| account.epoch), Some(3));
         assert_eq!(back.client_commit(ClientId(9), 1), Some(&commit(1)));

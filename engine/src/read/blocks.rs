@@ -70,18 +70,18 @@ impl BlockReader {
     /// A committed block.
     pub(super) fn get(&mut self, shared: &Shared, segment: SegmentId, offset: u32, start: Start) -> Result<BlockView> {
         if let Some(hot) = lock(&shared.hot).find(segment, offset) {
-            return Ok(BlockView { segment, offset, data: hot.data });
+            return Ok(shared.view(segment, offset, hot.data));
         }
         let at = Lsn::new(segment, offset);
         let mut known = shared.segment(at)?;
         if let Some(data) = self.in_window(shared, &known, segment, offset) {
-            return Ok(BlockView { segment, offset, data });
+            return Ok(shared.view(segment, offset, data));
         }
         loop {
             match self.in_copies(shared, &known, segment, offset) {
                 Ok((data, failed)) => {
                     shared.suspect(segment, &known, &failed);
-                    return Ok(BlockView { segment, offset, data });
+                    return Ok(shared.view(segment, offset, data));
                 }
                 Err(failed) => {
                     // It may have been trimmed, or its copies moved, while it was read.
@@ -180,7 +180,7 @@ fn corruption(at: Lsn, error: &FormatError) -> Corruption {
 }
 
 impl Shared {
-    pub(super) fn readable(&self) -> std::sync::RwLockReadGuard<'_, ReadCatalog> {
+    pub(crate) fn readable(&self) -> std::sync::RwLockReadGuard<'_, ReadCatalog> {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner)
     }
 

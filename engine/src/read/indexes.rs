@@ -123,6 +123,17 @@ impl Shared {
         })
     }
 
+    /// What a segment holds of an account's partitions.
+    pub(crate) fn partitions_of(&self, segment: SegmentId, account: AccountId) -> Result<Vec<IndexPartition>> {
+        Ok(match self.source(segment)? {
+            Source::Building(builder) => lock(&builder).partitions_of(account),
+            Source::Finished(index) => {
+                let its = index.partitions.partition_point(|held| held.account < account);
+                index.partitions[its..].iter().take_while(|held| held.account == account).copied().collect()
+            }
+        })
+    }
+
     /// Some postings of a partition in a segment, from the transaction that holds sequence `from` on; none when there are no more.
     pub(super) fn postings(
         &self,

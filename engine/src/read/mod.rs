@@ -1,5 +1,6 @@
 //! Reading: by position, a partition in order, and the tail; hot blocks first, then the segments.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::io::Slice;
 use crate::region::Region;
 use crate::shared::{ReadSegment, Shared, lock};
 use crate::transaction::Committed;
-use crate::types::{Lsn, ORDINAL, SegmentId};
+use crate::types::{AccountId, Lsn, ORDINAL, SegmentId};
 
 mod blocks;
 mod indexes;
@@ -28,6 +29,8 @@ pub struct BlockView {
     segment: SegmentId,
     offset: u32,
     data: Slice,
+    /// Accounts whose transactions are not shown.
+    hidden: Arc<BTreeSet<AccountId>>,
 }
 
 impl BlockView {
@@ -48,8 +51,14 @@ impl BlockView {
         &self.data
     }
 
-    /// Its transactions in log order, the engine's own included.
+    /// Its transactions in log order, the engine's own included; those of accounts that could not be read when the block was, left out
+    /// (acceptance G11).
     pub fn transactions(&self) -> impl Iterator<Item = Committed<'_>> {
+        self.frames().filter(|transaction| !self.hidden.contains(&transaction.account()))
+    }
+
+    /// All of them.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = Committed<'_>> {
         let frames = Block::trusted(&self.data).frames().enumerate();
         frames.map(|(ordinal, (_, frame))| Committed::new(Lsn::new(self.segment, self.offset | ordinal as u32), frame))
     }
@@ -78,6 +87,10 @@ impl TransactionView {
     pub fn transaction(&self) -> Committed<'_> {
         let frame = Frame::trusted(&self.data).expect("the frame of a verified block");
         Committed::new(self.lsn, frame)
+    }
+
+    pub(crate) fn checksum(&self) -> u64 {
+        Frame::trusted(&self.data).expect("the frame of a verified block").checksum()
     }
 }
 
@@ -215,6 +228,10 @@ enum Place {
 }
 
 impl Shared {
+    fn view(&self, segment: SegmentId, offset: u32, data: Slice) -> BlockView {
+        BlockView { segment, offset, data, hidden: Arc::clone(&self.readable().hidden) }
+    }
+
     /// Whether a position below the commit watermark lies in its segment or behind it.
     fn place(&self, segment: SegmentId, at: Lsn) -> Result<Place> {
         if at == Lsn::ZERO {

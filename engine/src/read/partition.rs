@@ -15,17 +15,7 @@ impl Region {
     /// Reads a partition's committed transactions in order, from the one that holds record `from` on.
     #[must_use]
     pub fn partition(&self, account: AccountId, partition: PartitionId, from: u64) -> PartitionReader {
-        PartitionReader {
-            shared: Arc::clone(&self.shared),
-            account,
-            partition,
-            next: from,
-            segment: None,
-            found: VecDeque::new(),
-            blocks: BlockReader::new(),
-            block: None,
-            repaired: None,
-        }
+        PartitionReader::new(&self.shared, account, partition, from)
     }
 
     /// The sequence that the partition's next record will get: that of its last committed record and one, or 0.
@@ -57,9 +47,34 @@ pub struct PartitionReader {
     block: Option<Cursor>,
     /// The segment whose index was wrong and was made again.
     repaired: Option<SegmentId>,
+    /// The state of [`ReadCatalog::restarted`](crate::shared::ReadCatalog::restarted) that `segment` and what comes from it hold for.
+    restarted: u64,
+    /// Whether it is the engine itself that reads, and sees what is hidden.
+    own: bool,
 }
 
 impl PartitionReader {
+    fn new(shared: &Arc<Shared>, account: AccountId, partition: PartitionId, from: u64) -> PartitionReader {
+        PartitionReader {
+            shared: Arc::clone(shared),
+            account,
+            partition,
+            next: from,
+            segment: None,
+            found: VecDeque::new(),
+            blocks: BlockReader::new(),
+            block: None,
+            repaired: None,
+            restarted: 0,
+            own: false,
+        }
+    }
+
+    /// As [`Region::partition`], whoever may read the account.
+    pub(crate) fn own(shared: &Arc<Shared>, account: AccountId, partition: PartitionId, from: u64) -> PartitionReader {
+        PartitionReader { own: true, ..PartitionReader::new(shared, account, partition, from) }
+    }
+
     /// The sequence of the record that it reads next.
     #[must_use]
     pub fn position(&self) -> u64 {
@@ -71,6 +86,7 @@ impl PartitionReader {
     /// # Errors
     /// See [`PartitionReader`].
     pub fn try_next(&mut self) -> Result<Option<TransactionView>> {
+        self.check_access()?;
         loop {
             match self.step() {
                 // Where it was is gone; whether the next record is, too, shows when that is looked for.
@@ -78,6 +94,28 @@ impl PartitionReader {
                 result => return result,
             }
         }
+    }
+
+    /// Refuses where the account is not to be read here; forgets where the copy has begun anew.
+    fn check_access(&mut self) -> Result<()> {
+        let (hidden, restarted) = {
+            let catalog = self.shared.readable();
+            (!self.own && catalog.hidden.contains(&self.account), catalog.restarted)
+        };
+        if hidden {
+            let message = format!("account {} cannot be read here: see its role and read access", self.account.0);
+            return Err(Error::new(ErrorKind::Secondary, message));
+        }
+        if restarted != self.restarted {
+            self.restarted = restarted;
+            self.forget();
+        }
+        Ok(())
+    }
+
+    /// The first segment that counts for the partition.
+    fn first(&self) -> SegmentId {
+        self.shared.readable().first_of(self.account, self.partition)
     }
 
     fn step(&mut self) -> Result<Option<TransactionView>> {
@@ -116,6 +154,7 @@ impl PartitionReader {
     /// # Errors
     /// As [`PartitionReader::try_next`].
     pub fn skip_trimmed(&mut self) -> Result<u64> {
+        self.check_access()?;
         let committed = Lsn(self.shared.committed.get());
         let behind = SegmentId(committed.segment().0 + 1);
         let retained = match self.untrimmed(|reader, first| reader.first_in(first, behind))? {
@@ -152,8 +191,7 @@ impl PartitionReader {
     fn gap(&mut self, segment: SegmentId, found: u64) -> Result<Error> {
         let expected = self.next;
         self.forget();
-        let first = self.shared.readable().first;
-        if self.first_in(first, segment)?.is_none() {
+        if self.first_in(self.first(), segment)?.is_none() {
             let message = format!("record {expected} was trimmed: the partition begins at {found}");
             return Ok(Error::new(ErrorKind::Trimmed, message));
         }
@@ -166,7 +204,7 @@ impl PartitionReader {
         if let Some(segment) = self.search(committed)? {
             return Ok(segment);
         }
-        if self.shared.readable().first > SegmentId(1) || self.next > 0 {
+        if self.first() > SegmentId(1) || self.next > 0 {
             let next = self.shared.next_sequence(self.account, self.partition)?;
             let committed = Lsn(self.shared.committed.get());
             // What was asked for may have been committed since.
@@ -179,15 +217,15 @@ impl PartitionReader {
             }
         }
         // The last committed block may have been trimmed, with the segment that it ended.
-        Ok(committed.segment().max(self.shared.readable().first))
+        Ok(committed.segment().max(self.first()))
     }
 
     /// Runs on the retained segments from the first on, again when that is trimmed meanwhile.
     fn untrimmed<T>(&self, run: impl Fn(&PartitionReader, SegmentId) -> Result<T>) -> Result<T> {
         loop {
-            let first = self.shared.readable().first;
+            let first = self.first();
             match run(self, first) {
-                Err(error) if error.kind() == ErrorKind::Trimmed && self.shared.readable().first > first => {}
+                Err(error) if error.kind() == ErrorKind::Trimmed && self.first() > first => {}
                 result => return result,
             }
         }

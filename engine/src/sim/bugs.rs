@@ -81,11 +81,21 @@ pub enum Bug {
     ProgressForgotten,
     /// A frame for which there is no room is left out.
     NoRoomDrops,
+    /// A bootstrap says that partitions begin with all that they ever held.
+    BeginsWithAll,
+    /// A bootstrap leaves out one record that the copy lacks.
+    SkipsOneMore,
+    /// A copy that begins anew is open to readers.
+    RestartStaysOpen,
+    /// Marks go out before a bootstrap is over.
+    MarksTooEarly,
+    /// After recovery a partition whose copy began anew goes on where it was before.
+    RestartForgotten,
 }
 
 impl Bug {
     /// Those that two regions and a link are needed for.
-    pub const OF_THE_LINK: [Bug; 13] = [
+    pub const OF_THE_LINK: [Bug; 18] = [
         Bug::ArrivesTwice,
         Bug::AccountOvertakes,
         Bug::ImportAnsweredEarly,
@@ -99,6 +109,11 @@ impl Bug {
         Bug::DigestsForgotten,
         Bug::ProgressForgotten,
         Bug::NoRoomDrops,
+        Bug::BeginsWithAll,
+        Bug::SkipsOneMore,
+        Bug::RestartStaysOpen,
+        Bug::MarksTooEarly,
+        Bug::RestartForgotten,
     ];
 
     /// Those that one region shows.

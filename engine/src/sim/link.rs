@@ -2,15 +2,19 @@
 
 use std::collections::VecDeque;
 
-use super::pair::{Importing, OnTheWay, Pair};
+use super::pair::{Importing, OnTheWay, Pair, Process};
 use crate::error::{ErrorKind, Result};
 use crate::format::DATA_START;
-use crate::geo::{Acknowledgement, Arrived, Batch, Delivered, Progress, Receiver, Shipper, ShipperOptions, Waiting};
+use crate::geo::{
+    Acknowledgement, Arrived, Batch, Bootstrap, Copy, Delivered, Holding, Lane, Need, Progress, Receiver, Shipper,
+    ShipperOptions, Standing, Waiting, need,
+};
 use crate::log::geo::Geo;
 use crate::read::Subscription;
+use crate::region::Account;
 use crate::shared::{Request, lock};
 use crate::sync::ticket::Ticket;
-use crate::types::{Lsn, SegmentId};
+use crate::types::{Lsn, Role, SegmentId};
 
 /// How the link is, and the session that is up.
 pub(super) struct Link {
@@ -24,6 +28,8 @@ pub(super) struct Link {
     session: Option<Session>,
     /// The question where to begin.
     asked: Option<Ticket<Result<Option<Progress>>>>,
+    /// A bootstrap in the making.
+    comparing: Option<Comparing>,
     /// Imports of sessions that ended: the next one begins when they are through.
     left: VecDeque<Importing>,
     not_before: u64,
@@ -35,7 +41,25 @@ pub(super) struct Link {
     /// Where east said last that it stands.
     position: Lsn,
     pin: Option<(Lsn, u64)>,
+    /// What the secondary lacks may have been trimmed.
+    pub(super) gave_up: bool,
+    /// Bootstraps begun.
+    pub(super) bootstraps: u64,
+    /// Copies have begun anew, and no last sync time was claimed since.
+    restarting: bool,
 }
+
+/// What both sides hold of the account, asked for.
+struct Comparing {
+    standing: Standing,
+    time: u64,
+    known: Lsn,
+    account: Account,
+    ours: Holdings,
+    theirs: Holdings,
+}
+
+type Holdings = Ticket<Result<Vec<Holding>>>;
 
 struct Session {
     shipper: Shipper,
@@ -60,6 +84,7 @@ impl Link {
             mark_every: rng.u64(200_000..20_000_000),
             session: None,
             asked: None,
+            comparing: None,
             left: VecDeque::new(),
             not_before: 0,
             marked: 0,
@@ -68,12 +93,15 @@ impl Link {
             claims: 0,
             position: Lsn::ZERO,
             pin: None,
+            gave_up: false,
+            bootstraps: 0,
+            restarting: false,
         }
     }
 
     /// Ends the session, whatever was on its way.
     pub(super) fn cut(&mut self) {
-        self.asked = None;
+        (self.asked, self.comparing) = (None, None);
         if let Some(session) = self.session.take() {
             self.left.extend(session.importing);
         }
@@ -94,6 +122,9 @@ impl Pair {
             self.link.lossy = 0;
         }
         self.mark();
+        if self.is_on_again() {
+            self.link.cut();
+        }
         if self.link.session.is_none() {
             self.begin();
         }
@@ -128,19 +159,105 @@ impl Pair {
         if now < self.link.not_before || !self.link.left.is_empty() {
             return;
         }
-        let source = west.log_id();
-        if self.link.asked.is_none() {
-            self.link.asked = east.ask(|done| Request::Geo(Geo::Progress { source, done }));
+        let lane = Lane { log: west.log_id(), number: 0 };
+        if self.link.asked.is_none() && self.link.comparing.is_none() {
+            self.link.asked = east.ask(|done| Request::Geo(Geo::Progress { lane, done }));
+            let pin = lock(&west.shared.pins).add(Lsn::ZERO);
+            self.set_pin(pin);
+            self.link.gave_up = false;
+            return;
+        }
+        if let Some(comparing) = self.link.comparing.take() {
+            if comparing.ours.is_done() && comparing.theirs.is_done() {
+                self.bootstrap(comparing);
+            } else {
+                self.link.comparing = Some(comparing);
+            }
+            return;
         }
         let Some(asked) = self.link.asked.take_if(|asked| asked.is_done()) else { return };
         let Ok(Ok(progress)) = asked.wait() else { return };
         let (position, time) = progress.map_or((Lsn::ZERO, 0), |progress| (progress.position, progress.time));
-        let log = Subscription::new(&west.shared, position.max(Lsn::new(SegmentId(1), DATA_START)));
-        let pin = lock(&west.shared.pins).add(position);
-        self.set_pin(pin);
+        let standing = self.standing(position);
+        let back = position < self.link.position || time < self.link.claimed;
+        let excused = self.link.restarting;
+        let (committed, first) = (Lsn(west.shared.committed.get()), west.shared.first_retained());
+        let Some(known) = west.account(account) else { return };
+        if back && !excused {
+            return self.complain(format!("east was at {} and is at {position}, {time}", self.link.position));
+        }
+        let holdings = |side: &Process| {
+            side.ask(|done| Request::Geo(Geo::Holdings { account, after: None, most: usize::MAX, done }))
+        };
+        match need(&known, &standing, first, false) {
+            Need::Nothing => {
+                let shipper = Shipper::new(self.link.options, [account], position);
+                self.begin_session(shipper, position, position, time);
+            }
+            // It is looked at again once it may be on again.
+            Need::Drop => self.link.not_before = now + 1_000_000,
+            Need::Account | Need::Comparison => {
+                let (Some(ours), Some(theirs)) = (holdings(west), holdings(east)) else { return };
+                let comparing = Comparing { standing, time, known: committed, account: known, ours, theirs };
+                self.link.comparing = Some(comparing);
+            }
+        }
+    }
+
+    /// What east says of itself.
+    fn standing(&self, position: Lsn) -> Standing {
+        let mut standing = Standing { position, ..Standing::default() };
+        let known = self.shipped().zip(self.east.open()).and_then(|(account, east)| east.account(account));
+        match known.map(|known| (known.role, known.id)) {
+            Some((Role::Bootstrap, id)) => drop(standing.bootstrap.insert(id)),
+            Some((Role::Dropped, id)) => drop(standing.dropped.insert(id)),
+            _ => {}
+        }
+        standing
+    }
+
+    /// The account was switched off and on again while this session was up.
+    fn is_on_again(&self) -> bool {
+        let (Some(west), Some(account), Some(session)) = (self.west.open(), self.shipped(), &self.link.session) else {
+            return false;
+        };
+        let primary = west.account(account).is_some_and(|known| known.role == Role::Primary);
+        primary && session.shipper.has_dropped(account)
+    }
+
+    fn bootstrap(&mut self, comparing: Comparing) {
+        let Comparing { standing, time, known, account, ours, theirs } = comparing;
+        let Some(west) = self.west.open() else { return };
+        let (Ok(Ok(ours)), Ok(Ok(theirs))) = (ours.wait(), theirs.wait()) else { return };
+        let until = Lsn(west.shared.committed.get());
+        let (first, id, live) = (west.shared.first_retained(), account.id, standing.position);
+        let mut compared = None;
+        if need(&account, &standing, first, false) == Need::Comparison {
+            let Ok(comparison) = west.shared.compare(id, &ours, &theirs) else { return };
+            if !comparison.differ.is_empty() {
+                return self.complain(format!("the copies are found to differ: {comparison:?}"));
+            }
+            self.world.note(|| format!("a bootstrap from {first} on: {comparison:?}"));
+            compared = Some(comparison);
+            self.link.restarting = true;
+        }
+        let from = if compared.is_some() { first } else { live.max(first) };
+        let copies = vec![Copy { account, compared }];
+        let shipper =
+            Shipper::bootstrap(self.link.options, [id], Bootstrap { first: from, live, known, until, copies });
+        self.link.bootstraps += 1;
+        self.begin_session(shipper, from, live, time);
+    }
+
+    fn begin_session(&mut self, shipper: Shipper, from: Lsn, position: Lsn, time: u64) {
+        let Some(west) = self.west.open() else { return };
+        let log = Subscription::new(&west.shared, from.max(Lsn::new(SegmentId(1), DATA_START)));
+        let lane = Lane { log: west.log_id(), number: 0 };
+        let pin = (!self.link.gave_up).then(|| lock(&west.shared.pins).add(from));
+        pin.into_iter().for_each(|pin| self.set_pin(pin));
         self.link.session = Some(Session {
-            shipper: Shipper::new(self.link.options, [account], position),
-            receiver: Receiver::new(source, position),
+            shipper,
+            receiver: Receiver::new(lane, position),
             log,
             to_east: VecDeque::new(),
             to_west: VecDeque::new(),
@@ -148,14 +265,21 @@ impl Pair {
             importing: VecDeque::new(),
         });
         self.link.sessions += 1;
-        self.world.note(|| format!("a session begins at {position}, last sync time {time}"));
-        if position < self.link.position || time < self.link.claimed {
-            self.complain(format!("east was at {} and is at {position}, {time}", self.link.position));
-        }
+        self.world.note(|| format!("a session begins at {from}, the secondary at {position}, last sync time {time}"));
+        self.link.position = position;
         self.claim(time);
         let missing = self.missing(|seen| seen.lsn < position);
         if missing > 0 {
             self.complain(format!("east says that it is at {position}, and lacks {missing} frames before"));
+        }
+    }
+
+    /// What the secondary lacks can be trimmed from now on.
+    pub(super) fn give_up(&mut self) {
+        let pin = self.link.pin.take();
+        if let (Some(pin), Some(west)) = (pin, self.west.open()) {
+            lock(&west.shared.pins).remove(pin);
+            self.link.gave_up = true;
         }
     }
 
@@ -187,7 +311,7 @@ impl Pair {
             match session.log.try_next() {
                 Ok(Some(block)) => session.shipper.offer(&block, now),
                 Ok(None) => break,
-                Err(error) if error.kind() == ErrorKind::Trimmed => {
+                Err(error) if error.kind() == ErrorKind::Trimmed && !self.link.gave_up => {
                     self.complain(format!("what the link needs was trimmed: {error}"));
                     return false;
                 }
@@ -275,12 +399,15 @@ impl Pair {
                 return false;
             }
             let position = session.shipper.position();
-            self.link.position = self.link.position.max(acknowledgement.position);
+            self.link.position = acknowledgement.position;
+            self.link.restarting &= acknowledgement.time == 0;
             let missing = self.missing(|seen| seen.lsn < position);
             if missing > 0 {
                 self.complain(format!("{position} is acknowledged, and {missing} frames before it are not there"));
             }
-            if let Some(pin) = self.west.open().map(|west| lock(&west.shared.pins).add(position)) {
+            if self.link.pin.is_some_and(|(at, _)| at < position)
+                && let Some(pin) = self.west.open().map(|west| lock(&west.shared.pins).add(position))
+            {
                 self.set_pin(pin);
             }
             self.claim(acknowledgement.time);
@@ -290,7 +417,7 @@ impl Pair {
 }
 
 fn deliver(batch: Batch) -> Delivered {
-    let Batch { number, account, frames, mark, position, .. } = batch;
+    let Batch { number, account, restart, frames, mark, position, .. } = batch;
     let frames: Vec<u8> = frames.iter().flat_map(|slice| slice.iter().copied()).collect();
-    Delivered { number, account, frames: frames.into(), mark, position }
+    Delivered { number, account, restart, frames: frames.into(), mark, position }
 }

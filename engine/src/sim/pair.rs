@@ -4,7 +4,7 @@
 //! sides die and come back at any time. What must hold is checked as it happens, and at the end, when everything is mended, the secondary must
 //! catch up and hold the same.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,20 +15,20 @@ use super::harness::options;
 use super::link::Link;
 use super::world::{World, WorldOptions};
 use crate::error::Result;
-use crate::geo::{Arrived, Digest, Imported};
+use crate::geo::{Arrived, Digest, Imported, Lane};
 use crate::io::Driver;
 use crate::log::geo::{Geo, Import};
 use crate::log::{Core, Mode, Phase};
 use crate::options::Options;
-use crate::region::check_arrived;
+use crate::region::{Account, check_arrived};
 use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
 use crate::sync::intake::Intake;
 use crate::sync::ticket::{Ticket, ticket};
 use crate::transaction::{Committed, StateMachine, Transaction};
-use crate::types::{AccountId, Ack, ClientId, LogId, Lsn, PartitionId};
+use crate::types::{AccountId, Ack, ClientId, LogId, Lsn, PartitionId, Role};
 
 /// Virtual nanoseconds after which what has to happen will never.
-const PATIENCE: u64 = 300_000_000_000;
+const PATIENCE: u64 = 30_000_000_000;
 /// The name of the account that is shipped, and of the one that is not.
 const NAMES: [&str; 2] = ["shipped", "not shipped"];
 
@@ -45,6 +45,8 @@ pub struct PairOutcome {
     pub sessions: u64,
     /// Marks that were claimed as last sync time.
     pub claims: u64,
+    /// Bootstraps begun or gone on with.
+    pub bootstraps: u64,
     /// How often the planted bug's place was reached.
     pub reached: u64,
     /// A line per event, when asked for.
@@ -79,6 +81,7 @@ impl PairSchedule {
             arrived: lock(&pair.east.held).frames.len(),
             sessions: pair.link.sessions,
             claims: pair.link.claims,
+            bootstraps: pair.link.bootstraps,
             reached: reached(),
             trace: pair.world.trace(),
         };
@@ -102,6 +105,8 @@ pub(super) struct Seen {
 #[derive(Default)]
 pub(super) struct Held {
     pub(super) frames: Vec<Seen>,
+    /// Partitions whose copies ever began anew.
+    restarted: BTreeSet<(AccountId, PartitionId)>,
     wrong: Option<String>,
 }
 
@@ -126,6 +131,10 @@ impl StateMachine for Watch {
             Err(at) if at == held.frames.len() => held.frames.push(seen),
             _ => held.wrong = Some(format!("what was committed at {} is something else now", seen.lsn)),
         }
+    }
+
+    fn restart(&mut self, account: AccountId, partition: PartitionId) {
+        lock(&self.0).restarted.insert((account, partition));
     }
 }
 
@@ -227,6 +236,10 @@ impl Process {
         self.push(make(done), 0).then_some(answer)
     }
 
+    pub(super) fn account(&self, account: AccountId) -> Option<Account> {
+        self.core.log().tables.borrow().account(account).map(Account::from)
+    }
+
     pub(super) fn digest(&self, account: AccountId) -> Digest {
         self.core.log().tables.borrow().digest(account)
     }
@@ -241,14 +254,16 @@ pub(super) struct Pair {
     pub(super) accounts: Vec<AccountId>,
     made: [Option<Ticket<Result<AccountId>>>; 2],
     violation: Option<String>,
-    /// One action in so many: crash, cut, fence, trim, clock, disk.
-    habits: [u32; 6],
+    /// One action in so many: crash, cut, fence, trim, clock, disk, giving up what the secondary lacks, geo off or on.
+    habits: [u32; 8],
     clients: u64,
     /// Of west's frames, those that are indexed; of east's, those that are checked.
     looked: (usize, usize),
     /// West's frames of the shipped account, by partition.
     expected: BTreeMap<PartitionId, Vec<usize>>,
     arrived: BTreeMap<PartitionId, usize>,
+    /// How far west was ever trimmed.
+    trimmed: Lsn,
     /// Nothing breaks any more.
     pub(super) calm: bool,
 }
@@ -262,7 +277,7 @@ impl Pair {
         let world = World::new(options);
         let (west, east) = (Side::new("west", &world, &mut rng), Side::new("east", &world, &mut rng));
         let mut some = |often: u32| if rng.bool() { often } else { 0 };
-        let habits = [some(60), some(40), some(30), some(20), some(20), some(60)];
+        let habits = [some(60), some(40), some(30), some(20), some(20), some(60), some(100), some(80)];
         Pair {
             link: Link::new(&mut rng),
             world,
@@ -277,6 +292,7 @@ impl Pair {
             looked: (0, 0),
             expected: BTreeMap::new(),
             arrived: BTreeMap::new(),
+            trimmed: Lsn::ZERO,
             calm: false,
         }
     }
@@ -307,6 +323,12 @@ impl Pair {
         self.mend();
         let (patience, mut quiet) = (self.world.now() + PATIENCE, 0);
         while quiet < 3 {
+            let off = |west: &Process| {
+                self.shipped().and_then(|id| west.account(id)).is_some_and(|it| it.role == Role::Local)
+            };
+            if self.west.open().is_some_and(off) {
+                self.switch_geo(true);
+            }
             if self.turn() {
                 return;
             }
@@ -391,12 +413,24 @@ impl Pair {
             let (name, change) = (NAMES[0].to_owned(), AccountChange::Fence);
             drop(west.ask(|done| Request::PutAccount(PutAccount { name, change, done, at })));
         }
+        if self.chance(7) {
+            let on = self.rng.bool();
+            self.switch_geo(on);
+        }
         if self.chance(3) {
             for side in [&self.west, &self.east] {
                 if let Some(process) = side.open() {
                     drop(process.ask(|done| Request::Control(Control::Trim { to: Lsn::MAX, done })));
                 }
             }
+        }
+    }
+
+    fn switch_geo(&mut self, on: bool) {
+        let at = self.world.now();
+        if let Some(west) = self.west.open().filter(|_| !self.accounts.is_empty()) {
+            let (name, change) = (NAMES[0].to_owned(), AccountChange::SetGeo(on));
+            drop(west.ask(|done| Request::PutAccount(PutAccount { name, change, done, at })));
         }
     }
 
@@ -414,6 +448,9 @@ impl Pair {
         }
         if self.chance(1) {
             self.link.cut();
+        }
+        if self.chance(6) {
+            self.give_up();
         }
         if self.chance(4) {
             let by = self.rng.i64(-10_000_000_000..10_000_000_000);
@@ -443,11 +480,14 @@ impl Pair {
             return self.shipped().is_none() && self.west.open().is_some() && self.made.iter().all(Option::is_none);
         };
         let last = lock(&self.west.held).frames.iter().rev().find(|seen| seen.account == account).map(|seen| seen.lsn);
-        let arrived = east.core.log().tables.borrow().progress(west.log_id());
+        let lane = Lane { log: west.log_id(), number: 0 };
+        let arrived = east.core.log().tables.borrow().progress(lane);
+        let whole = east.account(account).is_some_and(|known| known.role == Role::Secondary);
         let idle =
             |side: &Process| side.core.log().with(|pipeline| pipeline.open.is_none() && pipeline.uncommitted() == 0);
         idle(west)
             && idle(east)
+            && whole
             && arrived.is_some_and(|progress| progress.time > 0 && last.is_none_or(|last| progress.position > last))
     }
 
@@ -457,16 +497,26 @@ impl Pair {
             return;
         };
         let [ours, theirs] = [west.digest(account), east.digest(account)];
-        let frames = |side: &Side| lock(&side.held).frames.iter().filter(|seen| seen.account == account).count();
-        let (here, there) = (frames(&self.west), frames(&self.east));
-        if ours != theirs || here != there {
-            self.complain(format!("at rest: {here} frames here and {there} there, digests {ours:?} and {theirs:?}"));
+        let missing = self.missing(|_| true);
+        if ours != theirs || missing > 0 {
+            self.complain(format!("at rest: {missing} frames are missing, digests {ours:?} and {theirs:?}"));
         }
     }
 
     /// What arrived is, partition by partition, the beginning of what was committed, byte for byte (G3, G5).
     fn check(&mut self) {
+        if let Some(west) = self.west.open() {
+            self.trimmed = self.trimmed.max(west.shared.first_retained());
+        }
         let Some(account) = self.shipped() else { return };
+        if let (Some(west), Some(east)) = (self.west.open(), self.east.open()) {
+            let lane = Lane { log: west.log_id(), number: 0 };
+            let progress = east.core.log().tables.borrow().progress(lane);
+            let open = east.account(account).is_some_and(|known| known.role == Role::Secondary);
+            if open && progress.is_some_and(|progress| progress.time == 0) {
+                self.complain("a copy that is not whole can be read".into());
+            }
+        }
         let mut wrong = None;
         {
             let (west, east) = (lock(&self.west.held), lock(&self.east.held));
@@ -480,8 +530,14 @@ impl Pair {
             }
             for seen in &east.frames[self.looked.1..] {
                 let at = self.arrived.entry(seen.partition).or_default();
-                let expected = self.expected.get(&seen.partition).and_then(|frames| frames.get(*at));
-                if expected.is_none_or(|&expected| west.frames[expected].bytes != seen.bytes) {
+                let frames = self.expected.get(&seen.partition).map(Vec::as_slice).unwrap_or_default();
+                let is_it = |expected: &usize| west.frames[*expected].bytes == seen.bytes;
+                if east.restarted.contains(&(account, seen.partition)) {
+                    // What was trimmed here never gets there.
+                    let gone = |expected: &&usize| west.frames[**expected].lsn < self.trimmed && !is_it(expected);
+                    *at += frames[*at..].iter().take_while(gone).count();
+                }
+                if !frames.get(*at).is_some_and(is_it) {
                     wrong = Some(format!("frame {at} of {:?} arrived, and is not what was committed", seen.partition));
                 }
                 *at += 1;
@@ -493,12 +549,20 @@ impl Pair {
         }
     }
 
-    /// The frames of the shipped account that west committed and east has not, of those that `which` names.
+    /// The frames of the shipped account that west committed and east has not, of those that `which` names. Of a copy that nobody can read
+    /// nothing is said.
     pub(super) fn missing(&self, which: impl Fn(&Seen) -> bool) -> usize {
+        let copy = self.shipped().zip(self.east.open()).and_then(|(account, east)| east.account(account));
+        if copy.is_some_and(|copy| copy.role != Role::Secondary) {
+            return 0;
+        }
         let west = lock(&self.west.held);
+        let east = lock(&self.east.held);
         let missing = self.expected.iter().map(|(partition, frames)| {
             let arrived = self.arrived.get(partition).copied().unwrap_or_default();
-            frames.iter().skip(arrived).filter(|&&at| which(&west.frames[at])).count()
+            let restarted = self.shipped().is_some_and(|account| east.restarted.contains(&(account, *partition)));
+            let gone = |seen: &Seen| restarted && seen.lsn < self.trimmed;
+            frames.iter().skip(arrived).map(|&at| &west.frames[at]).filter(|seen| which(seen) && !gone(seen)).count()
         });
         missing.sum()
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use meridian::format::{Frame, decode_mark};
 use meridian::geo::{
-    Arrived, Batch, Delivered, Digest, Imported, Lag, Progress, Receiver, Shipper, ShipperOptions, Waiting,
+    Arrived, Batch, Delivered, Digest, Imported, Lag, Lane, Progress, Receiver, Shipper, ShipperOptions, Waiting,
 };
 use meridian::{
     AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, Options, PartitionId, Region, Role, StateMachine, Transaction,
@@ -18,7 +18,7 @@ use crate::common::options;
 /// What a shipper makes of the primary's log from a position on, as it arrives.
 fn stretches(primary: &Region, accounts: &[AccountId], from: Lsn) -> Vec<Arrived> {
     let mut shipper = Shipper::new(ShipperOptions::default(), accounts.iter().copied(), from);
-    let mut receiver = Receiver::new(primary.log_id(), from);
+    let mut receiver = Receiver::new(lane(primary), from);
     let mut log = primary.subscribe(from);
     let mut stretches = Vec::new();
     loop {
@@ -30,16 +30,20 @@ fn stretches(primary: &Region, accounts: &[AccountId], from: Lsn) -> Vec<Arrived
     }
 }
 
+fn lane(primary: &Region) -> Lane {
+    Lane { log: primary.log_id(), number: 0 }
+}
+
 fn delivered(batch: Batch) -> Delivered {
-    let Batch { number, account, frames, mark, position, bytes } = batch;
+    let Batch { number, account, restart, frames, mark, position, bytes } = batch;
     let frames: Vec<u8> = frames.iter().flat_map(|slice| slice.iter().copied()).collect();
     assert_eq!(frames.len(), bytes);
-    Delivered { number, account, frames: frames.into(), mark, position }
+    Delivered { number, account, restart, frames: frames.into(), mark, position }
 }
 
 /// Everything from where the secondary says that it stands.
 fn ship(primary: &Region, secondary: &Region, accounts: &[AccountId]) -> Vec<Imported> {
-    let from = secondary.progress(primary.log_id()).unwrap().map_or(Lsn::ZERO, |progress| progress.position);
+    let from = secondary.progress(lane(primary)).unwrap().map_or(Lsn::ZERO, |progress| progress.position);
     let tickets: Vec<_> =
         stretches(primary, accounts, from).into_iter().map(|arrived| secondary.import(arrived).unwrap()).collect();
     tickets.into_iter().map(|ticket| ticket.wait().unwrap()).collect()
@@ -107,6 +111,7 @@ fn a_secondary_holds_every_frame_byte_for_byte_and_other_accounts_stay_behind() 
     let other = primary.create_account("not carried", Ack::Quorum).unwrap();
     fill(primary, *account, 900, 300);
     fill(primary, other, 50, 300);
+    primary.mark(&[*account]).unwrap();
     let imported = ship(primary, secondary, &[*account]);
     assert_eq!(imported.iter().map(|imported| imported.records).sum::<u64>(), 1800);
     assert_eq!(frames(secondary, *account), frames(primary, *account));
@@ -138,16 +143,16 @@ fn what_arrives_again_is_skipped_and_a_gap_is_refused() {
             .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)),
         (0, 199)
     );
-    let position = secondary.progress(primary.log_id()).unwrap().unwrap().position;
+    let position = secondary.progress(lane(primary)).unwrap().unwrap().position;
     fill(primary, *account, 121, 100);
     let rest = stretches(primary, &[*account], position);
     let mut frames_left: Vec<Bytes> = rest.iter().flat_map(|arrived| split(&arrived.frames)).collect();
     frames_left.remove(0);
-    let (source, end) = (primary.log_id(), rest.last().unwrap().position);
-    let arrived = Arrived { source, account: None, frames: frames_left, mark: None, position: end };
+    let (lane, end) = (lane(primary), rest.last().unwrap().position);
+    let arrived = Arrived { lane, account: None, restart: None, frames: frames_left, mark: None, position: end };
     let error = secondary.import(arrived).unwrap().wait().expect_err("a gap is refused");
     assert_eq!(error.kind(), ErrorKind::Gap, "{error}");
-    assert_eq!(secondary.progress(source).unwrap().unwrap().position, position);
+    assert_eq!(secondary.progress(lane).unwrap().unwrap().position, position);
     assert!(frames(secondary, *account).starts_with(&held), "what was there stays");
     ship(primary, secondary, &[*account]);
     assert_eq!(secondary.digest(*account).unwrap(), primary.digest(*account).unwrap());
@@ -176,6 +181,7 @@ fn an_account_of_another_name_or_number_or_epoch_is_not_mixed_up() {
     let Pair { primary, secondary, account, .. } = &pair();
     secondary.create_account("flights", Ack::Quorum).unwrap();
     fill(primary, *account, 3, 10);
+    primary.mark(&[*account]).unwrap();
     let refuse = |change: fn(&mut Arrived)| {
         let mut last = None;
         for mut arrived in stretches(primary, &[*account], Lsn::ZERO) {
@@ -210,6 +216,7 @@ fn a_fenced_account_goes_on_in_its_next_epoch_on_both_sides() {
     primary.fence_account("flights").unwrap();
     let mut late = stretches(primary, &[*account], Lsn::ZERO);
     fill(primary, *account, 20, 10);
+    primary.mark(&[*account]).unwrap();
     ship(primary, secondary, &[*account]);
     assert_eq!(frames(secondary, *account), frames(primary, *account));
     assert_eq!(secondary.accounts().unwrap()[0].epoch, 2);
@@ -229,16 +236,16 @@ fn progress_digests_and_retries_are_there_after_opening_again_and_after_a_trim()
         primary.mark(&[account]).unwrap();
         ship(&primary, &secondary, &[account]);
     }
-    let progress = secondary.progress(primary.log_id()).unwrap().unwrap();
+    let progress = secondary.progress(lane(&primary)).unwrap().unwrap();
     assert!(progress.time > 0);
     let digest = primary.digest(account).unwrap();
     assert!(secondary.trim(Lsn::MAX).unwrap() > Lsn::ZERO);
     secondary.close().unwrap();
     primary.trim(Lsn::MAX).unwrap();
-    let source = primary.log_id();
+    let lane = lane(&primary);
     primary.close().unwrap();
     let [primary, secondary] = options.map(|options| Region::open(options, ()).unwrap());
-    assert_eq!((primary.log_id(), secondary.progress(source).unwrap()), (source, Some(progress)));
+    assert_eq!(secondary.progress(lane).unwrap(), Some(progress));
     assert_eq!((primary.digest(account).unwrap(), secondary.digest(account).unwrap()), (digest, digest));
     let retried = Transaction::new(account, PartitionId(3)).record(vec![29; 90_000]).client(ClientId(4), 29);
     assert!(primary.commit(retried).unwrap().repeated);
@@ -258,11 +265,13 @@ fn a_stretch_larger_than_a_block_and_than_the_queue_is_taken_in_whole() {
     let position = all.last().unwrap().position;
     // Many frames in one item, as they lie in a block of the primary's.
     let joined: Vec<u8> = all.iter().flat_map(|arrived| arrived.frames.iter().flatten().copied()).collect();
-    let source = primary.log_id();
+    let lane = lane(primary);
     let frames_joined = vec![Bytes::from(joined)];
-    let arrived = Arrived { source, account: account_made, frames: frames_joined, mark: None, position };
+    let arrived = Arrived { lane, account: account_made, restart: None, frames: frames_joined, mark: None, position };
     let imported = secondary.import(arrived).unwrap().wait().unwrap();
-    assert_eq!((imported.records, imported.progress), (1200, Progress { source, position, time: 0 }));
+    assert_eq!((imported.records, imported.progress), (1200, Progress { lane, position, time: 0 }));
+    primary.mark(&[*account]).unwrap();
+    ship(primary, secondary, &[*account]);
     assert_eq!(frames(secondary, *account), frames(primary, *account));
 }
 
@@ -277,11 +286,11 @@ fn bytes_that_are_not_whole_data_frames_are_refused_before_anything_is_taken() {
     let cut = frame.slice(..frame.len() - 8);
     for bytes in [Bytes::from(flipped), cut, Bytes::from(vec![0; 4096]), Bytes::from_static(b"x")] {
         let frames = vec![frame.clone(), bytes];
-        let (source, position) = (primary.log_id(), Lsn::MAX);
-        let refused = secondary.import(Arrived { source, account: None, frames, mark: None, position });
+        let (lane, position) = (lane(primary), Lsn::MAX);
+        let refused = secondary.import(Arrived { lane, account: None, restart: None, frames, mark: None, position });
         assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::InvalidInput));
     }
-    assert_eq!(secondary.progress(primary.log_id()).unwrap(), None);
+    assert_eq!(secondary.progress(lane(primary)).unwrap(), None);
 }
 
 #[test]
@@ -297,7 +306,7 @@ fn a_difference_is_said_and_holds_last_sync_time_back() {
     let imported = all.into_iter().map(|arrived| secondary.import(arrived).unwrap().wait().unwrap());
     let differ: Vec<AccountId> = imported.flat_map(|imported| imported.differ).collect();
     assert_eq!(differ, [*account]);
-    assert_eq!(secondary.progress(primary.log_id()).unwrap().unwrap().time, 0);
+    assert_eq!(secondary.progress(lane(primary)).unwrap().unwrap().time, 0);
 }
 
 /// Keeps the times of what it is handed.
@@ -393,8 +402,8 @@ fn batches_are_cut_by_bytes_and_time_and_marks_and_wait_for_the_window() {
 #[test]
 fn a_cut_is_one_moment_of_the_primary_in_every_partition_also_after_opening_again() {
     let Pair { mut primary, mut secondary, account, options, _dirs } = pair();
-    let source = primary.log_id();
-    assert_eq!(secondary.cut(source).unwrap(), None);
+    let lane = lane(&primary);
+    assert_eq!(secondary.cut(lane).unwrap(), None);
     for round in 0..12u8 {
         for partition in 0..3 {
             let transaction = Transaction::new(account, PartitionId(partition)).record(vec![round; 30_000]);
@@ -411,7 +420,7 @@ fn a_cut_is_one_moment_of_the_primary_in_every_partition_also_after_opening_agai
             primary.close().unwrap();
             [primary, secondary] = options.clone().map(|options| Region::open(options, ()).unwrap());
         }
-        let cut = secondary.cut(source).unwrap().unwrap();
+        let cut = secondary.cut(lane).unwrap().unwrap();
         assert_eq!(cut.time, time);
         let mut log = secondary.subscribe(Lsn::ZERO);
         let mut before = 0;

@@ -82,4 +82,9 @@ caught! {
     digests_are_forgotten: DigestsForgotten,
     progress_is_forgotten: ProgressForgotten,
     a_frame_without_room_is_dropped: NoRoomDrops,
+    partitions_begin_with_all_that_they_ever_held: BeginsWithAll,
+    a_record_is_skipped_in_a_bootstrap: SkipsOneMore,
+    a_copy_that_begins_anew_stays_open: RestartStaysOpen,
+    marks_come_before_a_bootstrap_is_over: MarksTooEarly,
+    a_restart_is_forgotten: RestartForgotten,
 }

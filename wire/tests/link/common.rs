@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian::geo::Lane;
 use meridian::{AccountId, Ack, ClientId, DiskConfig, Lsn, Options, PartitionId, Region, Transaction};
-use meridian_wire::{Link, LinkOptions, Listener, ListenerOptions, Peer};
+use meridian_wire::{Link, LinkOptions, LinkState, Listener, ListenerOptions, Peer};
 use tempfile::TempDir;
 
 pub(crate) const CLUSTER: &str = "test";
@@ -107,7 +108,12 @@ pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// Waits until everything that is committed now has arrived.
 #[track_caller]
+pub(crate) fn lane(primary: &Region) -> Lane {
+    Lane { log: primary.log_id(), number: 0 }
+}
+
+/// Until everything that is committed now is there and can be read.
 pub(crate) fn until_shipped(link: &Link, region: &Region) {
     let committed = region.committed();
-    until("arrival of everything", || link.status().position >= committed);
+    until("arrival of everything", || link.status().position >= committed && link.status().state == LinkState::Live);
 }

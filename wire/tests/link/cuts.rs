@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use meridian_wire::{Compression, LinkOptions, Listener, ListenerOptions};
 
-use crate::common::{Pair, fill, link_options, listener_options, until_shipped};
+use crate::common::{Pair, fill, lane, link_options, listener_options, until_shipped};
 
 /// Forwards connections, each until so many bytes have gone to the secondary: then both ends are cut.
 fn cutting_proxy(to: SocketAddr, cuts: Arc<AtomicU64>, bytes: impl Fn(u64) -> u64 + Send + 'static) -> SocketAddr {
@@ -60,7 +60,7 @@ fn cuts_at_any_byte_lose_nothing_and_repeat_nothing() {
     pair.assert_equal();
     assert!(cuts.load(Ordering::Relaxed) > 20, "{cuts:?} cuts");
     let arrivals = listener.status();
-    assert!(arrivals[&pair.west.log_id()].sessions > 20);
+    assert!(arrivals[&lane(&pair.west)].sessions > 20);
 }
 
 /// Forwards one connection after the other, so many bytes a second towards the secondary.

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian::geo::Lane;
 use meridian_wire::codec::{HEADER, Header, Hello, Message};
 use meridian_wire::{Link, LinkOptions, Listener, ListenerOptions, Security, TlsIdentity, WireError};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -126,7 +127,7 @@ fn a_stranger_a_wrong_region_and_a_replayed_hello_are_told_nothing() {
         cluster: CLUSTER.into(),
         from: "west".into(),
         to: "east".into(),
-        log: pair.west.log_id(),
+        lane: Lane { log: pair.west.log_id(), number: 0 },
     };
     let wrong: [fn(&mut Hello); 4] = [
         |hello| hello.cluster = "other".into(),

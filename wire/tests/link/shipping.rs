@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use meridian::{Ack, ErrorKind, Lsn, PartitionId, Region, Transaction};
+use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
+use meridian::geo::Arrived;
+use meridian::{AccountId, Ack, ClientId, ErrorKind, Lsn, PartitionId, Region, Role, Transaction};
 use meridian_wire::{Breach, Cause, Compression, Contract, LinkOptions, LinkState};
 
-use crate::common::{Pair, fill, link_options, listener_options, region_options, until, until_shipped};
+use crate::common::{Pair, fill, lane, link_options, listener_options, region_options, until, until_shipped};
 
 fn wall() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64
@@ -29,7 +31,7 @@ fn everything_committed_before_and_during_a_session_arrives_byte_for_byte() {
     let median = status.remotely_durable.value_at_quantile(0.5);
     assert!((10_000..60_000_000_000).contains(&median), "{median} ns from commit to remotely durable");
     let arrivals = listener.status();
-    let arrival = &arrivals[&pair.west.log_id()];
+    let arrival = &arrivals[&lane(&pair.west)];
     assert_eq!((arrival.from.as_str(), arrival.live, arrival.duplicates), ("west", true, 0));
     assert_eq!(arrival.records, pair.west.digest(pair.account).unwrap().records);
 }
@@ -104,7 +106,7 @@ fn without_a_secondary_the_link_says_so_and_what_each_partition_lacks() {
 }
 
 #[test]
-fn what_is_not_shipped_is_not_trimmed_and_what_was_trimmed_is_a_gap() {
+fn what_is_not_shipped_is_not_trimmed_and_an_account_without_its_beginning_is_bootstrapped() {
     let pair = Pair::new();
     let listener = pair.listen();
     fill(&pair.west, pair.account, 3000, 700);
@@ -114,10 +116,13 @@ fn what_is_not_shipped_is_not_trimmed_and_what_was_trimmed_is_a_gap() {
     let kept = pair.west.trim(Lsn::MAX).unwrap();
     assert!(kept.segment().0 > 1);
     let link = pair.link(pair.options(&listener));
-    // From its first retained position on, a log without its beginning would look whole.
-    until("the gap", || link.status().state == LinkState::Gap);
-    assert_eq!(link.status().cause, Cause::Gap);
-    assert_eq!(pair.east.accounts().unwrap(), []);
+    until_shipped(&link, &pair.west);
+    assert_eq!(pair.east.digest(pair.account).unwrap(), pair.west.digest(pair.account).unwrap());
+    assert_eq!((link.status().bootstraps.0, link.status().gaps), (1, 0));
+    assert_eq!(retained(&pair.east, pair.account), retained(&pair.west, pair.account));
+    fill(&pair.west, pair.account, 100, 700);
+    until_shipped(&link, &pair.west);
+    assert_eq!(retained(&pair.east, pair.account), retained(&pair.west, pair.account));
 }
 
 #[test]
@@ -220,7 +225,7 @@ fn under_a_contract_of_nothing_every_commit_is_on_the_secondary_when_it_is_answe
 }
 
 #[test]
-fn beyond_the_retention_cap_the_log_is_trimmed_and_the_link_says_gap() {
+fn beyond_the_retention_cap_the_log_is_trimmed_and_a_bootstrap_follows_the_gap() {
     let pair = Pair::new();
     let listener = pair.listen();
     let address = listener.local_addr();
@@ -235,6 +240,125 @@ fn beyond_the_retention_cap_the_log_is_trimmed_and_the_link_says_gap() {
     until("the log's being let go", || pair.west.trim(Lsn::MAX).unwrap() > held);
     let options = meridian_wire::ListenerOptions { address, ..listener_options() };
     let _listener = meridian_wire::Listener::bind(Arc::clone(&pair.east), options).unwrap();
-    until("the gap", || link.status().state == LinkState::Gap);
-    assert_eq!(pair.east.digest(pair.account).unwrap().records, 19, "nothing was skipped over");
+    until_shipped(&link, &pair.west);
+    assert_eq!((link.status().bootstraps.0, link.status().gaps), (2, 1));
+    assert_eq!(pair.east.digest(pair.account).unwrap(), pair.west.digest(pair.account).unwrap());
+    assert_eq!(retained(&pair.east, pair.account), retained(&pair.west, pair.account));
+}
+
+/// What a region's readers see of ten partitions, from the first retained record of each on.
+fn retained(region: &Region, account: AccountId) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    for partition in 0..10 {
+        let mut reader = region.partition(account, PartitionId(partition), 0);
+        if reader.skip_trimmed().unwrap() < region.next_sequence(account, PartitionId(partition)).unwrap() {
+            found.extend(reader.map(|view| view.unwrap().transaction().bytes().to_vec()));
+        }
+    }
+    found
+}
+
+fn role(region: &Region, account: AccountId) -> Role {
+    region.accounts().unwrap().into_iter().find(|known| known.id == account).unwrap().role
+}
+
+#[test]
+fn a_copy_that_was_switched_off_is_not_read_and_switched_on_again_gets_only_what_it_lacks() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let link = pair.link(pair.options(&listener));
+    let name = pair.west.accounts().unwrap()[0].name.clone();
+    fill(&pair.west, pair.account, 1000, 700);
+    until_shipped(&link, &pair.west);
+    pair.west.set_account_geo(&name, false).unwrap();
+    until("the drop", || role(&pair.east, pair.account) == Role::Dropped);
+    let read = || pair.east.partition(pair.account, PartitionId(0), 0).try_next();
+    until("its end for readers", || read().is_err_and(|error| error.kind() == ErrorKind::Secondary));
+    let before = link.status().shipped.0;
+    fill(&pair.west, pair.account, 50, 700);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(link.status().shipped.0, before, "nothing is sent for a copy that is not wanted");
+    pair.west.set_account_geo(&name, true).unwrap();
+    until("the copy", || role(&pair.east, pair.account) == Role::Secondary);
+    until_shipped(&link, &pair.west);
+    pair.assert_equal();
+    let sent = link.status().shipped.0 - before;
+    assert!((30_000..120_000).contains(&sent), "{sent} bytes were sent for 50 transactions");
+}
+
+#[test]
+fn a_bootstrap_is_slowed_down_said_and_not_read_until_it_is_whole() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    fill(&pair.west, pair.account, 1000, 700);
+    let rate = Some(2 << 20);
+    let link =
+        pair.link(LinkOptions { bootstrap_bytes_per_second: rate, batch_bytes: 1 << 16, ..pair.options(&listener) });
+    let began = std::time::Instant::now();
+    until("the copy in the making", || {
+        link.status().state == LinkState::Bootstrap && link.status().bootstraps.1 > 100_000
+    });
+    let status = link.status();
+    assert_eq!((status.cause, status.last_sync_time), (Cause::Bootstrap, 0));
+    assert_eq!(role(&pair.east, pair.account), Role::Bootstrap);
+    let refused = pair.east.partition(pair.account, PartitionId(0), 0).try_next().err().map(|error| error.kind());
+    assert_eq!(refused, Some(ErrorKind::Secondary));
+    until_shipped(&link, &pair.west);
+    assert!(began.elapsed() > Duration::from_millis(400), "1.4 MiB at 2 MiB a second");
+    assert_eq!(role(&pair.east, pair.account), Role::Secondary);
+    assert!(link.status().bootstraps.1 > 1_000_000);
+    pair.assert_equal();
+}
+
+#[test]
+fn read_access_is_the_accounts_to_give() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let link = pair.link(pair.options(&listener));
+    let name = pair.west.accounts().unwrap()[0].name.clone();
+    fill(&pair.west, pair.account, 20, 100);
+    until_shipped(&link, &pair.west);
+    let read = || pair.east.partition(pair.account, PartitionId(0), 0).try_next();
+    let seen = || {
+        let mut log = pair.east.subscribe(Lsn::ZERO);
+        let blocks = std::iter::from_fn(|| log.try_next().unwrap());
+        blocks.map(|block| block.transactions().filter(|one| one.account() == pair.account).count()).sum::<usize>()
+    };
+    assert!(read().unwrap().is_some() && seen() > 0);
+    pair.west.set_account_read_access(&name, false).unwrap();
+    until_shipped(&link, &pair.west);
+    assert_eq!((read().err().map(|error| error.kind()), seen()), (Some(ErrorKind::Secondary), 0));
+    pair.west.set_account_read_access(&name, true).unwrap();
+    until_shipped(&link, &pair.west);
+    assert!(read().unwrap().is_some() && seen() > 0);
+}
+
+#[test]
+fn a_copy_that_differs_is_found_and_made_whole_from_the_primary() {
+    let pair = Pair::new();
+    let account = pair.west.accounts().unwrap().remove(0);
+    let records = [bytes::Bytes::from_static(b"what nobody wrote")];
+    let header = FrameHeader {
+        kind: FrameKind::Data,
+        account: pair.account,
+        partition: PartitionId(0),
+        epoch: 1,
+        first_sequence: 0,
+        time: 1,
+        client: ClientId::NONE,
+        client_sequence: 0,
+    };
+    let mut forged = vec![0; frame_len(&records).unwrap()];
+    encode_frame(&header, &records, &mut forged);
+    let lane = lane(&pair.west);
+    let (account, frames, position) = (Some(account), vec![forged.into()], Lsn::ZERO);
+    let arrived = Arrived { lane, account, restart: None, frames, mark: None, position };
+    pair.east.import(arrived).unwrap().wait().unwrap();
+    let listener = pair.listen();
+    let link = pair.link(pair.options(&listener));
+    fill(&pair.west, pair.account, 100, 100);
+    until_shipped(&link, &pair.west);
+    assert_eq!(link.status().differed, [(pair.account, PartitionId(0))]);
+    assert_eq!(pair.east.digest(pair.account).unwrap(), pair.west.digest(pair.account).unwrap());
+    assert_eq!(retained(&pair.east, pair.account), retained(&pair.west, pair.account), "what was forged is void");
 }

@@ -67,18 +67,36 @@ prop_compose! {
     }
 }
 
+fn any_role() -> impl Strategy<Value = Role> {
+    prop::sample::select(vec![Role::Primary, Role::Local, Role::Secondary, Role::Bootstrap, Role::Dropped])
+}
+
+prop_compose! {
+    fn any_holding()(partition: u128, next_sequence: u64, sum: u128, records: u64) -> Holding {
+        Holding { partition: PartitionId(partition), next_sequence, digest: Digest { sum, records } }
+    }
+}
+
 prop_compose! {
     fn any_system()(
-        accounts in vec((any::<u64>(), ".{0,40}", any::<[bool; 2]>()), 0..9),
+        accounts in vec((any::<u64>(), ".{0,40}", any::<[bool; 2]>(), any_role()), 0..9),
+        restarts in btree_map(any::<u64>(), vec(any_holding(), 1..5), 0..5),
         progress in vec(any::<(u128, u64, u64, u64)>(), 0..5), time in any::<u64>(),
     ) -> SystemState {
-        let account = |(id, name, [all, secondary]): (u64, String, [bool; 2])| {
-            AccountRecord { id: AccountId(id), name, epoch: id ^ 5, all, secondary }
+        let account = |(id, name, [all, closed], role): (u64, String, [bool; 2], Role)| {
+            AccountRecord { id: AccountId(id), name, epoch: id ^ 5, all, role, closed }
         };
+        let restart = |(account, partitions)| Restart { account: AccountId(account), partitions };
         let progress = progress.into_iter().map(|(source, position, time, cut)| {
-            (Progress { source: LogId(source), position: Lsn(position), time }, Lsn(cut))
+            let lane = Lane { log: LogId(source), number: position as u32 };
+            (Progress { lane, position: Lsn(position), time }, Lsn(cut))
         });
-        SystemState { accounts: accounts.into_iter().map(account).collect(), progress: progress.collect(), time }
+        SystemState {
+            accounts: accounts.into_iter().map(account).collect(),
+            progress: progress.collect(),
+            restarts: restarts.into_iter().map(restart).collect(),
+            time,
+        }
     }
 }
 
@@ -116,6 +134,7 @@ prop_compose! {
             partition: PartitionId(partition),
             next_sequence,
             digest: Digest { sum: partition ^ 77, records: next_sequence },
+            restarted: SegmentId(next_sequence as u32),
         };
         Checkpoint {
             log: LogId(log),
@@ -150,11 +169,17 @@ proptest! {
     }
 
     #[test]
-    fn an_account_comes_back_as_it_went_in(id: u64, name in ".{0,200}", epoch: u64, all: bool, secondary: bool) {
-        let account = AccountRecord { id: AccountId(id), name, epoch, all, secondary };
+    fn an_account_comes_back_as_it_went_in(id: u64, name in ".{0,200}", epoch: u64, all: bool, role in any_role(), closed: bool) {
+        let account = AccountRecord { id: AccountId(id), name, epoch, all, role, closed };
         let record = encode_account(&account);
         prop_assert_eq!(decode_account(&record), Ok(account.clone()));
         prop_assert_eq!(SystemRecord::decode(&record), Ok(SystemRecord::Account(account)));
+    }
+
+    #[test]
+    fn a_restart_comes_back_as_it_went_in(account: u64, partitions in vec(any_holding(), 0..20)) {
+        let restart = Restart { account: AccountId(account), partitions };
+        prop_assert_eq!(SystemRecord::decode(&encode_restart(&restart)), Ok(SystemRecord::Restart(restart)));
     }
 
     #[test]
@@ -164,7 +189,7 @@ proptest! {
         let digest = |(account, (sum, records))| (AccountId(account), Digest { sum, records });
         let marked: Vec<_> = marked.into_iter().map(digest).collect();
         prop_assert_eq!(SystemRecord::decode(&encode_mark(&marked)), Ok(SystemRecord::Mark(marked)));
-        let progress = Progress { source: LogId(source), position: Lsn(position), time };
+        let progress = Progress { lane: Lane { log: LogId(source), number: time as u32 }, position: Lsn(position), time };
         prop_assert_eq!(SystemRecord::decode(&encode_progress(&progress)), Ok(SystemRecord::Progress(progress)));
     }
 }
@@ -285,8 +310,8 @@ fn an_account_record_is_exactly_one_account() {
     refused(decode(|r| r.truncate(23)), "account: bytes");
     refused(decode(|r| r[0] = 2), "kind");
     refused(decode(|r| r[2] = 2), "version");
-    refused(decode(|r| r[4] = 2), "ack level");
-    refused(decode(|r| r[5] = 2), "role");
+    refused(decode(|r| r[4] = 4), "flags");
+    refused(decode(|r| r[5] = 5), "role");
     refused(decode(|r| r[6] = 6), "bytes of the name");
     refused(decode(|r| r[7] = 0xFF), "bytes of the name");
     refused(decode(|r| r.push(0)), "bytes of the name");
@@ -318,7 +343,6 @@ fn a_progress_is_exactly_one_progress() {
         SystemRecord::decode(&record)
     };
     refused(decode(|r| r[2] = 2), "version");
-    refused(decode(|r| r[7] = 1), "zeros");
     refused(decode(|r| r.truncate(39)), "progress: bytes");
     refused(decode(|r| r.push(0)), "progress: bytes");
     assert_eq!(decode(|_| {}), Ok(SystemRecord::Progress(progress())));
@@ -328,4 +352,19 @@ fn a_progress_is_exactly_one_progress() {
 #[should_panic(expected = "at most 1024 bytes")]
 fn an_account_with_too_long_a_name_is_not_encoded() {
     let _ = encode_account(&account(&"x".repeat(MAX_ACCOUNT_NAME + 1)));
+}
+
+#[test]
+fn a_restart_is_exactly_one_restart() {
+    let decode = |change: fn(&mut Vec<u8>)| {
+        let mut record = encode_restart(&restart());
+        change(&mut record);
+        SystemRecord::decode(&record)
+    };
+    refused(decode(|r| r[2] = 2), "version");
+    refused(decode(|r| r[4] = 1), "zeros");
+    refused(decode(|r| r.truncate(15)), "restart: bytes");
+    refused(decode(|r| r.push(0)), "bytes of partitions");
+    refused(decode(|r| r.resize(16 + 48 * 4097, 0)), "bytes of partitions");
+    assert_eq!(decode(|_| {}), Ok(SystemRecord::Restart(restart())));
 }

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
-use crate::geo::{Digest, Progress};
-use crate::types::{AccountId, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, SegmentId};
+use crate::geo::{Digest, Holding, Lane, Progress, Restart};
+use crate::types::{AccountId, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};
 
 const LOG: LogId = LogId(0x1111_2222_3333_4444_5555_6666_7777_8888);
 
@@ -156,6 +156,7 @@ fn checkpoint() -> Checkpoint {
         partition: PartitionId(partition),
         next_sequence: 8,
         digest: Digest { sum: 1 << 100, records: 8 },
+        restarted: SegmentId(3),
     };
     Checkpoint {
         log: LOG,
@@ -167,17 +168,23 @@ fn checkpoint() -> Checkpoint {
 }
 
 fn account(name: &str) -> AccountRecord {
-    AccountRecord { id: AccountId(7), name: name.into(), epoch: 2, all: true, secondary: false }
+    AccountRecord { id: AccountId(7), name: name.into(), epoch: 2, all: true, role: Role::Secondary, closed: true }
 }
 
 fn progress() -> Progress {
-    Progress { source: LogId(1 << 90), position: Lsn(8192), time: 1_700_000_000_000_000_000 }
+    Progress { lane: Lane { log: LogId(1 << 90), number: 3 }, position: Lsn(8192), time: 1_700_000_000_000_000_000 }
+}
+
+fn restart() -> Restart {
+    let digest = Digest { sum: 1 << 99, records: 4 };
+    Restart { account: AccountId(7), partitions: vec![Holding { partition: PartitionId(1), next_sequence: 4, digest }] }
 }
 
 fn system_state() -> SystemState {
     SystemState {
         accounts: vec![account("flights"), account("an account whose name is long")],
         progress: vec![(progress(), Lsn(77))],
+        restarts: vec![restart()],
         time: 1_700_000_000_000_000_001,
     }
 }
@@ -280,8 +287,8 @@ fn the_bytes_of_this_version_have_not_changed() {
         ("segment header", 0xF50D_4C8C_9A8F_8F0D),
         ("seal", 0x0958_1FDA_4197_6DDE),
         ("superblock", 0xBEE9_FBF5_E960_AE03),
-        ("index", 0x24EA_C64B_0FEA_CDE7),
-        ("checkpoint", 0x3A45_F77C_E6EE_0E53),
+        ("index", 0x1B0B_F1BE_1737_65FD),
+        ("checkpoint", 0x394C_A58A_2D2D_C373),
     ];
     assert_eq!(found, golden);
 }

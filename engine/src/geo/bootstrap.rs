@@ -1,0 +1,48 @@
+//! Which copies a session has to make whole, from what the secondary says of itself.
+
+use std::collections::BTreeSet;
+
+use crate::region::Account;
+use crate::types::{AccountId, Lsn, Role};
+
+/// What a secondary says of a lane when a session begins.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Everything before this position of the primary's log is there.
+    pub position: Lsn,
+    /// Accounts whose copies are being made whole.
+    pub bootstrap: BTreeSet<AccountId>,
+    /// Accounts whose copies were dropped.
+    pub dropped: BTreeSet<AccountId>,
+}
+
+/// What a session has to do for a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// To send what is new.
+    Nothing,
+    /// To say first how the account is now: its bootstrap goes on, or it is to be dropped.
+    Account,
+    /// To compare what is there with what is here, and to bootstrap it.
+    Comparison,
+    /// To leave it alone: it was dropped as it was to be.
+    Drop,
+}
+
+/// What a copy needs. `first` is the first retained position of the primary's log; `suspect` says that the copy was found to differ, or to
+/// have a hole.
+#[must_use]
+pub fn need(account: &Account, standing: &Standing, first: Lsn, suspect: bool) -> Need {
+    let dropped = standing.dropped.contains(&account.id);
+    // What is not retained any more is lacking, or nothing was ever sent by this lane.
+    let lacks = standing.position < first;
+    let unfinished = standing.bootstrap.contains(&account.id);
+    match account.role {
+        Role::Local if dropped => Need::Drop,
+        Role::Local if lacks || unfinished => Need::Account,
+        Role::Local => Need::Nothing,
+        _ if lacks || dropped || suspect => Need::Comparison,
+        _ if unfinished => Need::Account,
+        _ => Need::Nothing,
+    }
+}
