@@ -33,7 +33,7 @@ impl Region {
     /// What is held of an account's partitions, ascending, of those behind `after` the first `most`.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed), [`Halted`](ErrorKind::Halted).
+    /// [`Closed`](crate::ErrorKind::Closed), [`Halted`](crate::ErrorKind::Halted).
     pub fn holdings(&self, account: AccountId, after: Option<PartitionId>, most: usize) -> Result<Vec<Holding>> {
         self.shared.ask(|done| Request::Geo(Geo::Holdings { account, after, most, done }))
     }
