@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam::channel::{self, RecvTimeoutError};
 use hdrhistogram::Histogram;
 use meridian::format::DATA_START;
 use meridian::geo::{
@@ -548,8 +549,34 @@ impl Shared {
         }
     }
 
+    /// As [`Shared::find_needs`], while the other side hears that somebody is here: comparing reads as much of the log as it has to.
+    fn prepare(self: &Arc<Shared>, connection: &Arc<Connection>, welcome: &Welcome) -> Result<(Shipper, Lsn)> {
+        let (ready, waiting) = channel::bounded::<()>(0);
+        let (shared, theirs, beat) = (Arc::clone(self), Arc::clone(connection), self.options.patience / 4);
+        let alive = start("meridian-alive", move || {
+            while waiting.recv_timeout(beat) == Err(RecvTimeoutError::Timeout) {
+                if session::write(&theirs, &Message::Ping(shared.clock.now())).is_err() {
+                    return;
+                }
+            }
+        })?;
+        let suspects = std::mem::take(&mut self.lock().suspects);
+        let prepared = self.find_needs(connection, welcome, &suspects);
+        drop(ready);
+        drop(alive.join());
+        if prepared.is_err() {
+            self.lock().suspects.extend(suspects);
+        }
+        prepared
+    }
+
     /// Finds out which copies are not whole, and what they lack. Returns where the log is to be read from.
-    fn prepare(&self, connection: &Connection, welcome: &Welcome) -> Result<(Shipper, Lsn)> {
+    fn find_needs(
+        &self,
+        connection: &Connection,
+        welcome: &Welcome,
+        suspects: &BTreeSet<AccountId>,
+    ) -> Result<(Shipper, Lsn)> {
         let (batch_bytes, batch_time) = (self.options.batch_bytes, self.options.batch_time.as_nanos() as u64);
         let options = ShipperOptions { batch_bytes, batch_time, window: welcome.window };
         // Nothing goes away until it is known what is needed.
@@ -560,11 +587,7 @@ impl Shared {
             bootstrap: welcome.bootstrap.iter().copied().collect(),
             dropped: welcome.dropped.iter().copied().collect(),
         };
-        let suspects = {
-            let mut state = self.lock();
-            state.status.gaps += u64::from(standing.position > Lsn::ZERO && standing.position < first);
-            std::mem::take(&mut state.suspects)
-        };
+        self.lock().status.gaps += u64::from(standing.position > Lsn::ZERO && standing.position < first);
         let mut carried: BTreeSet<AccountId> = self.options.accounts.iter().copied().collect();
         let (mut copies, mut dropped) = (Vec::new(), Vec::new());
         for account in self.region.accounts()?.into_iter().filter(|known| carried.contains(&known.id)) {
@@ -607,7 +630,7 @@ impl Shared {
             let part = loop {
                 match session::read(connection, MOST_FIELDS, 0, self.options.patience)? {
                     Message::Holdings(part) => break part,
-                    Message::Pong(0) => {}
+                    Message::Pong(_) => {}
                     Message::Refuse(kind, message) => return Err(WireError::Refused { kind, message }),
                     _ => return Err(WireError::Protocol("an answer comes here")),
                 }

@@ -211,20 +211,22 @@ impl Life {
         }
     }
 
-    /// A creation that was cut short opens, or says that there is nothing; then its directories are removed.
+    /// A creation that was cut short opens, or says that there is nothing. Unless it got to every disk its directories are removed: one
+    /// without a superblock would have to be replaced, and nobody was told that there is a region.
     fn begin_again(&mut self) {
         match Region::open(options(&self.disks, self.driver), ()) {
             Ok(region) => {
-                self.exists = true;
+                let disks = region.health().unwrap().disks;
+                self.exists = disks.iter().all(|disk| disk.state == meridian::DiskState::Healthy);
                 region.close().unwrap();
             }
             Err(error) => {
                 let kind = error.kind();
                 assert!(matches!(kind, ErrorKind::NotFound | ErrorKind::RestoreDisk), "{kind:?}: {error}");
-                for disk in self.disks.iter().filter(|disk| disk.exists()) {
-                    std::fs::remove_dir_all(disk).unwrap();
-                }
             }
+        }
+        for disk in self.disks.iter().filter(|disk| !self.exists && disk.exists()) {
+            std::fs::remove_dir_all(disk).unwrap();
         }
     }
 
