@@ -172,7 +172,8 @@ struct Bootstrapping {
     until: Lsn,
     /// What need not be sent of the accounts that are compared.
     have: BTreeMap<AccountId, BTreeMap<PartitionId, u64>>,
-    accounts: BTreeSet<AccountId>,
+    /// The copies, and the epochs that they were said to be in.
+    accounts: BTreeMap<AccountId, u64>,
 }
 
 impl Bootstrapping {
@@ -187,9 +188,13 @@ impl Bootstrapping {
         }
     }
 
-    /// Whether what the log says of an account at this position is news.
-    fn is_news(&self, lsn: Lsn, account: AccountId) -> bool {
-        lsn >= if self.accounts.contains(&account) { self.known } else { self.live }
+    /// Whether what the log says of an account at this position is news. The other side passes over older epochs: so must this one, or it
+    /// would take a copy for dropped that is not.
+    fn is_news(&self, lsn: Lsn, record: &AccountRecord) -> bool {
+        match self.accounts.get(&record.id) {
+            Some(epoch) => lsn >= self.known && record.epoch >= *epoch,
+            None => lsn >= self.live,
+        }
     }
 }
 
@@ -264,7 +269,7 @@ impl Shipper {
         let Bootstrap { first, live, known, until, copies } = bootstrap;
         let mut shipper = Shipper::new(options, accounts, first);
         shipper.bootstrap = Bootstrapping { live, known, until, ..Bootstrapping::default() };
-        shipper.bootstrap.accounts = copies.iter().map(|copy| copy.account.id).collect();
+        shipper.bootstrap.accounts = copies.iter().map(|copy| (copy.account.id, copy.account.epoch)).collect();
         let begins = copies.iter().any(|copy| copy.compared.is_some());
         if begins {
             // Until everything has begun anew, nothing is known to be there.
@@ -372,7 +377,7 @@ impl Shipper {
     fn offer_system(&mut self, lsn: Lsn, header: &FrameHeader, record: &[u8], now: u64) {
         match SystemRecord::decode(record) {
             Ok(SystemRecord::Account(known))
-                if self.accounts.contains(&known.id) && self.bootstrap.is_news(lsn, known.id) =>
+                if self.accounts.contains(&known.id) && self.bootstrap.is_news(lsn, &known) =>
             {
                 self.offer_account(lsn, &known, now);
             }
