@@ -153,6 +153,9 @@ pub struct Shipper {
     accounts: BTreeSet<AccountId>,
     resume: Lsn,
     bootstrap: Bootstrapping,
+    /// Accounts that were switched off, and the batch that says so.
+    dropped: BTreeMap<AccountId, u64>,
+    acknowledged_number: u64,
     open: Open,
     ready: VecDeque<Closed>,
     /// Sent and not acknowledged, in order.
@@ -245,6 +248,8 @@ impl Shipper {
             accounts: accounts.into_iter().collect(),
             resume,
             bootstrap: Bootstrapping { live: resume, ..Bootstrapping::default() },
+            dropped: BTreeMap::new(),
+            acknowledged_number: 0,
             open: Open::default(),
             ready: VecDeque::new(),
             flying: VecDeque::new(),
@@ -277,13 +282,13 @@ impl Shipper {
         }
         let at = shipper.shipped;
         for Copy { account, compared } in copies {
-            let id = account.id;
-            if account.role == Role::Local {
-                shipper.accounts.remove(&id);
-            }
+            let (id, dropped) = (account.id, account.role == Role::Local);
             // A restart that says nothing still hides a copy until it is whole, and lets the position go back.
             let restart = compared.is_some().then(|| Restart { account: id, partitions: Vec::new() });
             shipper.ready.push_back(Closed::at(at, Open { account: Some(account), restart, ..Open::default() }));
+            if dropped {
+                shipper.leave_out(id);
+            }
             let Some(Comparison { restart, have, .. }) = compared else { continue };
             shipper.bootstrap.have.insert(id, have);
             for partitions in restart.chunks(MAX_RESTARTED).map(<[_]>::to_vec) {
@@ -301,7 +306,7 @@ impl Shipper {
     /// whole.
     #[must_use]
     pub fn has_dropped(&self, account: AccountId) -> bool {
-        !self.accounts.contains(&account) && self.ready.is_empty() && self.flying.is_empty()
+        self.dropped.get(&account).is_some_and(|number| *number <= self.acknowledged_number)
     }
 
     /// Whether copies are being made whole.
@@ -407,9 +412,14 @@ impl Shipper {
         self.open.since.get_or_insert(now);
         self.close(None, self.offered);
         if known.role == Role::Local {
-            // The copy is dropped. Should there be one again, that is a bootstrap.
-            self.accounts.remove(&known.id);
+            self.leave_out(known.id);
         }
+    }
+
+    /// The last batch that is ready says that a copy is dropped. Should there be one again, that is a bootstrap.
+    fn leave_out(&mut self, account: AccountId) {
+        self.accounts.remove(&account);
+        self.dropped.insert(account, self.next_number + self.ready.len() as u64 - 1);
     }
 
     /// The open batch is complete: everything before `position` is in it or in one before.
@@ -473,6 +483,7 @@ impl Shipper {
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
         let count = if planted!(AcknowledgesAll) { self.flying.len() } else { (number - first + 1) as usize };
+        self.acknowledged_number = first + count as u64 - 1;
         let mut acknowledged = Vec::with_capacity(count);
         for Flying { position, bytes, records, time, .. } in self.flying.drain(..count) {
             self.flying_bytes -= bytes;
