@@ -35,6 +35,7 @@
 mod clock;
 pub mod codec;
 mod compress;
+mod contract;
 mod error;
 mod link;
 mod listener;
@@ -43,8 +44,9 @@ mod threads;
 mod transport;
 
 pub use compress::Compression;
+pub use contract::{Breach, Contract};
 pub use error::{RefusalKind, Result, WireError};
-pub use link::{Breach, Cause, Contract, Link, LinkOptions, LinkState, LinkStatus, PartitionLag};
+pub use link::{Cause, Link, LinkOptions, LinkState, LinkStatus, PartitionLag};
 pub use listener::{Arrival, Listener, ListenerOptions};
 pub use session::Peer;
 pub use transport::{Security, TlsIdentity};

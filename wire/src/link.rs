@@ -20,6 +20,7 @@ use meridian::{
 use crate::clock::{self, Clock};
 use crate::codec::{Ask, Hello, MOST_FIELDS, MOST_HOLDINGS, Message, Welcome};
 use crate::compress::{Adaptive, Compression};
+use crate::contract::{Breach, Contract, is_breached};
 use crate::error::{RefusalKind, Result, WireError};
 use crate::session::{self, Peer};
 use crate::threads::{lock, start};
@@ -71,29 +72,6 @@ pub struct LinkOptions {
     /// Bytes of log that are held back from trimming for the secondary, at most. What is trimmed beyond that, while the secondary lacks it,
     /// is a gap, and a bootstrap follows (FAULT-MODEL invariant 12). Default: no bound but the space there is.
     pub retention_bytes: Option<u64>,
-}
-
-/// An account's word about how far its secondary may be behind: the recovery point that a disaster leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Contract {
-    /// The oldest that last sync time may be. Twice [`LinkOptions::mark_interval`] at least, or nothing with
-    /// [`Breach::Wait`]: then every commit waits for the secondary.
-    pub most: Duration,
-    /// What happens beyond that, until last sync time is younger again.
-    pub then: Breach,
-}
-
-/// What happens while a secondary is further behind than its [`Contract`] allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Breach {
-    /// [`LinkStatus::breached`] says so.
-    Alert,
-    /// Commits wait before they are taken.
-    Throttle,
-    /// Commits are refused as [`Behind`](ErrorKind::Behind).
-    Refuse,
-    /// Commits are answered only when they are durable on the secondary, too.
-    Wait,
 }
 
 impl LinkOptions {
@@ -378,11 +356,6 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.shut();
     }
-}
-
-/// Where nothing is allowed, every commit waits, whatever the clocks say: they jump.
-fn is_breached(most: Duration, wall: u64, last_sync_time: u64) -> bool {
-    most.is_zero() || u128::from(wall.saturating_sub(last_sync_time)) > most.as_nanos()
 }
 
 fn cause(state: &State, status: &LinkStatus) -> Cause {
@@ -804,18 +777,5 @@ impl Shared {
         self.gate.arrived(position);
         self.changed.notify_all();
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_contract_of_nothing_is_not_lifted_by_a_clock_that_jumped_back() {
-        let second = Duration::from_secs(1);
-        assert!(is_breached(Duration::ZERO, 10, 10) && is_breached(Duration::ZERO, 5, 10));
-        assert!(!is_breached(second, 1_000_000_010, 10) && is_breached(second, 1_000_000_011, 10));
-        assert!(!is_breached(second, 5, 10), "last sync time lies before the clock: nothing is known to be old");
     }
 }
