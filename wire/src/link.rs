@@ -110,6 +110,9 @@ impl LinkOptions {
         if self.mark_interval.is_zero() || self.patience.is_zero() {
             return invalid("mark_interval and patience: more than nothing".into());
         }
+        if self.bootstrap_bytes_per_second == Some(0) {
+            return invalid("bootstrap_bytes_per_second: more than nothing".into());
+        }
         if let Some(Contract { most, then }) = self.contract {
             let always = then == Breach::Wait && most.is_zero();
             if !always && most < 2 * self.mark_interval {
@@ -662,7 +665,7 @@ impl Shared {
             };
             if let Some(batch) = batch {
                 self.send(connection, &batch, &mut compression)?;
-                self.throttle(batch.bytes);
+                self.throttle(connection, batch.bytes)?;
                 last = now;
             } else if waiting == Waiting::Window {
                 let state = self.lock();
@@ -707,17 +710,27 @@ impl Shared {
         Ok(())
     }
 
-    /// A bootstrap leaves the link to others when it has had its share.
-    fn throttle(&self, bytes: usize) {
+    /// A bootstrap leaves the link to others when it has had its share; the other side hears meanwhile that somebody is here.
+    fn throttle(&self, connection: &Connection, bytes: usize) -> Result<()> {
         let bootstrapping = {
             let mut state = self.lock();
             let bootstrapping = state.status.state == LinkState::Bootstrap;
             state.status.bootstraps.1 += if bootstrapping { bytes as u64 } else { 0 };
             bootstrapping
         };
-        if let Some(most) = self.options.bootstrap_bytes_per_second.filter(|_| bootstrapping) {
-            self.pause(Duration::from_secs_f64(bytes as f64 / most as f64).min(self.options.patience / 4));
+        let Some(most) = self.options.bootstrap_bytes_per_second.filter(|_| bootstrapping) else { return Ok(()) };
+        let mut left = Duration::from_secs_f64(bytes as f64 / most as f64);
+        while !left.is_zero() {
+            let part = left.min(self.options.patience / 4);
+            left -= part;
+            if !self.pause(part) {
+                return Ok(());
+            }
+            if !left.is_zero() {
+                session::write(connection, &Message::Ping(self.clock.now()))?;
+            }
         }
+        Ok(())
     }
 
     /// Adds the time since `start` to what it was spent on; what is old counts less and less.

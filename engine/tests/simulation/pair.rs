@@ -25,7 +25,7 @@ fn run(seed: u64) -> PairOutcome {
 fn schedules_of_two_regions_keep_order_wholeness_and_an_honest_last_sync_time() {
     let (first, count) = (from_environment("MERIDIAN_FIRST_SEED", 0), from_environment("MERIDIAN_PAIRS", 1_000));
     let (next, stop, failed) = (AtomicU64::new(first), AtomicBool::new(false), Mutex::new(None));
-    let total = Mutex::new((0, 0, 0));
+    let total = Mutex::new([0; 4]);
     let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
@@ -41,8 +41,8 @@ fn schedules_of_two_regions_keep_order_wholeness_and_an_honest_last_sync_time() 
                         failed.lock().unwrap().get_or_insert((seed, violation));
                         break;
                     }
-                    let mut total = total.lock().unwrap();
-                    *total = (total.0 + outcome.arrived, total.1 + outcome.sessions, total.2 + outcome.claims);
+                    let counted = [outcome.arrived as u64, outcome.sessions, outcome.claims, outcome.bootstraps];
+                    total.lock().unwrap().iter_mut().zip(counted).for_each(|(total, more)| *total += more);
                 }
             });
         }
@@ -50,10 +50,13 @@ fn schedules_of_two_regions_keep_order_wholeness_and_an_honest_last_sync_time() 
     if let Some((seed, violation)) = failed.into_inner().unwrap() {
         panic!("{violation}\nreplay: {}", replay_command(seed));
     }
-    let (arrived, sessions, claims) = total.into_inner().unwrap();
+    let [arrived, sessions, claims, bootstraps] = total.into_inner().unwrap();
     let seconds = started.elapsed().as_secs_f64();
-    println!("{count} schedules, {arrived} transactions in {sessions} sessions, {claims} claims in {seconds:.1} s");
-    assert!(arrived > 20 * count as usize && sessions > 2 * count && claims > 2 * count, "the schedules do little");
+    println!(
+        "{count} schedules, {arrived} transactions in {sessions} sessions, {claims} claims, {bootstraps} bootstraps in {seconds:.1} s"
+    );
+    assert!(arrived > 20 * count && sessions > 2 * count && claims > 2 * count, "the schedules do little");
+    assert!(bootstraps > count + count / 4, "beside the first of each schedule there are bootstraps");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
 use meridian::geo::Arrived;
 use meridian::{AccountId, Ack, ClientId, ErrorKind, Lsn, PartitionId, Region, Role, Transaction};
-use meridian_wire::{Breach, Cause, Compression, Contract, LinkOptions, LinkState};
+use meridian_wire::{Breach, Cause, Compression, Contract, Link, LinkOptions, LinkState, Listener, WireError};
 
 use crate::common::{Pair, fill, lane, link_options, listener_options, region_options, until, until_shipped};
 
@@ -258,6 +258,15 @@ fn retained(region: &Region, account: AccountId) -> Vec<Vec<u8>> {
     found
 }
 
+/// A link that has shipped so many transactions, and the account's name.
+fn shipped(pair: &Pair, transactions: u64, len: usize) -> (Listener, Link, String) {
+    let listener = pair.listen();
+    let link = pair.link(pair.options(&listener));
+    fill(&pair.west, pair.account, transactions, len);
+    until_shipped(&link, &pair.west);
+    (listener, link, pair.west.accounts().unwrap()[0].name.clone())
+}
+
 fn role(region: &Region, account: AccountId) -> Role {
     region.accounts().unwrap().into_iter().find(|known| known.id == account).unwrap().role
 }
@@ -265,11 +274,7 @@ fn role(region: &Region, account: AccountId) -> Role {
 #[test]
 fn a_copy_that_was_switched_off_is_not_read_and_switched_on_again_gets_only_what_it_lacks() {
     let pair = Pair::new();
-    let listener = pair.listen();
-    let link = pair.link(pair.options(&listener));
-    let name = pair.west.accounts().unwrap()[0].name.clone();
-    fill(&pair.west, pair.account, 1000, 700);
-    until_shipped(&link, &pair.west);
+    let (_listener, link, name) = shipped(&pair, 1000, 700);
     pair.west.set_account_geo(&name, false).unwrap();
     until("the drop", || role(&pair.east, pair.account) == Role::Dropped);
     let read = || pair.east.partition(pair.account, PartitionId(0), 0).try_next();
@@ -284,6 +289,15 @@ fn a_copy_that_was_switched_off_is_not_read_and_switched_on_again_gets_only_what
     pair.assert_equal();
     let sent = link.status().shipped.0 - before;
     assert!((30_000..120_000).contains(&sent), "{sent} bytes were sent for 50 transactions");
+}
+
+#[test]
+fn a_bootstrap_that_may_send_nothing_is_refused() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let options = LinkOptions { bootstrap_bytes_per_second: Some(0), ..pair.options(&listener) };
+    let refused = Link::start(Arc::clone(&pair.west), options).err();
+    assert!(matches!(refused, Some(WireError::InvalidInput(_))), "{refused:?}");
 }
 
 #[test]
@@ -313,11 +327,7 @@ fn a_bootstrap_is_slowed_down_said_and_not_read_until_it_is_whole() {
 #[test]
 fn read_access_is_the_accounts_to_give() {
     let pair = Pair::new();
-    let listener = pair.listen();
-    let link = pair.link(pair.options(&listener));
-    let name = pair.west.accounts().unwrap()[0].name.clone();
-    fill(&pair.west, pair.account, 20, 100);
-    until_shipped(&link, &pair.west);
+    let (_listener, link, name) = shipped(&pair, 20, 100);
     let read = || pair.east.partition(pair.account, PartitionId(0), 0).try_next();
     let seen = || {
         let mut log = pair.east.subscribe(Lsn::ZERO);
