@@ -99,7 +99,7 @@ fn without_a_secondary_the_link_says_so_and_what_each_partition_lacks() {
     assert_eq!(link.lag_by_partition(2).unwrap().len(), 2);
     let mut options = listener_options();
     options.address = address;
-    let listener = meridian_wire::Listener::bind(Arc::clone(&pair.east), options).unwrap();
+    let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
     until_shipped(&link, &pair.west);
     pair.assert_equal();
     drop(listener);
@@ -131,12 +131,12 @@ fn both_sides_go_on_after_being_closed_and_opened() {
     let mut regions = (west, east);
     for round in 0..6u64 {
         let (west, east) = &regions;
-        let listener = meridian_wire::Listener::bind(Arc::clone(east), listener_options()).unwrap();
+        let listener = Listener::bind(Arc::clone(east), listener_options()).unwrap();
         let options = LinkOptions {
             compression: if round % 2 == 0 { Compression::Adaptive } else { Compression::Off },
             ..link_options(listener.local_addr(), account)
         };
-        let link = meridian_wire::Link::start(Arc::clone(west), options).unwrap();
+        let link = Link::start(Arc::clone(west), options).unwrap();
         fill(west, account, 200 + round * 50, 500);
         if round == 5 {
             until_shipped(&link, west);
@@ -169,7 +169,7 @@ fn a_small_window_and_small_batches_lose_nothing() {
     let pair = Pair::new();
     let mut options = listener_options();
     options.window = 20_000;
-    let listener = meridian_wire::Listener::bind(Arc::clone(&pair.east), options).unwrap();
+    let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
     let options = LinkOptions { batch_bytes: 5_000, batch_time: Duration::ZERO, ..pair.options(&listener) };
     let link = pair.link(options);
     fill(&pair.west, pair.account, 2000, 300);
@@ -196,7 +196,7 @@ fn a_contract_is_kept_by_refusing_throttling_or_alerting_while_the_secondary_is_
             Breach::Throttle | Breach::Wait => assert_eq!(write().err().unwrap().kind(), ErrorKind::Busy),
         }
         let options = meridian_wire::ListenerOptions { address, ..listener_options() };
-        let listener = meridian_wire::Listener::bind(Arc::clone(&pair.east), options).unwrap();
+        let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
         until("its end", || !link.status().breached);
         fill(&pair.west, pair.account, 10, 100);
         until_shipped(&link, &pair.west);
@@ -239,7 +239,7 @@ fn beyond_the_retention_cap_the_log_is_trimmed_and_a_bootstrap_follows_the_gap()
     fill(&pair.west, pair.account, 4000, 700);
     until("the log's being let go", || pair.west.trim(Lsn::MAX).unwrap() > held);
     let options = meridian_wire::ListenerOptions { address, ..listener_options() };
-    let _listener = meridian_wire::Listener::bind(Arc::clone(&pair.east), options).unwrap();
+    let _listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
     until_shipped(&link, &pair.west);
     assert_eq!((link.status().bootstraps.0, link.status().gaps), (2, 1));
     assert_eq!(pair.east.digest(pair.account).unwrap(), pair.west.digest(pair.account).unwrap());
