@@ -36,6 +36,14 @@ struct Shared {
     forwarded: AtomicU64,
 }
 
+/// Bytes that are on their way.
+struct Piece {
+    due: Instant,
+    bytes: Vec<u8>,
+    /// Everything is cut when they have arrived.
+    cut: bool,
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -148,14 +156,14 @@ impl Shared {
     /// One direction: a thread that reads and one that writes when it is time to.
     fn forward(self: &Arc<Shared>, mut from: TcpStream, to: TcpStream, counted: bool) -> io::Result<()> {
         let (sender, receiver) = bounded(ON_THE_WAY);
-        let reads = Arc::clone(self);
+        let (reads, writes) = (Arc::clone(self), Arc::clone(self));
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         thread("wan-in").spawn(move || reads.read(&mut from, &sender, counted))?;
-        thread("wan-out").spawn(move || Shared::write(to, &receiver))?;
+        thread("wan-out").spawn(move || writes.write(to, &receiver))?;
         Ok(())
     }
 
-    fn read(&self, from: &mut TcpStream, sender: &Sender<(Instant, Vec<u8>)>, counted: bool) {
+    fn read(&self, from: &mut TcpStream, sender: &Sender<Piece>, counted: bool) {
         let mut buffer = vec![0; CHUNK];
         let mut free = Instant::now();
         while let Ok(mut read @ 1..) = from.read(&mut buffer) {
@@ -180,22 +188,22 @@ impl Shared {
                 std::thread::sleep(free.saturating_duration_since(Instant::now()));
             }
             let due = Instant::now() + Duration::from_nanos(self.delay.load(Ordering::Relaxed));
-            if sender.send((due, buffer[..read].to_vec())).is_err() {
+            let bytes = buffer[..read].to_vec();
+            if sender.send(Piece { due, bytes, cut }).is_err() || cut {
                 return;
-            }
-            if cut {
-                // What was sent before still arrives: the message that it cuts is half there.
-                std::thread::sleep(Duration::from_nanos(self.delay.load(Ordering::Relaxed)) + LOOK);
-                self.cut();
             }
         }
     }
 
-    fn write(mut to: TcpStream, receiver: &Receiver<(Instant, Vec<u8>)>) {
-        while let Ok((due, bytes)) = receiver.recv() {
+    fn write(&self, mut to: TcpStream, receiver: &Receiver<Piece>) {
+        while let Ok(Piece { due, bytes, cut }) = receiver.recv() {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             if to.write_all(&bytes).is_err() {
                 break;
+            }
+            // Only now: what was sent before arrives, and the message that it cuts is half there.
+            if cut {
+                self.cut();
             }
         }
         drop(to.shutdown(Shutdown::Both));
@@ -247,16 +255,23 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_ends_connections_after_the_byte_it_was_told_and_new_ones_are_taken() {
+    fn a_cut_ends_a_connection_after_the_byte_it_was_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let wan = Wan::new(listener.local_addr().expect("an address")).expect("a proxy");
+        let mut near = TcpStream::connect(wan.address()).expect("connected");
+        let (mut far, _) = listener.accept().expect("connected on");
+        wan.cut_after(1_500);
+        near.write_all(&[7; 10_000]).expect("taken in by the network");
+        let mut arrived = Vec::new();
+        far.read_to_end(&mut arrived).expect("an orderly end");
+        assert_eq!((arrived.len(), wan.forwarded()), (1_500, 1_500));
+    }
+
+    #[test]
+    fn new_connections_are_taken_after_a_cut_and_pass_nothing_while_paused() {
         let wan = Wan::new(echo()).expect("a proxy");
         let mut socket = TcpStream::connect(wan.address()).expect("connected");
         round_trip(&mut socket, 1000).expect("before the cut");
-        wan.cut_after(1_500);
-        let mut back = Vec::new();
-        socket.write_all(&vec![7; 100_000]).expect("taken in by the network");
-        drop(socket.read_to_end(&mut back));
-        assert_eq!((back.len(), wan.forwarded()), (1_500, 2_500));
-        let mut socket = TcpStream::connect(wan.address()).expect("connected again");
         wan.pause(true);
         socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
         assert!(round_trip(&mut socket, 10).is_err(), "nothing passes while it is paused");
