@@ -1,15 +1,17 @@
-//! Gates: what commits to an account do while its secondary is further behind than they are to allow.
+//! Gates: what commits to an account do while its secondary is further behind than its contract allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use event_listener::{Event, EventListener};
 
+use crate::account::{Account, Contract};
 use crate::error::{Error, ErrorKind, Result};
 use crate::region::Region;
 use crate::shared::{Shared, lock};
-use crate::types::{AccountId, Lsn};
+use crate::types::{AccountId, Lsn, Role};
 
 /// What commits to an account do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -25,22 +27,23 @@ pub enum Gate {
     Refuse,
 }
 
-/// Holds back commits to some accounts, while it lives, as its owner says: the geo link, to keep an account's contract about how far its
-/// secondary may be behind. With several for one account the strictest holds.
+/// Says, while it lives, how far a secondary is behind for some accounts, so that their [`Contract`]s are kept: the geo link does. Where
+/// several say so of one account, it is as far behind as the worst of them; where nobody does, its contract is broken.
 ///
 /// ```
-/// # use meridian::{Ack, DiskConfig, ErrorKind, Gate, Options, PartitionId, Region, Transaction};
+/// # use std::time::Duration;
+/// # use meridian::{Ack, Contract, DiskConfig, ErrorKind, Gate, Options, PartitionId, Region, Transaction};
 /// # let home = tempfile::tempdir()?;
 /// # let disks = ["a", "b", "c"].map(|name| DiskConfig::new(home.path().join(name), name, "zone-1"));
 /// # let mut options = Options::new(disks.to_vec());
 /// # options.segment_bytes = 8 << 20;
 /// # let region = Region::create(options, ())?;
 /// let flights = region.create_account("flights", Ack::Quorum)?;
+/// region.set_account_contract("flights", Some(Contract { most: Duration::from_secs(1), then: Gate::Refuse }))?;
 /// let departure = || Transaction::new(flights, PartitionId::named("EWR/UA")).record("UA 1545");
-/// let gate = region.gate([flights]);
-/// gate.set(Gate::Refuse);
 /// assert_eq!(region.commit(departure()).unwrap_err().kind(), ErrorKind::Behind);
-/// drop(gate);
+/// let gate = region.gate([flights]);
+/// assert!(gate.keep(1_500_000_000, 700_000_000).is_empty());
 /// region.commit(departure())?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -50,76 +53,143 @@ pub struct AccountGate {
 }
 
 impl AccountGate {
-    /// Says what commits do from now on.
-    pub fn set(&self, gate: Gate) {
-        self.change(|gated| gated.gate = gate);
+    /// Holds its accounts' commits back, or lets them go, as their contracts ask for. `now` and the last sync time are nanoseconds since the
+    /// Unix epoch. Returns the accounts whose contracts are broken, ascending.
+    pub fn keep(&self, now: u64, last_sync_time: u64) -> Vec<AccountId> {
+        self.shared.gates.keep(self.key, now, last_sync_time)
+    }
+
+    /// The oldest last sync time that the strictest of their contracts allows, if any allows more than nothing: marks have to come more often.
+    #[must_use]
+    pub fn strictest(&self) -> Option<Duration> {
+        let state = lock(&self.shared.gates.state);
+        let gated = state.gated.get(&self.key)?;
+        let its = state.contracts.iter().filter(|(account, _)| gated.accounts.contains(account));
+        its.map(|(_, contract)| contract.most).filter(|most| !most.is_zero()).min()
     }
 
     /// Everything before this position is durable on the secondary: those who wait for it are answered.
     pub fn arrived(&self, position: Lsn) {
-        self.change(|gated| gated.arrived = gated.arrived.max(position));
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Gated)) {
-        let gates = &self.shared.gates;
-        if let Some(gated) = lock(&gates.gated).get_mut(&self.key) {
-            change(gated);
-        }
-        self.changed();
-    }
-
-    fn changed(&self) {
-        let gates = &self.shared.gates;
-        gates.version.fetch_add(1, Ordering::SeqCst);
-        gates.changed.notify(usize::MAX);
+        self.shared.gates.change(|state| {
+            let Some(gated) = state.gated.get_mut(&self.key) else { return false };
+            let before = gated.arrived;
+            gated.arrived = before.max(position);
+            gated.arrived > before
+        });
         self.shared.intake.nudge();
     }
 }
 
 impl Drop for AccountGate {
     fn drop(&mut self) {
-        let gates = &self.shared.gates;
-        {
-            let mut gated = lock(&gates.gated);
-            gated.remove(&self.key);
-            gates.any.store(!gated.is_empty(), Ordering::SeqCst);
-        }
-        self.changed();
+        self.shared.gates.change(|state| state.gated.remove(&self.key).is_some());
+        self.shared.intake.nudge();
     }
 }
 
-/// All gates of a region.
+/// What holds commits back in a region.
 #[derive(Default)]
 pub(crate) struct Gates {
     any: AtomicBool,
     /// Counts the changes.
     version: AtomicU64,
     changed: Event,
-    next: AtomicU64,
-    gated: Mutex<BTreeMap<u64, Gated>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    gated: BTreeMap<u64, Gated>,
+    /// Of the accounts that other regions are to hold copies of, as committed.
+    contracts: BTreeMap<AccountId, Contract>,
+    /// Nobody is held by a region that takes nothing any more.
+    closed: bool,
 }
 
 struct Gated {
     accounts: BTreeSet<AccountId>,
-    gate: Gate,
+    /// Those whose contracts are broken, or not known to be kept.
+    broken: BTreeSet<AccountId>,
     arrived: Lsn,
 }
 
+impl State {
+    fn of(&self, account: AccountId) -> Gate {
+        let Some(contract) = self.contracts.get(&account).filter(|_| !self.closed) else { return Gate::Open };
+        let mut its = self.gated.values().filter(|gated| gated.accounts.contains(&account)).peekable();
+        let unknown = its.peek().is_none();
+        if unknown || its.any(|gated| gated.broken.contains(&account)) { contract.then } else { Gate::Open }
+    }
+}
+
 impl Gates {
-    /// The strictest gate of an account.
+    /// `change` says whether there is news for those who wait.
+    fn change(&self, change: impl FnOnce(&mut State) -> bool) {
+        {
+            let mut state = lock(&self.state);
+            if !change(&mut state) {
+                return;
+            }
+            self.any.store(!state.contracts.is_empty(), Ordering::SeqCst);
+        }
+        self.version.fetch_add(1, Ordering::SeqCst);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// The region takes nothing any more.
+    pub(crate) fn close(&self) {
+        self.change(|state| !std::mem::replace(&mut state.closed, true));
+    }
+
+    /// Takes note of an account's settings.
+    pub(crate) fn put_account(&self, account: &Account) {
+        let contract = account.contract.filter(|_| account.role == Role::Primary);
+        self.change(|state| {
+            let before = match contract {
+                Some(contract) => state.contracts.insert(account.id, contract),
+                None => state.contracts.remove(&account.id),
+            };
+            if before == contract {
+                return false;
+            }
+            // Until somebody says how far the secondary is.
+            for gated in state.gated.values_mut().filter(|gated| gated.accounts.contains(&account.id)) {
+                gated.broken.insert(account.id);
+            }
+            true
+        });
+    }
+
+    fn keep(&self, key: u64, now: u64, last_sync_time: u64) -> Vec<AccountId> {
+        let mut all = Vec::new();
+        self.change(|state| {
+            let Some(gated) = state.gated.get_mut(&key) else { return false };
+            let broken = state.contracts.iter().filter(|(account, contract)| {
+                gated.accounts.contains(account) && contract.is_broken(now, last_sync_time)
+            });
+            let broken: BTreeSet<AccountId> = broken.map(|(account, _)| *account).collect();
+            all.extend(&broken);
+            broken != std::mem::replace(&mut gated.broken, broken.clone())
+        });
+        all
+    }
+
+    /// What commits to an account do.
     pub(crate) fn of(&self, account: AccountId) -> Gate {
         if !self.any.load(Ordering::Relaxed) {
             return Gate::Open;
         }
-        let gated = lock(&self.gated);
-        let its = gated.values().filter(|gated| gated.accounts.contains(&account));
-        its.map(|gated| gated.gate).max().unwrap_or_default()
+        lock(&self.state).of(account)
     }
 
-    /// How far an account has arrived at every secondary that somebody keeps a gate for; `None` when nobody does.
+    /// How far an account has arrived at every secondary that somebody keeps a gate for. Where nobody does, nothing has if its commits are to
+    /// wait for that; else `None`.
     pub(crate) fn arrived(&self, account: AccountId) -> Option<Lsn> {
-        let gated = lock(&self.gated);
-        gated.values().filter(|gated| gated.accounts.contains(&account)).map(|gated| gated.arrived).min()
+        let state = lock(&self.state);
+        let its = state.gated.values().filter(|gated| gated.accounts.contains(&account));
+        let waits = || state.contracts.get(&account).is_some_and(|contract| contract.then == Gate::Wait);
+        its.map(|gated| gated.arrived).min().or_else(|| waits().then_some(Lsn::ZERO))
     }
 
     /// Counts the changes.
@@ -145,14 +215,17 @@ impl Gates {
 }
 
 impl Region {
-    /// A gate for commits to these accounts, open at first.
-    #[must_use = "it is open again once this is dropped"]
+    /// A gate for commits to these accounts, whose contracts are broken until it says that they are not.
+    #[must_use = "nobody keeps their contracts once this is dropped"]
     pub fn gate(&self, accounts: impl IntoIterator<Item = AccountId>) -> AccountGate {
-        let gates = &self.shared.gates;
-        let key = gates.next.fetch_add(1, Ordering::Relaxed);
-        let gated = Gated { accounts: accounts.into_iter().collect(), gate: Gate::Open, arrived: Lsn::ZERO };
-        lock(&gates.gated).insert(key, gated);
-        gates.any.store(true, Ordering::SeqCst);
+        let accounts: BTreeSet<AccountId> = accounts.into_iter().collect();
+        let mut key = 0;
+        self.shared.gates.change(|state| {
+            state.next += 1;
+            key = state.next;
+            state.gated.insert(key, Gated { broken: accounts.clone(), accounts, arrived: Lsn::ZERO });
+            true
+        });
         AccountGate { shared: Arc::clone(&self.shared), key }
     }
 }

@@ -51,6 +51,7 @@
 #[macro_use]
 mod planted;
 
+mod account;
 mod error;
 pub mod format;
 mod gate;
@@ -69,6 +70,7 @@ mod sync;
 mod transaction;
 mod types;
 
+pub use account::{Account, Contract};
 pub use error::{Corruption, Error, ErrorKind, Result};
 pub use gate::{AccountGate, Gate};
 pub use health::{CopyHealth, DiskHealth, DiskState, Health, SegmentHealth};
@@ -76,7 +78,7 @@ pub use io::DriverChoice;
 pub use log::scrub::ScrubReport;
 pub use options::{DiskConfig, Options, Placement};
 pub use read::{BlockView, PartitionReader, Subscription, TransactionView};
-pub use region::{Account, MakeDriver, Region, RetentionPin, Ticket};
+pub use region::{MakeDriver, Region, RetentionPin, Ticket};
 pub use stats::Stats;
 pub use transaction::{Committed, Receipt, StateMachine, Transaction};
 pub use types::{AccountId, Ack, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use event_listener::Listener as _;
 
+use crate::account::{Account, Contract};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, FrameKind, MAX_MARKED, MAX_RESTARTED};
 use crate::geo::{Arrived, Cut, Digest, Imported, Lane, Progress};
@@ -25,7 +26,7 @@ use crate::stats::Stats;
 use crate::sync::intake::{Intake, Reason, Refused};
 use crate::sync::ticket::{Abandoned, Resolver, ticket};
 use crate::transaction::{Receipt, StateMachine, Transaction};
-use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId, Role};
+use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId};
 
 /// What makes a driver for the thread that it is called on, which is the one that uses it.
 pub trait MakeDriver: FnOnce() -> io::Result<Box<dyn Driver>> + Send + 'static {}
@@ -224,6 +225,16 @@ impl Region {
     /// [`NotFound`](ErrorKind::NotFound); [`Secondary`](ErrorKind::Secondary).
     pub fn set_account_read_access(&self, name: &str, on: bool) -> Result<AccountId> {
         self.put_account(name, AccountChange::SetReadAccess(on))
+    }
+
+    /// Says how far the account's secondary may be behind, and what happens beyond that (acceptance G9); nothing does for a new one.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`Secondary`](ErrorKind::Secondary); [`InvalidInput`](ErrorKind::InvalidInput) for less than a
+    /// contract can be.
+    pub fn set_account_contract(&self, name: &str, contract: Option<Contract>) -> Result<AccountId> {
+        contract.as_ref().map_or(Ok(()), Contract::check)?;
+        self.put_account(name, AccountChange::SetContract(contract))
     }
 
     fn put_account(&self, name: &str, change: AccountChange) -> Result<AccountId> {
@@ -475,23 +486,6 @@ impl Drop for Region {
     }
 }
 
-/// An account's settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Account {
-    /// What transactions name.
-    pub id: AccountId,
-    /// Its name.
-    pub name: String,
-    /// Its epoch, 1 at first.
-    pub epoch: u64,
-    /// Its default ack level.
-    pub ack: Ack,
-    /// Where its writes come from.
-    pub role: Role,
-    /// Whether its secondary can be read while the primary is there (acceptance G11).
-    pub read_access: bool,
-}
-
 /// Holds back trimming while it lives.
 pub struct RetentionPin {
     shared: Arc<Shared>,
@@ -586,6 +580,7 @@ fn run(
         *lock(&shared.halted) = Some(error);
     }
     shared.committed.close();
+    shared.gates.close();
     shared.intake.abandon();
 }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::account::{Account, Contract};
 use crate::error::{Error, Result};
-use crate::format::AccountRecord;
 use crate::gate::Gates;
 use crate::geo::{Cut, Lane};
 use crate::health::{Health, SegmentHealth};
@@ -55,7 +55,7 @@ pub(crate) enum Control {
     Fail { disk: usize, done: Resolver<Result<()>> },
     Return { disk: usize, replace: bool, done: Resolver<Result<()>> },
     Scrub { done: Resolver<Result<crate::ScrubReport>> },
-    Accounts { done: Resolver<Result<Vec<crate::Account>>> },
+    Accounts { done: Resolver<Result<Vec<Account>>> },
     Cut { lane: Lane, done: Resolver<Result<Option<Cut>>> },
     NextSequence { account: AccountId, partition: PartitionId, done: Resolver<Result<u64>> },
     Health { done: Resolver<Result<Health>> },
@@ -75,6 +75,8 @@ pub(crate) enum AccountChange {
     SetGeo(bool),
     /// Whether that copy can be read.
     SetReadAccess(bool),
+    /// How far it may be behind.
+    SetContract(Option<Contract>),
 }
 
 /// A committed block still in memory.
@@ -137,10 +139,10 @@ pub(crate) struct ReadCatalog {
 
 impl ReadCatalog {
     /// Takes note of an account's settings.
-    pub(crate) fn put_account(&mut self, account: &AccountRecord) {
+    pub(crate) fn put_account(&mut self, account: &Account) {
         let hidden = match account.role {
             Role::Primary | Role::Local => false,
-            Role::Secondary => account.closed,
+            Role::Secondary => !account.read_access,
             Role::Bootstrap | Role::Dropped => true,
         };
         if hidden == self.hidden.contains(&account.id) {

@@ -1,16 +1,18 @@
 //! Valid encodings of every structure, drawn from a seed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use meridian::format::{
-    ALIGN, AccountRecord, BLOCK_HEADER, BlockHeader, Checkpoint, ClientCommit, DATA_START, EpochEntry, FrameHeader,
-    FrameKind, IndexPartition, Member, PartitionRecord, Posting, Seal, SegmentHeader, SegmentIndex, Superblock,
-    SystemState, encode_account, encode_frame, encode_mark, encode_progress, encode_restart, finish_block, frame_len,
-    padded,
+    ALIGN, BLOCK_HEADER, BlockHeader, Checkpoint, ClientCommit, DATA_START, EpochEntry, FrameHeader, FrameKind,
+    IndexPartition, Member, PartitionRecord, Posting, Seal, SegmentHeader, SegmentIndex, Superblock, SystemState,
+    encode_account, encode_frame, encode_mark, encode_progress, encode_restart, finish_block, frame_len, padded,
 };
 use meridian::geo::{Digest, Holding, Lane, Progress, Restart};
-use meridian::{AccountId, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};
+use meridian::{
+    Account, AccountId, Ack, ClientId, Contract, DiskId, Epoch, Gate, LogId, Lsn, PartitionId, Role, SegmentId,
+};
 
 use crate::mutate::Random;
 
@@ -137,14 +139,18 @@ fn digest(random: &mut Random) -> Digest {
     Digest { sum: random.wide(), records: random.any() }
 }
 
-fn account(random: &mut Random) -> AccountRecord {
-    AccountRecord {
+/// An account with any settings.
+pub(crate) fn account(random: &mut Random) -> Account {
+    let gate = [Gate::Open, Gate::Wait, Gate::Throttle, Gate::Refuse][random.below(4)];
+    let contract = Contract { most: Duration::from_nanos(random.any()), then: gate };
+    Account {
         id: AccountId(random.any()),
         name: label(random),
         epoch: random.any(),
-        all: random.below(2) == 0,
+        ack: [Ack::Quorum, Ack::All][random.below(2)],
         role: [Role::Primary, Role::Local, Role::Secondary, Role::Bootstrap, Role::Dropped][random.below(5)],
-        closed: random.below(2) == 0,
+        read_access: random.below(2) == 0,
+        contract: (random.below(2) == 0).then_some(contract),
     }
 }
 

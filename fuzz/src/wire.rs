@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use meridian::format::{Frame, peek_frame_len};
 use meridian::geo::{Acknowledgement, Batch, Digest, Holding, Lane, Mark, Receiver, Restart};
-use meridian::{Account, AccountId, Ack, LogId, Lsn, PartitionId, Role};
+use meridian::{AccountId, LogId, Lsn, PartitionId};
 use meridian_wire::RefusalKind;
 use meridian_wire::codec::{Ask, HEADER, Header, Hello, Message, Welcome, encode_batch};
 use xxhash_rust::xxh3::xxh3_64;
@@ -105,14 +105,7 @@ fn holdings(random: &mut Random) -> Vec<Holding> {
 
 /// A batch's message.
 fn batch(random: &mut Random, number: u64, position: u64) -> Vec<u8> {
-    let account = (random.below(3) == 0).then(|| Account {
-        id: AccountId(random.any()),
-        name: name(random),
-        epoch: random.any(),
-        ack: [Ack::Quorum, Ack::All][random.below(2)],
-        role: [Role::Primary, Role::Local][random.below(2)],
-        read_access: random.below(2) == 0,
-    });
+    let account = (random.below(3) == 0).then(|| samples::account(random));
     let digest = |random: &mut Random| Digest { sum: random.wide(), records: random.any() };
     let mark = (random.below(2) == 0).then(|| Mark {
         time: random.any(),

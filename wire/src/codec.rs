@@ -3,8 +3,9 @@
 //! Decoders take bytes from anywhere: they never panic, and no length is believed before it is checked.
 
 use bytes::{Buf, BufMut, Bytes};
+use meridian::format::{decode_account, encode_account};
 use meridian::geo::{Acknowledgement, Batch, Delivered, Digest, Holding, Lane, Mark, Restart};
-use meridian::{Account, AccountId, Ack, LogId, Lsn, PartitionId, Role};
+use meridian::{AccountId, LogId, Lsn, PartitionId};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::error::RefusalKind;
@@ -287,11 +288,9 @@ pub fn encode_batch(batch: &Batch, compressed: Option<usize>) -> Vec<u8> {
         None => out.put_u8(0),
         Some(account) => {
             out.put_u8(1);
-            out.put_u64_le(account.id.0);
-            out.put_u64_le(account.epoch);
-            let flags = [account.ack == Ack::All, account.role == Role::Local, !account.read_access];
-            flags.into_iter().for_each(|flag| out.put_u8(u8::from(flag)));
-            put_text(&mut out, &account.name);
+            let record = encode_account(account);
+            out.put_u16_le(record.len() as u16);
+            out.put_slice(&record);
         }
     }
     match &batch.restart {
@@ -447,11 +446,10 @@ fn hello(rest: &mut &[u8]) -> Result<Hello> {
 fn delivered(rest: &mut &[u8], frames: Bytes) -> Result<Delivered> {
     let (number, position) = (long(rest)?, Lsn(long(rest)?));
     let account = if flag(rest)? {
-        let (id, epoch) = (AccountId(long(rest)?), long(rest)?);
-        let ack = if flag(rest)? { Ack::All } else { Ack::Quorum };
-        let role = if flag(rest)? { Role::Local } else { Role::Primary };
-        let read_access = !flag(rest)?;
-        Some(Account { id, name: text(rest)?, epoch, ack, role, read_access })
+        let len = usize::from(rest.try_get_u16_le().map_err(|_| SHORT)?);
+        let (record, behind) = rest.split_at_checked(len).ok_or(SHORT)?;
+        *rest = behind;
+        Some(decode_account(record).map_err(|_| Malformed("message: an account"))?)
     } else {
         None
     };
@@ -478,6 +476,10 @@ fn delivered(rest: &mut &[u8], frames: Bytes) -> Result<Delivered> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use meridian::{Account, Ack, Contract, Gate, Role};
+
     use super::*;
 
     fn decode(bytes: &[u8]) -> Result<Message> {
@@ -523,7 +525,15 @@ mod tests {
 
     fn batch() -> Batch {
         let (id, name) = (AccountId(4), "flights".to_owned());
-        let account = Some(Account { id, name, epoch: 2, ack: Ack::All, role: Role::Local, read_access: false });
+        let account = Some(Account {
+            id,
+            name,
+            epoch: 2,
+            ack: Ack::All,
+            role: Role::Local,
+            read_access: false,
+            contract: Some(Contract { most: Duration::from_secs(5), then: Gate::Refuse }),
+        });
         let mark = Some(Mark { time: 8, accounts: vec![(id, Digest { sum: 1 << 99, records: 3 })] });
         let restart = Some(Restart { account: id, partitions: vec![holding(4)] });
         Batch { number: 3, account, restart, frames: Vec::new(), mark, position: Lsn(77), bytes: 0 }

@@ -35,7 +35,6 @@
 mod clock;
 pub mod codec;
 mod compress;
-mod contract;
 mod error;
 mod link;
 mod listener;
@@ -44,7 +43,6 @@ mod threads;
 mod transport;
 
 pub use compress::Compression;
-pub use contract::{Breach, Contract};
 pub use error::{RefusalKind, Result, WireError};
 pub use link::{Cause, Link, LinkOptions, LinkState, LinkStatus, PartitionLag};
 pub use listener::{Arrival, Listener, ListenerOptions};

@@ -14,13 +14,12 @@ use meridian::geo::{
     Standing, Waiting, need,
 };
 use meridian::{
-    AccountGate, AccountId, ErrorKind, Gate, Lsn, PartitionId, Region, RetentionPin, Role, SegmentId, Subscription,
+    AccountGate, AccountId, ErrorKind, Lsn, PartitionId, Region, RetentionPin, Role, SegmentId, Subscription,
 };
 
 use crate::clock::{self, Clock};
 use crate::codec::{Ask, Hello, MOST_FIELDS, MOST_HOLDINGS, Message, Welcome};
 use crate::compress::{Adaptive, Compression};
-use crate::contract::{Breach, Contract, is_breached};
 use crate::error::{RefusalKind, Result, WireError};
 use crate::session::{self, Peer};
 use crate::threads::{lock, start};
@@ -57,7 +56,8 @@ pub struct LinkOptions {
     pub batch_bytes: usize,
     /// A batch goes out so long after its first transaction. Default 1 ms.
     pub batch_time: Duration,
-    /// How often the log is marked, so that last sync time moves on. Default 200 ms.
+    /// How often the log is marked, so that last sync time moves on; twice as often as the shortest contract needs it, if that is more often. Default
+    /// 200 ms.
     pub mark_interval: Duration,
     /// Whether frames are compressed. Default: where it pays.
     pub compression: Compression,
@@ -65,8 +65,6 @@ pub struct LinkOptions {
     pub patience: Duration,
     /// The longest wait before another attempt to connect. Default 2 s.
     pub longest_retry: Duration,
-    /// How far the secondary may be behind, and what happens when it is. Default: nothing does.
-    pub contract: Option<Contract>,
     /// Bytes of frames a second that a bootstrap sends, at most. Default: as many as it can.
     pub bootstrap_bytes_per_second: Option<u64>,
     /// Bytes of log that are held back from trimming for the secondary, at most. What is trimmed beyond that, while the secondary lacks it,
@@ -92,7 +90,6 @@ impl LinkOptions {
             compression: Compression::Adaptive,
             patience: Duration::from_secs(10),
             longest_retry: Duration::from_secs(2),
-            contract: None,
             bootstrap_bytes_per_second: None,
             retention_bytes: None,
         }
@@ -112,12 +109,6 @@ impl LinkOptions {
         }
         if self.bootstrap_bytes_per_second == Some(0) {
             return invalid("bootstrap_bytes_per_second: more than nothing".into());
-        }
-        if let Some(Contract { most, then }) = self.contract {
-            let always = then == Breach::Wait && most.is_zero();
-            if !always && most < 2 * self.mark_interval {
-                return invalid("contract: at least twice the mark_interval".into());
-            }
         }
         Ok(())
     }
@@ -179,8 +170,8 @@ pub struct LinkStatus {
     pub bootstraps: (u64, u64),
     /// Times that something was trimmed here that the secondary lacked.
     pub gaps: u64,
-    /// Last sync time is older than the contract allows.
-    pub breached: bool,
+    /// Accounts for which last sync time is older than their [`Contract`](meridian::Contract)s allow.
+    pub breached: Vec<AccountId>,
     /// Bytes of frames shipped, and what went over the wire for them.
     pub shipped: (u64, u64),
     /// Sessions begun.
@@ -213,7 +204,7 @@ pub struct Link {
 struct Shared {
     region: Arc<Region>,
     options: LinkOptions,
-    /// Holds commits back while the contract is broken.
+    /// Holds commits back while contracts are broken.
     gate: AccountGate,
     clock: Clock,
     state: Mutex<State>,
@@ -234,8 +225,6 @@ struct State {
     suspects: BTreeSet<AccountId>,
     /// The session has to end for another that compares.
     again: bool,
-    /// Nothing will be shipped any more.
-    over: bool,
     /// Why the session's reader ended.
     reader: Option<WireError>,
     /// What the session runs over: cut when the link is to stop.
@@ -270,7 +259,7 @@ impl Link {
             differed: Vec::new(),
             bootstraps: (0, 0),
             gaps: 0,
-            breached: false,
+            breached: Vec::new(),
             shipped: (0, 0),
             sessions: 0,
             ended: None,
@@ -278,16 +267,14 @@ impl Link {
             remotely_durable: histogram,
         };
         let pin = Some(region.pin(Lsn::ZERO));
-        let (stopping, refused, over, spent) = (false, false, false, [0; 3]);
+        let (stopping, refused, spent) = (false, false, [0; 3]);
         let (shipper, reader, connection) = (None, None, None);
         let (pinned, suspects, again) = (Lsn::ZERO, BTreeSet::new(), false);
         let state =
-            State { stopping, status, refused, shipper, pin, pinned, suspects, again, over, reader, connection, spent };
+            State { stopping, status, refused, shipper, pin, pinned, suspects, again, reader, connection, spent };
         let gate = region.gate(options.accounts.iter().copied());
         let (clock, state, changed) = (Clock::start(), Mutex::new(state), Condvar::new());
         let shared = Arc::new(Shared { region, options, gate, clock, state, changed });
-        // Before the caller commits anything that it holds for.
-        shared.keep_contract();
         let (ships, marks) = (Arc::clone(&shared), Arc::clone(&shared));
         // Dropped where the second cannot be started, it stops the first.
         let mut link = Link { shared, threads: Vec::with_capacity(2) };
@@ -392,11 +379,12 @@ impl Shared {
 
     /// Marks the log while a session is up, also while nothing is written, and looks after contract and retention.
     fn keep_marking(&self) {
-        let interval = self.options.mark_interval;
         let mut marked = self.clock.now();
-        while self.pause(interval.min(TICK)) {
-            self.keep_contract();
+        while self.pause(self.options.mark_interval.min(TICK)) {
+            self.keep_contracts();
             self.keep_retention();
+            let contracts = self.gate.strictest().map_or(Duration::MAX, |most| most / 2);
+            let interval = self.options.mark_interval.min(contracts);
             let (live, now) = (self.lock().status.state != LinkState::Unavailable, self.clock.now());
             if live && Duration::from_nanos(now - marked) >= interval {
                 marked = now;
@@ -418,26 +406,9 @@ impl Shared {
         state.again |= again > 0;
     }
 
-    fn keep_contract(&self) {
-        let Some(Contract { most, then }) = self.options.contract else { return };
-        let (breached, changed, closed) = {
-            let mut state = self.lock();
-            let breached = is_breached(most, clock::wall(), state.status.last_sync_time);
-            let changed = breached != std::mem::replace(&mut state.status.breached, breached);
-            (breached, changed, state.over)
-        };
-        if closed {
-            // Nobody is held by a region that takes nothing any more.
-            self.gate.set(Gate::Open);
-        } else if changed {
-            self.gate.set(match then {
-                _ if !breached => Gate::Open,
-                Breach::Alert => Gate::Open,
-                Breach::Throttle => Gate::Throttle,
-                Breach::Refuse => Gate::Refuse,
-                Breach::Wait => Gate::Wait,
-            });
-        }
+    fn keep_contracts(&self) {
+        let last_sync_time = self.lock().status.last_sync_time;
+        self.lock().status.breached = self.gate.keep(clock::wall(), last_sync_time);
     }
 
     /// Beyond the cap, what the secondary lacks may be trimmed. That it lacks it is seen where it is read.
@@ -470,7 +441,6 @@ impl Shared {
                 state.status.sessions > before
             };
             if closed {
-                self.lock().over = true;
                 return;
             }
             wait = if met { Duration::from_millis(25) } else { (wait * 2).min(self.options.longest_retry) };

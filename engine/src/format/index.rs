@@ -4,8 +4,9 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::archive::{ENVELOPE, Kind, open_file, seal_file, unarchive};
 use super::codec::expect;
-use super::system::{check_name, role, role_code};
-use super::{AccountRecord, DATA_START, FormatError, Result};
+use super::system::check_name;
+use super::{DATA_START, FormatError, Result, decode_account, encode_account};
+use crate::account::Account;
 use crate::geo::{Digest, Holding, Lane, Progress, Restart};
 use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
 
@@ -49,7 +50,7 @@ pub struct IndexPartition {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct SystemState {
     /// The accounts as last set.
-    pub accounts: Vec<AccountRecord>,
+    pub accounts: Vec<Account>,
     /// For each source the last progress, and where its last sync time was entered first.
     pub progress: Vec<(Progress, Lsn)>,
     /// What restarted partitions began with: of a segment the last of each partition. A checkpoint's partitions tell for themselves.
@@ -187,20 +188,11 @@ struct StoredPartition {
 /// A [`SystemState`] as archived, version 1; checkpoints hold one too.
 #[derive(Archive, Serialize, Deserialize)]
 pub(super) struct StoredSystem {
-    accounts: Vec<StoredAccount>,
+    /// Each as its system record.
+    accounts: Vec<Vec<u8>>,
     progress: Vec<StoredProgress>,
     restarts: Vec<StoredRestart>,
     time: u64,
-}
-
-#[derive(Archive, Serialize, Deserialize)]
-struct StoredAccount {
-    id: u64,
-    name: String,
-    epoch: u64,
-    all: bool,
-    role: u8,
-    closed: bool,
 }
 
 #[derive(Archive, Serialize, Deserialize)]
@@ -286,14 +278,6 @@ impl From<&StoredPartition> for IndexPartition {
 
 impl From<&SystemState> for StoredSystem {
     fn from(system: &SystemState) -> StoredSystem {
-        let account = |account: &AccountRecord| StoredAccount {
-            id: account.id.0,
-            name: account.name.clone(),
-            epoch: account.epoch,
-            all: account.all,
-            role: role_code(account.role),
-            closed: account.closed,
-        };
         let progress = |(progress, cut): &(Progress, Lsn)| StoredProgress {
             log: progress.lane.log.0,
             lane: progress.lane.number,
@@ -311,7 +295,7 @@ impl From<&SystemState> for StoredSystem {
         };
         StoredSystem {
             restarts: system.restarts.iter().flat_map(restart).collect(),
-            accounts: system.accounts.iter().map(account).collect(),
+            accounts: system.accounts.iter().map(encode_account).collect(),
             progress: system.progress.iter().map(progress).collect(),
             time: system.time,
         }
@@ -320,9 +304,6 @@ impl From<&SystemState> for StoredSystem {
 
 impl StoredSystem {
     pub(super) fn restore(self) -> Result<SystemState> {
-        let account = |StoredAccount { id, name, epoch, all, role: code, closed }| {
-            Ok(AccountRecord { id: AccountId(id), name, epoch, all, role: role(ENVELOPE, code)?, closed })
-        };
         let progress = |StoredProgress { log, lane, position, time, cut }| {
             let (lane, position) = (Lane { log: LogId(log), number: lane }, Lsn(position));
             (Progress { lane, position, time }, Lsn(cut))
@@ -337,7 +318,7 @@ impl StoredSystem {
             restarts.last_mut().into_iter().for_each(|restart| restart.partitions.push(holding));
         }
         Ok(SystemState {
-            accounts: self.accounts.into_iter().map(account).collect::<Result<_>>()?,
+            accounts: self.accounts.iter().map(|record| decode_account(record)).collect::<Result<_>>()?,
             progress: self.progress.into_iter().map(progress).collect(),
             restarts,
             time: self.time,

@@ -28,8 +28,8 @@ pub use index::{ClientCommit, IndexPartition, Posting, SegmentIndex, SystemState
 pub use segment::{MAX_SET, Seal, SegmentHeader};
 pub use superblock::{EpochEntry, Member, Superblock};
 pub use system::{
-    AccountRecord, MAX_ACCOUNT_NAME, MAX_MARKED, MAX_RESTARTED, SystemRecord, decode_account, decode_mark,
-    decode_progress, decode_restart, encode_account, encode_mark, encode_progress, encode_restart,
+    MAX_ACCOUNT_NAME, MAX_MARKED, MAX_RESTARTED, SystemRecord, decode_account, decode_mark, decode_progress,
+    decode_restart, encode_account, encode_mark, encode_progress, encode_restart,
 };
 
 /// The unit of I/O in bytes: blocks, pages and files are multiples of it, and start at multiples of it.

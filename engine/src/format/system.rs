@@ -1,9 +1,13 @@
 //! System records: what the engine itself writes into its log, each as the only record of a system frame.
 
+use std::time::Duration;
+
 use super::codec::{at_least, at_most, expect, expect_zero, put, u16_at, u32_at, u64_at, u128_at};
 use super::{FormatError, Result};
+use crate::account::{Account, Contract};
+use crate::gate::Gate;
 use crate::geo::{Digest, Holding, Lane, Progress, Restart};
-use crate::types::{AccountId, LogId, Lsn, PartitionId, Role};
+use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId, Role};
 
 /// The most bytes of an account's name.
 pub const MAX_ACCOUNT_NAME: usize = 1024;
@@ -14,23 +18,6 @@ pub const MAX_MARKED: usize = 1 << 16;
 /// The most partitions of one restart record.
 pub const MAX_RESTARTED: usize = 4096;
 
-/// An account's settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccountRecord {
-    /// Its number.
-    pub id: AccountId,
-    /// Its name; at most [`MAX_ACCOUNT_NAME`] bytes.
-    pub name: String,
-    /// Its epoch.
-    pub epoch: u64,
-    /// Commits are acknowledged by all copies unless the caller says otherwise.
-    pub all: bool,
-    /// Where its writes come from.
-    pub role: Role,
-    /// Its secondary is not to be read while the primary is there (acceptance G11).
-    pub closed: bool,
-}
-
 const ACCOUNT_KIND: u16 = 1;
 const MARK_KIND: u16 = 2;
 const PROGRESS_KIND: u16 = 3;
@@ -39,7 +26,7 @@ const RESTART_KIND: u16 = 4;
 const VERSION: u16 = 1;
 const AT_VERSION: usize = 2;
 
-const ACCOUNT_HEADER: usize = 24;
+const ACCOUNT_HEADER: usize = 40;
 const AT_FLAGS: usize = 4;
 const ALL: u8 = 1;
 const CLOSED: u8 = 2;
@@ -47,6 +34,9 @@ const AT_ROLE: usize = 5;
 const AT_NAME: usize = 6;
 const AT_ID: usize = 8;
 const AT_EPOCH: usize = 16;
+const AT_MOST: usize = 24;
+const AT_THEN: usize = 32;
+const AT_ACCOUNT_ZEROS: usize = 33;
 
 /// What the other records have before what is theirs: kind, version, zeros; a progress record has its lane's number there.
 const HEADER: usize = 8;
@@ -60,7 +50,7 @@ const HOLDING: usize = 48;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SystemRecord {
     /// An account was made or changed.
-    Account(AccountRecord),
+    Account(Account),
     /// The accounts of a mark.
     Mark(Vec<(AccountId, Digest)>),
     /// A secondary's progress.
@@ -94,15 +84,19 @@ pub(super) fn check_name(at: usize, length: usize) -> Result<()> {
 /// # Panics
 /// If the name is longer than [`MAX_ACCOUNT_NAME`].
 #[must_use]
-pub fn encode_account(account: &AccountRecord) -> Vec<u8> {
+pub fn encode_account(account: &Account) -> Vec<u8> {
     let name = account.name.as_bytes();
     assert!(name.len() <= MAX_ACCOUNT_NAME, "an account's name has at most {MAX_ACCOUNT_NAME} bytes");
     let mut record = begin(ACCOUNT_KIND, ACCOUNT_HEADER + name.len());
-    record[AT_FLAGS] = if account.all { ALL } else { 0 } | if account.closed { CLOSED } else { 0 };
+    record[AT_FLAGS] = if account.ack == Ack::All { ALL } else { 0 } | if account.read_access { 0 } else { CLOSED };
     record[AT_ROLE] = role_code(account.role);
     put(&mut record, AT_NAME, &(name.len() as u16).to_le_bytes());
     put(&mut record, AT_ID, &account.id.0.to_le_bytes());
     put(&mut record, AT_EPOCH, &account.epoch.to_le_bytes());
+    if let Some(Contract { most, then }) = account.contract {
+        put(&mut record, AT_MOST, &(most.as_nanos() as u64).to_le_bytes());
+        record[AT_THEN] = gate_code(then);
+    }
     put(&mut record, ACCOUNT_HEADER, name);
     record
 }
@@ -111,7 +105,7 @@ pub fn encode_account(account: &AccountRecord) -> Vec<u8> {
 ///
 /// # Errors
 /// When it is not exactly one account: kind, version, length, settings, or a name that is not UTF-8.
-pub fn decode_account(record: &[u8]) -> Result<AccountRecord> {
+pub fn decode_account(record: &[u8]) -> Result<Account> {
     at_least(0, "account: bytes", ACCOUNT_HEADER as u64, record.len() as u64)?;
     expect(0, "account: kind of system record", u64::from(ACCOUNT_KIND), u64::from(u16_at(record, 0)))?;
     expect(AT_VERSION, "account: version", u64::from(VERSION), u64::from(u16_at(record, AT_VERSION)))?;
@@ -126,13 +120,18 @@ pub fn decode_account(record: &[u8]) -> Result<AccountRecord> {
         expected: length as u64,
         found: error.valid_up_to() as u64,
     })?;
-    Ok(AccountRecord {
+    let most = Duration::from_nanos(u64_at(record, AT_MOST));
+    let contract = gate(record[AT_THEN])?.map(|then| Contract { most, then });
+    let zeros = if contract.is_some() { AT_ACCOUNT_ZEROS } else { AT_MOST };
+    expect_zero(record, zeros..ACCOUNT_HEADER, "account: reserved")?;
+    Ok(Account {
         id: AccountId(u64_at(record, AT_ID)),
         name: name.to_owned(),
         epoch: u64_at(record, AT_EPOCH),
-        all: record[AT_FLAGS] & ALL != 0,
+        ack: if record[AT_FLAGS] & ALL != 0 { Ack::All } else { Ack::Quorum },
         role,
-        closed: record[AT_FLAGS] & CLOSED != 0,
+        read_access: record[AT_FLAGS] & CLOSED == 0,
+        contract,
     })
 }
 
@@ -253,6 +252,29 @@ pub(super) fn role(at: usize, code: u8) -> Result<Role> {
         3 => Role::Dropped,
         4 => Role::Local,
         found => return Err(FormatError { at, what: "account: role", expected: 4, found: u64::from(found) }),
+    })
+}
+
+/// What a contract asks for, as stored; 0 is no contract.
+fn gate_code(gate: Gate) -> u8 {
+    match gate {
+        Gate::Open => 1,
+        Gate::Wait => 2,
+        Gate::Throttle => 3,
+        Gate::Refuse => 4,
+    }
+}
+
+fn gate(code: u8) -> Result<Option<Gate>> {
+    Ok(match code {
+        0 => None,
+        1 => Some(Gate::Open),
+        2 => Some(Gate::Wait),
+        3 => Some(Gate::Throttle),
+        4 => Some(Gate::Refuse),
+        found => {
+            return Err(FormatError { at: AT_THEN, what: "account: contract", expected: 4, found: u64::from(found) });
+        }
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::region::Account;
+use crate::account::Account;
 use crate::types::{AccountId, Lsn, Role};
 
 /// What a secondary says of a lane when a session begins.

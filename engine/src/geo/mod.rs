@@ -17,7 +17,7 @@ pub use shipper::{
     Acknowledged, Acknowledgement, Batch, Bootstrap, Copy, Lag, MOST_BATCH_BYTES, Shipper, ShipperOptions, Waiting,
 };
 
-use crate::region::Account;
+use crate::account::Account;
 use crate::types::{AccountId, LogId, Lsn, PartitionId};
 
 /// What a region, an account or a partition holds, comparable across regions: equal content gives equal digests, whatever

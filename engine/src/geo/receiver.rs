@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geo::{Acknowledgement, Arrived, Imported, Lane, Mark, Restart};
-use crate::region::Account;
 use crate::types::Lsn;
 
 /// A batch as it arrived.

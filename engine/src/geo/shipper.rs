@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{AccountRecord, Block, FrameHeader, FrameKind, MAX_RESTARTED, SystemRecord};
+use crate::format::{Block, FrameHeader, FrameKind, MAX_RESTARTED, SystemRecord};
 use crate::geo::{Comparison, Mark, Restart};
 use crate::io::Slice;
 use crate::read::BlockView;
-use crate::region::Account;
 use crate::types::{AccountId, Lsn, ORDINAL, PartitionId, Role};
 
 /// A stretch of log with nothing to carry is reported when it is so long.
@@ -193,7 +193,7 @@ impl Bootstrapping {
 
     /// Whether what the log says of an account at this position is news. The other side passes over older epochs: so must this one, or it
     /// would take a copy for dropped that is not.
-    fn is_news(&self, lsn: Lsn, record: &AccountRecord) -> bool {
+    fn is_news(&self, lsn: Lsn, record: &Account) -> bool {
         match self.accounts.get(&record.id) {
             Some(epoch) => lsn >= self.known && record.epoch >= *epoch,
             None => lsn >= self.live,
@@ -404,11 +404,11 @@ impl Shipper {
         }
     }
 
-    fn offer_account(&mut self, lsn: Lsn, known: &AccountRecord, now: u64) {
+    fn offer_account(&mut self, lsn: Lsn, known: &Account, now: u64) {
         if !planted!(AccountOvertakes) {
             self.close(None, lsn);
         }
-        self.open.account = Some(Account::from(known));
+        self.open.account = Some(known.clone());
         self.open.since.get_or_insert(now);
         self.close(None, self.offered);
         if known.role == Role::Local {

@@ -5,10 +5,9 @@ use std::rc::Rc;
 use bytes::Bytes;
 use futures::executor::LocalSpawner;
 
+use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{
-    AccountRecord, BLOCK_HEADER, ClientCommit, FrameHeader, FrameKind, encode_account, encode_frame, frame_len,
-};
+use crate::format::{BLOCK_HEADER, ClientCommit, FrameHeader, FrameKind, encode_account, encode_frame, frame_len};
 use crate::gate::Gate;
 use crate::log::Log;
 use crate::log::pipeline::{Done, OpenBlock, Pending, Pipeline};
@@ -147,7 +146,7 @@ impl Log {
     }
 
     /// The account's record after the change.
-    fn account_record(&self, name: &str, change: AccountChange) -> Result<AccountRecord> {
+    fn account_record(&self, name: &str, change: AccountChange) -> Result<Account> {
         check_account_name(name)?;
         let tables = self.tables.borrow();
         let known = tables.account_named(name).cloned();
@@ -159,23 +158,25 @@ impl Log {
                 if tables.accounts().count() >= self.options.max_accounts {
                     return Err(Error::new(ErrorKind::LimitReached, "max_accounts is reached"));
                 }
-                Ok(AccountRecord {
+                Ok(Account {
                     id: tables.next_account(self.meta.borrow().log()),
                     name: name.to_owned(),
                     epoch: 1,
-                    all: ack == Ack::All,
+                    ack,
                     role: Role::Primary,
-                    closed: false,
+                    read_access: true,
+                    contract: None,
                 })
             }
             (_, None) => Err(Error::new(ErrorKind::NotFound, format!("there is no account {name:?}"))),
             (_, Some(known)) if !known.role.is_primary() => Err(secondary(&known)),
-            (AccountChange::SetAck(ack), Some(known)) => Ok(AccountRecord { all: ack == Ack::All, ..known }),
-            (AccountChange::Fence, Some(known)) => Ok(AccountRecord { epoch: known.epoch + 1, ..known }),
+            (AccountChange::SetAck(ack), Some(known)) => Ok(Account { ack, ..known }),
+            (AccountChange::Fence, Some(known)) => Ok(Account { epoch: known.epoch + 1, ..known }),
             (AccountChange::SetGeo(on), Some(known)) => {
-                Ok(AccountRecord { role: if on { Role::Primary } else { Role::Local }, ..known })
+                Ok(Account { role: if on { Role::Primary } else { Role::Local }, ..known })
             }
-            (AccountChange::SetReadAccess(on), Some(known)) => Ok(AccountRecord { closed: !on, ..known }),
+            (AccountChange::SetReadAccess(on), Some(known)) => Ok(Account { read_access: on, ..known }),
+            (AccountChange::SetContract(contract), Some(known)) => Ok(Account { contract, ..known }),
         }
     }
 
@@ -195,7 +196,7 @@ impl Log {
             let message = format!("account {:?} is in epoch {}", account.name, account.epoch);
             return Err(Error::new(ErrorKind::Fenced, message));
         }
-        let all = transaction.ack.map_or(account.all, |ack| ack == Ack::All);
+        let all = transaction.ack.unwrap_or(account.ack) == Ack::All;
         let (client, client_sequence) = (transaction.client, transaction.client_sequence);
         if client != ClientId::NONE {
             match tables.retry(client, client_sequence, &self.options)? {
@@ -360,7 +361,7 @@ pub(crate) fn degraded() -> Error {
     Error::new(ErrorKind::Degraded, "three copies are asked for and only two disks of different domains are healthy")
 }
 
-fn secondary(account: &AccountRecord) -> Error {
+fn secondary(account: &Account) -> Error {
     let message = format!("account {:?} is a secondary here: write to its primary region", account.name);
     Error::new(ErrorKind::Secondary, message)
 }

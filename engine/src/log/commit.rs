@@ -312,7 +312,10 @@ impl Log {
     /// What a committed transaction means for readers and the state machine.
     fn hand_over(&self, committed: &Committed<'_>) -> Result<(), Error> {
         match committed.system_record() {
-            Some(SystemRecord::Account(account)) => self.write_catalog(|catalog| catalog.put_account(&account)),
+            Some(SystemRecord::Account(account)) => {
+                self.write_catalog(|catalog| catalog.put_account(&account));
+                self.shared.gates.put_account(&account);
+            }
             Some(SystemRecord::Restart(restart)) => self.write_catalog(|catalog| {
                 let its = restart.partitions.iter().map(|holding| (restart.account, holding.partition));
                 catalog.restarts.extend(its.map(|key| (key, committed.lsn().segment())));

@@ -6,16 +6,15 @@ use std::time::Duration;
 use futures::executor::LocalSpawner;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{AccountRecord, DATA_START};
+use crate::format::DATA_START;
 use crate::geo::{Cut, Lane};
 use crate::health::{CopyHealth, DiskHealth, DiskState, Health, SegmentHealth};
 use crate::io::DiskIndex;
 use crate::log::disk::Disk;
 use crate::log::placement::COPIES;
 use crate::log::{Log, spawn};
-use crate::region::Account;
 use crate::shared::{Control, lock};
-use crate::types::{AccountId, Ack, Lsn, PartitionId};
+use crate::types::{AccountId, Lsn, PartitionId};
 
 /// How long an orderly close waits for commits that need a third copy.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -28,9 +27,7 @@ impl Log {
         match control {
             Control::Health { done } => done.resolve(Ok(self.health())),
             Control::Copies { done } => done.resolve(Ok(self.copies())),
-            Control::Accounts { done } => {
-                done.resolve(Ok(self.tables.borrow().accounts().map(Account::from).collect()))
-            }
+            Control::Accounts { done } => done.resolve(Ok(self.tables.borrow().accounts().cloned().collect())),
             Control::Stats { done } => done.resolve(Ok(self.stats.borrow().clone())),
             Control::Trim { to, done } => spawn(spawner, async move {
                 let trimmed = match log.halted_error() {
@@ -246,13 +243,5 @@ fn disk_health(disk: &Disk, pipeline: &crate::log::pipeline::Pipeline) -> DiskHe
         space: disk.space,
         lag_bytes: member.map_or(0, |at| pipeline.lag(at) as u64),
         in_set: member.is_some(),
-    }
-}
-
-impl From<&AccountRecord> for Account {
-    fn from(record: &AccountRecord) -> Account {
-        let ack = if record.all { Ack::All } else { Ack::Quorum };
-        let &AccountRecord { id, epoch, role, closed, .. } = record;
-        Account { id, name: record.name.clone(), epoch, ack, role, read_access: !closed }
     }
 }

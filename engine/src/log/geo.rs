@@ -2,18 +2,16 @@
 
 use std::task::Waker;
 
+use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{
-    AccountRecord, Frame, MAX_RESTARTED, encode_account, encode_mark, encode_progress, encode_restart,
-};
+use crate::format::{Frame, MAX_RESTARTED, encode_account, encode_mark, encode_progress, encode_restart};
 use crate::geo::{Arrived, Digest, Holding, Imported, Lane, Progress, Restart};
 use crate::log::Log;
 use crate::log::admit::Entry;
 use crate::log::pipeline::{Done, Pending};
-use crate::region::Account;
 use crate::sync::ticket::Resolver;
 use crate::transaction::Receipt;
-use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId, Role};
+use crate::types::{AccountId, ClientId, Lsn, PartitionId, Role};
 
 /// What the geo link asks of the log thread.
 pub(crate) enum Geo {
@@ -215,7 +213,7 @@ impl Log {
             self.tables.borrow_mut().put_progress(progress);
         }
         while let Some(whole) = self.bootstrapped(&import.arrived, &differ) {
-            receipt = self.enter_record(AccountRecord { role: Role::Secondary, ..whole })?;
+            receipt = self.enter_record(Account { role: Role::Secondary, ..whole })?;
             if receipt.is_none() {
                 return Ok(None);
             }
@@ -225,7 +223,7 @@ impl Log {
     }
 
     /// An account of the mark that can be read from now on: what it holds is what the primary held.
-    fn bootstrapped(&self, arrived: &Arrived, differ: &[AccountId]) -> Option<AccountRecord> {
+    fn bootstrapped(&self, arrived: &Arrived, differ: &[AccountId]) -> Option<Account> {
         let tables = self.tables.borrow();
         let marked = arrived.mark.iter().flat_map(|mark| &mark.accounts);
         let marked = marked.filter_map(|(id, _)| tables.account(*id));
@@ -233,7 +231,7 @@ impl Log {
         whole.next().cloned()
     }
 
-    fn enter_record(&self, record: AccountRecord) -> Result<Option<Receipt>> {
+    fn enter_record(&self, record: Account) -> Result<Option<Receipt>> {
         let entered = self.enter_system(encode_account(&record), self.batch_clock.get().0, false)?;
         if entered.is_some() {
             self.tables.borrow_mut().put_account(record);
@@ -249,7 +247,7 @@ impl Log {
             Role::Bootstrap => {}
             Role::Secondary if planted!(RestartStaysOpen) => {}
             Role::Secondary => {
-                if self.enter_record(AccountRecord { role: Role::Bootstrap, ..known })?.is_none() {
+                if self.enter_record(Account { role: Role::Bootstrap, ..known })?.is_none() {
                     return Ok(false);
                 }
             }
@@ -276,9 +274,8 @@ impl Log {
 
     /// Makes or changes a copy of an account. False: there is no room now.
     fn enter_account(&self, account: &Account) -> Result<bool> {
-        let Account { id, name, epoch, ack, role, read_access } = account.clone();
-        let all = ack == Ack::All;
-        let mut record = AccountRecord { id, name, epoch, all, role: Role::Bootstrap, closed: !read_access };
+        let Account { id, epoch, role, .. } = *account;
+        let mut record = Account { role: Role::Bootstrap, ..account.clone() };
         {
             let tables = self.tables.borrow();
             match (tables.account(id), tables.account_named(&record.name)) {
@@ -385,17 +382,17 @@ fn unknown(account: AccountId) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no account {}", account.0))
 }
 
-fn not_a_copy(known: &AccountRecord) -> Error {
+fn not_a_copy(known: &Account) -> Error {
     let message = format!("account {:?} is {:?} here: nothing can arrive for it", known.name, known.role);
     Error::invalid(message)
 }
 
-fn fenced(known: &AccountRecord, epoch: u64) -> Error {
+fn fenced(known: &Account, epoch: u64) -> Error {
     let message = format!("account {:?} is in epoch {} here, epoch {epoch} arrived", known.name, known.epoch);
     Error::new(ErrorKind::Fenced, message)
 }
 
-fn gap(known: &AccountRecord, partition: PartitionId, expected: u64, found: u64) -> Error {
+fn gap(known: &Account, partition: PartitionId, expected: u64, found: u64) -> Error {
     let message = format!(
         "account {:?}, partition {:#x}: sequence {expected} comes next here, {found} arrived",
         known.name, partition.0

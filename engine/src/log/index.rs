@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
+use crate::account::Account;
 use crate::format::{
-    AccountRecord, ClientCommit, Frame, FrameHeader, FrameKind, IndexPartition, Posting, SegmentIndex, SystemRecord,
-    SystemState,
+    ClientCommit, Frame, FrameHeader, FrameKind, IndexPartition, Posting, SegmentIndex, SystemRecord, SystemState,
 };
 use crate::geo::{Cut, Digest, Holding, Lane, Progress, Restart};
 use crate::types::{AccountId, ClientId, LogId, Lsn, ORDINAL, PartitionId, SegmentId};
@@ -27,7 +27,7 @@ pub(crate) struct IndexBuilder {
     /// The full chunks of all partitions.
     full: Vec<Chunk>,
     clients: Vec<ClientCommit>,
-    accounts: BTreeMap<AccountId, AccountRecord>,
+    accounts: BTreeMap<AccountId, Account>,
     progress: BTreeMap<Lane, (Progress, Lsn)>,
     /// What the partitions that began anew here began with.
     restarts: BTreeMap<(AccountId, PartitionId), Holding>,

@@ -361,6 +361,7 @@ impl Log {
             pipeline.fail_all(&error.to_string());
         }
         self.shared.committed.close();
+        self.shared.gates.close();
         self.changed.raise();
     }
 

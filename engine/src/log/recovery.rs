@@ -247,7 +247,10 @@ impl Log {
         }
         tables.check_limits(&self.options)?;
         self.write_catalog(|catalog| {
-            tables.accounts().for_each(|account| catalog.put_account(account));
+            tables.accounts().for_each(|account| {
+                catalog.put_account(account);
+                self.shared.gates.put_account(account);
+            });
             catalog.restarts.extend(tables.restarted());
         });
         let sealed_tables = checkpointed.unwrap_or_else(|| tables.clone());

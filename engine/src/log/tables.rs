@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
+use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{
-    AccountRecord, Checkpoint, ClientCommit, IndexPartition, PartitionRecord, SegmentIndex, SystemState,
-};
+use crate::format::{Checkpoint, ClientCommit, IndexPartition, PartitionRecord, SegmentIndex, SystemState};
 use crate::geo::{Cut, Digest, Holding, Lane, Progress};
 use crate::options::Options;
 use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
@@ -17,7 +16,7 @@ use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
 /// what is sealed.
 #[derive(Clone, Default)]
 pub(crate) struct Tables {
-    accounts: BTreeMap<AccountId, AccountRecord>,
+    accounts: BTreeMap<AccountId, Account>,
     names: BTreeMap<String, AccountId>,
     partitions: FxHashMap<(AccountId, PartitionId), Partition>,
     digests: FxHashMap<AccountId, Digest>,
@@ -60,15 +59,15 @@ pub(crate) enum Retry {
 }
 
 impl Tables {
-    pub(crate) fn account(&self, id: AccountId) -> Option<&AccountRecord> {
+    pub(crate) fn account(&self, id: AccountId) -> Option<&Account> {
         self.accounts.get(&id)
     }
 
-    pub(crate) fn account_named(&self, name: &str) -> Option<&AccountRecord> {
+    pub(crate) fn account_named(&self, name: &str) -> Option<&Account> {
         self.names.get(name).and_then(|id| self.accounts.get(id))
     }
 
-    pub(crate) fn accounts(&self) -> impl Iterator<Item = &AccountRecord> {
+    pub(crate) fn accounts(&self) -> impl Iterator<Item = &Account> {
         self.accounts.values()
     }
 
@@ -80,7 +79,7 @@ impl Tables {
         AccountId(last.map_or(own | 1, |(id, _)| id.0 + 1))
     }
 
-    pub(crate) fn put_account(&mut self, record: AccountRecord) {
+    pub(crate) fn put_account(&mut self, record: Account) {
         self.names.insert(record.name.clone(), record.id);
         self.accounts.insert(record.id, record);
     }
@@ -328,7 +327,7 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Role;
+    use crate::types::{Ack, Role};
 
     fn commit(sequence: u64) -> ClientCommit {
         ClientCommit { client: ClientId(9), sequence, lsn: Lsn(sequence), first_sequence: 0, records: 1 }
@@ -363,13 +362,14 @@ mod tests {
     fn a_checkpoint_brings_the_tables_back() {
         let options = Options::new(vec![]);
         let mut tables = Tables::default();
-        tables.put_account(AccountRecord {
+        tables.put_account(Account {
             id: AccountId(1),
             name: "a".into(),
             epoch: 3,
-            all: true,
+            ack: Ack::All,
             role: Role::Primary,
-            closed: false,
+            read_access: true,
+            contract: None,
         });
         tables.append(AccountId(1), PartitionId(4), 7, &options, |_| 99).expect("room");
         tables.remember(commit(1), 4);

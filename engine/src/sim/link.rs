@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::pair::{Importing, OnTheWay, Pair, Process};
+use crate::account::Account;
 use crate::error::{ErrorKind, Result};
 use crate::format::DATA_START;
 use crate::geo::{
@@ -11,7 +12,6 @@ use crate::geo::{
 };
 use crate::log::geo::Geo;
 use crate::read::Subscription;
-use crate::region::Account;
 use crate::shared::{Request, lock};
 use crate::sync::ticket::Ticket;
 use crate::types::{Lsn, Role, SegmentId};

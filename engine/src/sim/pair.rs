@@ -14,13 +14,14 @@ use super::fault::Condition;
 use super::harness::options;
 use super::link::Link;
 use super::world::{World, WorldOptions};
+use crate::account::Account;
 use crate::error::Result;
 use crate::geo::{Arrived, Digest, Imported, Lane};
 use crate::io::Driver;
 use crate::log::geo::{Geo, Import};
 use crate::log::{Core, Mode, Phase};
 use crate::options::Options;
-use crate::region::{Account, check_arrived};
+use crate::region::check_arrived;
 use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
 use crate::sync::intake::Intake;
 use crate::sync::ticket::{Ticket, ticket};
@@ -237,7 +238,7 @@ impl Process {
     }
 
     pub(super) fn account(&self, account: AccountId) -> Option<Account> {
-        self.core.log().tables.borrow().account(account).map(Account::from)
+        self.core.log().tables.borrow().account(account).cloned()
     }
 
     pub(super) fn digest(&self, account: AccountId) -> Digest {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian::geo::Lane;
-use meridian::{AccountId, Ack, ClientId, DiskConfig, Lsn, Options, PartitionId, Region, Transaction};
+use meridian::{AccountId, Ack, ClientId, Contract, DiskConfig, Lsn, Options, PartitionId, Region, Transaction};
 use meridian_wire::{Link, LinkOptions, LinkState, Listener, ListenerOptions, Peer};
 use tempfile::TempDir;
 
@@ -51,6 +51,10 @@ impl Pair {
 
     pub(crate) fn link(&self, options: LinkOptions) -> Link {
         Link::start(Arc::clone(&self.west), options).unwrap()
+    }
+
+    pub(crate) fn contract(&self, contract: Contract) {
+        self.west.set_account_contract("flights", Some(contract)).unwrap();
     }
 
     /// Every frame of the account is on both sides, byte for byte and in one order.

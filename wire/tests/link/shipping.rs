@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
 use meridian::geo::Arrived;
-use meridian::{AccountId, Ack, ClientId, ErrorKind, Lsn, PartitionId, Region, Role, Transaction};
-use meridian_wire::{Breach, Cause, Compression, Contract, Link, LinkOptions, LinkState, Listener, WireError};
+use meridian::{AccountId, Ack, ClientId, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Role, Transaction};
+use meridian_wire::{Cause, Compression, Link, LinkOptions, LinkState, Listener, WireError};
 
 use crate::common::{Pair, fill, lane, link_options, listener_options, region_options, until, until_shipped};
 
@@ -179,25 +179,25 @@ fn a_small_window_and_small_batches_lose_nothing() {
 
 #[test]
 fn a_contract_is_kept_by_refusing_throttling_or_alerting_while_the_secondary_is_too_far_behind() {
-    for then in [Breach::Alert, Breach::Refuse, Breach::Throttle] {
+    for then in [Gate::Open, Gate::Refuse, Gate::Throttle] {
         let pair = Pair::new();
         let listener = pair.listen();
         let address = listener.local_addr();
-        let contract = Some(Contract { most: Duration::from_millis(1500), then });
-        let link = pair.link(LinkOptions { contract, ..pair.options(&listener) });
-        until("a young last sync time", || link.status().last_sync_time > 0 && !link.status().breached);
+        pair.contract(Contract { most: Duration::from_millis(1500), then });
+        let link = pair.link(pair.options(&listener));
+        until("a young last sync time", || link.status().last_sync_time > 0 && link.status().breached.is_empty());
         fill(&pair.west, pair.account, 10, 100);
         listener.stop();
-        until("the breach", || link.status().breached);
+        until("the breach", || link.status().breached == [pair.account]);
         let write = || pair.west.try_submit(Transaction::new(pair.account, PartitionId(1)).record("x"));
         match then {
-            Breach::Alert => assert!(write().unwrap().wait().is_ok()),
-            Breach::Refuse => assert_eq!(write().err().unwrap().kind(), ErrorKind::Behind),
-            Breach::Throttle | Breach::Wait => assert_eq!(write().err().unwrap().kind(), ErrorKind::Busy),
+            Gate::Open => assert!(write().unwrap().wait().is_ok()),
+            Gate::Refuse => assert_eq!(write().err().unwrap().kind(), ErrorKind::Behind),
+            Gate::Throttle | Gate::Wait => assert_eq!(write().err().unwrap().kind(), ErrorKind::Busy),
         }
         let options = meridian_wire::ListenerOptions { address, ..listener_options() };
         let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
-        until("its end", || !link.status().breached);
+        until("its end", || link.status().breached.is_empty());
         fill(&pair.west, pair.account, 10, 100);
         until_shipped(&link, &pair.west);
         pair.assert_equal();
@@ -209,8 +209,9 @@ fn a_contract_is_kept_by_refusing_throttling_or_alerting_while_the_secondary_is_
 fn under_a_contract_of_nothing_every_commit_is_on_the_secondary_when_it_is_answered() {
     let pair = Pair::new();
     let listener = pair.listen();
-    let contract = Some(Contract { most: Duration::ZERO, then: Breach::Wait });
-    let link = pair.link(LinkOptions { contract, ..pair.options(&listener) });
+    let address = listener.local_addr();
+    pair.contract(Contract { most: Duration::ZERO, then: Gate::Wait });
+    let link = pair.link(pair.options(&listener));
     for number in 0..100u64 {
         let partition = PartitionId(u128::from(number % 3));
         let receipt = pair.west.commit(Transaction::new(pair.account, partition).record("x")).unwrap();
@@ -221,7 +222,22 @@ fn under_a_contract_of_nothing_every_commit_is_on_the_secondary_when_it_is_answe
     let mut waits = pair.west.submit(Transaction::new(pair.account, PartitionId(1)).record("x")).unwrap();
     assert!(waits.wait_timeout(Duration::from_millis(200)).is_none());
     link.stop();
-    assert_eq!(waits.wait().unwrap_err().kind(), ErrorKind::Degraded);
+    assert!(waits.wait_timeout(Duration::from_millis(200)).is_none(), "without a link, too");
+    let options = meridian_wire::ListenerOptions { address, ..listener_options() };
+    let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
+    let _link = pair.link(pair.options(&listener));
+    let receipt = waits.wait().unwrap();
+    assert!(pair.east.next_sequence(pair.account, PartitionId(1)).unwrap() > receipt.first_sequence);
+}
+
+#[test]
+fn a_short_contract_makes_marks_come_often_enough_for_it() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    pair.contract(Contract { most: Duration::from_secs(1), then: Gate::Refuse });
+    let link = pair.link(LinkOptions { mark_interval: Duration::from_secs(3600), ..pair.options(&listener) });
+    until("a young last sync time", || link.status().last_sync_time > 0 && link.status().breached.is_empty());
+    fill(&pair.west, pair.account, 10, 100);
 }
 
 #[test]

@@ -67,6 +67,15 @@ prop_compose! {
     }
 }
 
+type Settings = (Ack, Role, bool, Option<Contract>);
+
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let gate = prop::sample::select(vec![Gate::Open, Gate::Wait, Gate::Throttle, Gate::Refuse]);
+    let contract = (any::<u64>(), gate).prop_map(|(most, then)| Contract { most: Duration::from_nanos(most), then });
+    let ack = prop::sample::select(vec![Ack::Quorum, Ack::All]);
+    (ack, any_role(), any::<bool>(), prop::option::of(contract))
+}
+
 fn any_role() -> impl Strategy<Value = Role> {
     prop::sample::select(vec![Role::Primary, Role::Local, Role::Secondary, Role::Bootstrap, Role::Dropped])
 }
@@ -79,12 +88,12 @@ prop_compose! {
 
 prop_compose! {
     fn any_system()(
-        accounts in vec((any::<u64>(), ".{0,40}", any::<[bool; 2]>(), any_role()), 0..9),
+        accounts in vec((any::<u64>(), ".{0,40}", any_settings()), 0..9),
         restarts in btree_map(any::<u64>(), vec(any_holding(), 1..5), 0..5),
         progress in vec(any::<(u128, u64, u64, u64)>(), 0..5), time in any::<u64>(),
     ) -> SystemState {
-        let account = |(id, name, [all, closed], role): (u64, String, [bool; 2], Role)| {
-            AccountRecord { id: AccountId(id), name, epoch: id ^ 5, all, role, closed }
+        let account = |(id, name, (ack, role, read_access, contract)): (u64, String, Settings)| {
+            Account { id: AccountId(id), name, epoch: id ^ 5, ack, role, read_access, contract }
         };
         let restart = |(account, partitions)| Restart { account: AccountId(account), partitions };
         let progress = progress.into_iter().map(|(source, position, time, cut)| {
@@ -169,8 +178,9 @@ proptest! {
     }
 
     #[test]
-    fn an_account_comes_back_as_it_went_in(id: u64, name in ".{0,200}", epoch: u64, all: bool, role in any_role(), closed: bool) {
-        let account = AccountRecord { id: AccountId(id), name, epoch, all, role, closed };
+    fn an_account_comes_back_as_it_went_in(id: u64, name in ".{0,200}", epoch: u64, settings in any_settings()) {
+        let (ack, role, read_access, contract) = settings;
+        let account = Account { id: AccountId(id), name, epoch, ack, role, read_access, contract };
         let record = encode_account(&account);
         prop_assert_eq!(decode_account(&record), Ok(account.clone()));
         prop_assert_eq!(SystemRecord::decode(&record), Ok(SystemRecord::Account(account)));
@@ -307,7 +317,7 @@ fn an_account_record_is_exactly_one_account() {
         change(&mut record);
         decode_account(&record)
     };
-    refused(decode(|r| r.truncate(23)), "account: bytes");
+    refused(decode(|r| r.truncate(39)), "account: bytes");
     refused(decode(|r| r[0] = 2), "kind");
     refused(decode(|r| r[2] = 2), "version");
     refused(decode(|r| r[4] = 4), "flags");
@@ -315,7 +325,10 @@ fn an_account_record_is_exactly_one_account() {
     refused(decode(|r| r[6] = 6), "bytes of the name");
     refused(decode(|r| r[7] = 0xFF), "bytes of the name");
     refused(decode(|r| r.push(0)), "bytes of the name");
-    refused(decode(|r| r[26] = 0xFF), "UTF-8");
+    refused(decode(|r| r[32] = 5), "contract");
+    refused(decode(|r| r[32] = 0), "reserved");
+    refused(decode(|r| r[33] = 1), "reserved");
+    refused(decode(|r| r[42] = 0xFF), "UTF-8");
     assert_eq!(decode_account(&record()), Ok(account("flights")));
 }
 

@@ -6,13 +6,16 @@ mod hostile;
 mod pages;
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
+use crate::account::{Account, Contract};
+use crate::gate::Gate;
 use crate::geo::{Digest, Holding, Lane, Progress, Restart};
-use crate::types::{AccountId, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};
+use crate::types::{AccountId, Ack, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};
 
 const LOG: LogId = LogId(0x1111_2222_3333_4444_5555_6666_7777_8888);
 
@@ -167,8 +170,10 @@ fn checkpoint() -> Checkpoint {
     }
 }
 
-fn account(name: &str) -> AccountRecord {
-    AccountRecord { id: AccountId(7), name: name.into(), epoch: 2, all: true, role: Role::Secondary, closed: true }
+fn account(name: &str) -> Account {
+    let contract = Some(Contract { most: Duration::from_secs(60), then: Gate::Throttle });
+    let (role, read_access) = (Role::Secondary, false);
+    Account { id: AccountId(7), name: name.into(), epoch: 2, ack: Ack::All, role, read_access, contract }
 }
 
 fn progress() -> Progress {
@@ -287,8 +292,8 @@ fn the_bytes_of_this_version_have_not_changed() {
         ("segment header", 0xF50D_4C8C_9A8F_8F0D),
         ("seal", 0x0958_1FDA_4197_6DDE),
         ("superblock", 0xBEE9_FBF5_E960_AE03),
-        ("index", 0x1B0B_F1BE_1737_65FD),
-        ("checkpoint", 0x394C_A58A_2D2D_C373),
+        ("index", 0x58A9_13E6_5863_11DC),
+        ("checkpoint", 0xA13C_496D_9809_ED08),
     ];
     assert_eq!(found, golden);
 }
