@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use meridian::format::{Frame, peek_frame_len};
-use meridian::geo::{Acknowledgement, Batch, Digest, Holding, Lane, Mark, Receiver, Restart};
+use meridian::geo::{Acknowledgement, Batch, Digest, Holding, Lane, Mark, Receiver, Restart, Standing};
 use meridian::{AccountId, LogId, Lsn, PartitionId};
 use meridian_wire::RefusalKind;
 use meridian_wire::codec::{Ask, HEADER, Header, Hello, Message, Welcome, encode_batch};
@@ -121,7 +121,7 @@ fn batch(random: &mut Random, number: u64, position: u64) -> Vec<u8> {
 
 /// A message of any kind.
 pub fn sample_message(random: &mut Random) -> Vec<u8> {
-    let message = match random.below(10) {
+    let message = match random.below(11) {
         0 => Message::Challenge(random.wide()),
         1 => Message::Hello(Hello {
             challenge: random.wide(),
@@ -133,8 +133,9 @@ pub fn sample_message(random: &mut Random) -> Vec<u8> {
         }),
         2 => {
             let (position, time, window) = (Lsn(random.any()), random.any(), random.any());
-            let (bootstrap, dropped) = (accounts(random), accounts(random));
-            Message::Welcome(Welcome { nonce: random.wide(), position, time, window, bootstrap, dropped })
+            let mut set = || accounts(random).into_iter().collect();
+            let standing = Standing { position, bootstrap: set(), dropped: set(), unknown: set() };
+            Message::Welcome(Welcome { nonce: random.wide(), time, window, standing })
         }
         3 => Message::Refuse(RefusalKind::NoSpace, name(random)),
         4 => Message::Acknowledgement(Acknowledgement {
@@ -150,6 +151,7 @@ pub fn sample_message(random: &mut Random) -> Vec<u8> {
             Message::Ask(Ask { account: AccountId(random.any()), after })
         }
         8 => Message::Holdings(holdings(random)),
+        9 => Message::Carry(accounts(random)),
         _ => {
             let (number, position) = (random.any(), random.any());
             return batch(random, number, position);

@@ -2,9 +2,11 @@
 //!
 //! Decoders take bytes from anywhere: they never panic, and no length is believed before it is checked.
 
+use std::collections::BTreeSet;
+
 use bytes::{Buf, BufMut, Bytes};
 use meridian::format::{decode_account, encode_account};
-use meridian::geo::{Acknowledgement, Batch, Delivered, Digest, Holding, Lane, Mark, Restart};
+use meridian::geo::{Acknowledgement, Batch, Delivered, Digest, Holding, Lane, Mark, Restart, Standing};
 use meridian::{AccountId, LogId, Lsn, PartitionId};
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -51,16 +53,12 @@ pub struct Hello {
 pub struct Welcome {
     /// The hello's nonce.
     pub nonce: u128,
-    /// Everything before this position of the log is durable here.
-    pub position: Lsn,
     /// The last sync time here.
     pub time: u64,
     /// Bytes of frames that may be on their way.
     pub window: u64,
-    /// Accounts whose copies here are being made whole, ascending.
-    pub bootstrap: Vec<AccountId>,
-    /// Accounts whose copies here were dropped, ascending.
-    pub dropped: Vec<AccountId>,
+    /// How the lane and its accounts stand here.
+    pub standing: Standing,
 }
 
 /// A question for what the receiver holds of an account.
@@ -79,6 +77,8 @@ pub enum Message {
     Challenge(u128),
     /// The sender's first word.
     Hello(Hello),
+    /// The accounts that the lane carries, ascending, behind the hello.
+    Carry(Vec<AccountId>),
     /// The session begins.
     Welcome(Welcome),
     /// The listener cannot go on, and says why.
@@ -161,6 +161,7 @@ const PING: u8 = 7;
 const PONG: u8 = 8;
 const ASK: u8 = 9;
 const HOLDINGS: u8 = 10;
+const CARRY: u8 = 11;
 const HOLDING: usize = 48;
 /// The most partitions that one answer tells of.
 pub const MOST_HOLDINGS: usize = 16_384;
@@ -184,12 +185,16 @@ impl Message {
             }
             Message::Welcome(welcome) => {
                 out.put_u128_le(welcome.nonce);
-                out.put_u64_le(welcome.position.0);
+                let Standing { position, bootstrap, dropped, unknown } = &welcome.standing;
+                out.put_u64_le(position.0);
                 out.put_u64_le(welcome.time);
                 out.put_u64_le(welcome.window);
-                put_accounts(&mut out, &welcome.bootstrap);
-                put_accounts(&mut out, &welcome.dropped);
+                [bootstrap, dropped, unknown].into_iter().for_each(|set| put_accounts(&mut out, set));
                 WELCOME
+            }
+            Message::Carry(accounts) => {
+                put_accounts(&mut out, accounts);
+                CARRY
             }
             Message::Refuse(kind, message) => {
                 out.put_u16_le(kind.code());
@@ -237,14 +242,14 @@ impl Message {
         let message = match header.kind {
             CHALLENGE => Message::Challenge(wide(&mut rest)?),
             HELLO => Message::Hello(hello(&mut rest)?),
-            WELCOME => Message::Welcome(Welcome {
-                nonce: wide(&mut rest)?,
-                position: Lsn(long(&mut rest)?),
-                time: long(&mut rest)?,
-                window: long(&mut rest)?,
-                bootstrap: accounts(&mut rest)?,
-                dropped: accounts(&mut rest)?,
-            }),
+            WELCOME => {
+                let (nonce, position) = (wide(&mut rest)?, Lsn(long(&mut rest)?));
+                let (time, window) = (long(&mut rest)?, long(&mut rest)?);
+                let mut set = || accounts(&mut rest).map(BTreeSet::from_iter);
+                let standing = Standing { position, bootstrap: set()?, dropped: set()?, unknown: set()? };
+                Message::Welcome(Welcome { nonce, time, window, standing })
+            }
+            CARRY => Message::Carry(accounts(&mut rest)?),
             REFUSE => {
                 let code = rest.try_get_u16_le().map_err(|_| SHORT)?;
                 Message::Refuse(RefusalKind::from_code(code), text(&mut rest)?)
@@ -383,9 +388,10 @@ fn text(rest: &mut &[u8]) -> Result<String> {
     std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Malformed("message: a name is UTF-8"))
 }
 
-fn put_accounts(out: &mut Vec<u8>, accounts: &[AccountId]) {
+fn put_accounts<'a>(out: &mut Vec<u8>, accounts: impl IntoIterator<Item = &'a AccountId, IntoIter: ExactSizeIterator>) {
+    let accounts = accounts.into_iter();
     out.put_u32_le(accounts.len() as u32);
-    accounts.iter().for_each(|account| out.put_u64_le(account.0));
+    accounts.for_each(|account| out.put_u64_le(account.0));
 }
 
 /// As many entries of `size` bytes as announced, which have to be there.
@@ -505,13 +511,17 @@ mod tests {
         vec![
             Message::Challenge(7),
             Message::Hello(hello),
+            Message::Carry(vec![AccountId(1), AccountId(2), AccountId(5), AccountId(7)]),
             Message::Welcome(Welcome {
                 nonce: 1,
-                position: Lsn(2),
                 time: 3,
                 window: 4,
-                bootstrap: vec![AccountId(1), AccountId(2)],
-                dropped: vec![AccountId(5)],
+                standing: Standing {
+                    position: Lsn(2),
+                    bootstrap: BTreeSet::from([AccountId(1), AccountId(2)]),
+                    dropped: BTreeSet::from([AccountId(5)]),
+                    unknown: BTreeSet::from([AccountId(7)]),
+                },
             }),
             Message::Ask(Ask { account: AccountId(5), after: None }),
             Message::Ask(Ask { account: AccountId(5), after: Some(PartitionId(1 << 80)) }),

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crossbeam::channel::{self, RecvTimeoutError};
 use hdrhistogram::Histogram;
-use meridian::format::DATA_START;
+use meridian::format::{DATA_START, MAX_MARKED};
 use meridian::geo::{
     Acknowledgement, Batch, Bootstrap, Copy, Holding, Lag, Lane, MOST_BATCH_BYTES, Need, Shipper, ShipperOptions,
-    Standing, Waiting, need,
+    Waiting, need,
 };
 use meridian::{
     AccountGate, AccountId, ErrorKind, Lsn, PartitionId, Region, RetentionPin, Role, SegmentId, Subscription,
@@ -101,8 +101,8 @@ impl LinkOptions {
         if !(1..=MOST_BATCH_BYTES).contains(&self.batch_bytes) {
             return invalid(format!("batch_bytes: {} given, 1 to {MOST_BATCH_BYTES} accepted", self.batch_bytes));
         }
-        if self.accounts.is_empty() {
-            return invalid("accounts: at least one".into());
+        if !(1..=MAX_MARKED).contains(&self.accounts.len()) {
+            return invalid(format!("accounts: {} given, 1 to {MAX_MARKED} accepted", self.accounts.len()));
         }
         if self.mark_interval.is_zero() || self.patience.is_zero() {
             return invalid("mark_interval and patience: more than nothing".into());
@@ -395,7 +395,7 @@ impl Shared {
         }
     }
 
-    /// An account that was switched off and on again needs another session.
+    /// An account that is switched on again needs another session once its copy was dropped.
     fn look_for_dropped(&self) {
         let Ok(accounts) = self.region.accounts() else { return };
         let mut state = self.lock();
@@ -471,8 +471,8 @@ impl Shared {
             to: peer.region.clone(),
             lane: Lane { log: self.region.log_id(), number: self.options.lane },
         };
-        let welcome = session::introduce(&connection, &hello, *patience)?;
-        if welcome.position > self.region.committed() {
+        let welcome = session::introduce(&connection, &hello, &self.options.accounts, *patience)?;
+        if welcome.standing.position > self.region.committed() {
             return Err(WireError::Protocol("the secondary holds more of this log than there is"));
         }
         let (shipper, from) = self.prepare(&connection, &welcome)?;
@@ -528,17 +528,13 @@ impl Shared {
         // Nothing goes away until it is known what is needed.
         let _all = self.region.pin(Lsn::ZERO);
         let (first, known) = (self.region.first(), self.region.committed());
-        let standing = Standing {
-            position: welcome.position,
-            bootstrap: welcome.bootstrap.iter().copied().collect(),
-            dropped: welcome.dropped.iter().copied().collect(),
-        };
-        self.lock().status.gaps += u64::from(standing.position > Lsn::ZERO && standing.position < first);
-        let mut carried: BTreeSet<AccountId> = self.options.accounts.iter().copied().collect();
+        let standing = &welcome.standing;
+        let position = standing.position;
+        let carried: BTreeSet<AccountId> = self.options.accounts.iter().copied().collect();
         let (mut copies, mut dropped) = (Vec::new(), Vec::new());
         for account in self.region.accounts()?.into_iter().filter(|known| carried.contains(&known.id)) {
             let id = account.id;
-            match need(&account, &standing, first, suspects.contains(&id)) {
+            match need(&account, standing, first, suspects.contains(&id)) {
                 Need::Nothing => {}
                 Need::Drop => dropped.push(id),
                 Need::Account => copies.push(Copy { account, compared: None }),
@@ -553,18 +549,24 @@ impl Shared {
                 }
             }
         }
-        carried.retain(|id| !dropped.contains(id));
         let Some(one) = copies.first() else {
-            return Ok((Shipper::new(options, carried, welcome.position), welcome.position));
+            // What was trimmed before it was sent was of accounts that are switched off.
+            let from = position.max(first);
+            let mut shipper = Shipper::new(options, carried, from);
+            dropped.into_iter().for_each(|id| shipper.leave_out(id));
+            return Ok((shipper, from));
         };
         // What was said of the accounts is committed once this is answered.
         self.region.digest(one.account.id)?;
         let until = self.region.committed();
+        self.lock().status.gaps += u64::from(position > Lsn::ZERO && position < first);
         let begins = copies.iter().any(|copy| copy.compared.is_some());
-        let from = if begins { first } else { welcome.position.max(first) };
-        let bootstrap = Bootstrap { first: from, live: welcome.position, known, until, copies };
+        let from = if begins { first } else { position.max(first) };
+        let bootstrap = Bootstrap { first: from, live: position, known, until, copies };
         self.lock().status.bootstraps.0 += u64::from(begins);
-        Ok((Shipper::bootstrap(options, carried, bootstrap), from))
+        let mut shipper = Shipper::bootstrap(options, carried, bootstrap);
+        dropped.into_iter().for_each(|id| shipper.leave_out(id));
+        Ok((shipper, from))
     }
 
     /// What the other side holds of an account.
@@ -594,7 +596,7 @@ impl Shared {
     }
 
     fn begin(&self, welcome: &Welcome, shipper: Shipper, from: Lsn) {
-        let &Welcome { position, time, .. } = welcome;
+        let (position, time) = (welcome.standing.position, welcome.time);
         let pin = self.region.pin(from);
         let mut state = self.lock();
         let bootstrapping = shipper.is_bootstrapping();

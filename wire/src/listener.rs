@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver as Incoming, RecvTimeoutError};
-use meridian::geo::{Holding, Imported, Lane, MOST_BATCH_BYTES, Receiver};
+use meridian::geo::{Holding, Imported, Lane, MOST_BATCH_BYTES, Receiver, Standing};
 use meridian::{AccountId, Lsn, Region, Role, Ticket};
 
 use crate::codec::{Ask, MOST_FIELDS, MOST_HOLDINGS, Message, Welcome};
@@ -215,7 +215,7 @@ impl Shared {
     fn greet(self: &Arc<Shared>, stream: TcpStream) -> Result<()> {
         let options = &self.options;
         let connection = Arc::new(Connection::accept(stream, &options.security, options.patience)?);
-        let (hello, peer) =
+        let (hello, peer, carried) =
             session::challenge(&connection, &options.cluster, &options.region, &options.peers, options.patience)?;
         let mut sessions = lock(&self.sessions);
         if let Some(before) = sessions.remove(&hello.lane) {
@@ -233,9 +233,18 @@ impl Shared {
         // The answer waits until what the accounts say is committed.
         let known = self.region.progress(hello.lane)?;
         let (position, time) = known.map_or((Lsn::ZERO, 0), |progress| (progress.position, progress.time));
-        let with = |role| accounts.iter().filter(|known| known.role == role).map(|known| known.id).collect();
-        let (bootstrap, dropped) = (with(Role::Bootstrap), with(Role::Dropped));
-        let welcome = Welcome { nonce: hello.nonce, position, time, window: options.window, bootstrap, dropped };
+        let mut standing = Standing { position, ..Standing::default() };
+        let roles: BTreeMap<AccountId, Role> = accounts.iter().map(|known| (known.id, known.role)).collect();
+        for account in carried {
+            match roles.get(&account) {
+                None => standing.unknown.insert(account),
+                Some(Role::Bootstrap) => standing.bootstrap.insert(account),
+                Some(Role::Dropped) => standing.dropped.insert(account),
+                // Of its own it tells nothing: what is sent for them is refused.
+                Some(Role::Secondary | Role::Primary | Role::Local) => false,
+            };
+        }
+        let welcome = Welcome { nonce: hello.nonce, time, window: options.window, standing };
         session::write(&connection, &Message::Welcome(welcome))?;
         self.note(hello.lane, |arrival| {
             let Arrival { records, duplicates, sessions, ended, .. } = std::mem::take(arrival);

@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::time::Duration;
 
 use bytes::Bytes;
+use meridian::AccountId;
 use meridian::geo::Batch;
 
 use crate::clock::{self, Deadline};
@@ -68,29 +69,38 @@ pub(crate) fn write_batch(connection: &Connection, batch: &Batch, compressed: Op
 }
 
 /// The sender's half: answers the challenge, says who it is and what it sends, and learns where to begin.
-pub(crate) fn introduce(connection: &Connection, hello: &Hello, time: Duration) -> Result<Welcome> {
+pub(crate) fn introduce(
+    connection: &Connection,
+    hello: &Hello,
+    accounts: &[AccountId],
+    time: Duration,
+) -> Result<Welcome> {
     let Message::Challenge(challenge) = read(connection, MOST_FIELDS_BEFORE_HELLO, 0, time)? else {
         return Err(WireError::Protocol("a challenge comes first"));
     };
     let hello = Hello { challenge, nonce: clock::nonce()?, ..hello.clone() };
     write(connection, &Message::Hello(hello.clone()))?;
+    let mut accounts = accounts.to_vec();
+    accounts.sort_unstable();
+    accounts.dedup();
+    write(connection, &Message::Carry(accounts))?;
     match read(connection, MOST_FIELDS, 0, time)? {
         Message::Welcome(welcome) if welcome.nonce == hello.nonce => Ok(welcome),
         Message::Welcome(_) => Err(WireError::Protocol("the welcome is another session's")),
         Message::Refuse(kind, message) => Err(WireError::Refused { kind, message }),
-        _ => Err(WireError::Protocol("a welcome comes second")),
+        _ => Err(WireError::Protocol("a welcome comes next")),
     }
 }
 
-/// The receiver's half: challenges, and returns the hello of a peer that may send. Whoever else it is gets no answer and learns
-/// nothing (FAULT-MODEL, "At trust boundaries").
+/// The receiver's half: challenges, and returns the hello of a peer that may send, and what it carries. Whoever else it is gets no answer and
+/// learns nothing (FAULT-MODEL, "At trust boundaries").
 pub(crate) fn challenge(
     connection: &Connection,
     cluster: &str,
     region: &str,
     peers: &[Peer],
     time: Duration,
-) -> Result<(Hello, Peer)> {
+) -> Result<(Hello, Peer, Vec<AccountId>)> {
     let challenge = clock::nonce()?;
     write(connection, &Message::Challenge(challenge))?;
     let Message::Hello(hello) = read(connection, MOST_FIELDS_BEFORE_HELLO, 0, time)? else {
@@ -98,11 +108,12 @@ pub(crate) fn challenge(
     };
     let peer = peers.iter().find(|peer| peer.region == hello.from && connection.is_from(&peer.name));
     let meant = hello.challenge == challenge && hello.cluster == cluster && hello.to == region;
-    match peer.filter(|_| meant) {
-        Some(peer) => Ok((hello, peer.clone())),
-        None => {
-            Err(io::Error::new(ErrorKind::PermissionDenied, "a stranger, a wrong region, or a hello said before")
-                .into())
-        }
+    let Some(peer) = peer.filter(|_| meant) else {
+        let message = "a stranger, a wrong region, or a hello said before";
+        return Err(io::Error::new(ErrorKind::PermissionDenied, message).into());
+    };
+    match read(connection, MOST_FIELDS, 0, time)? {
+        Message::Carry(accounts) => Ok((hello, peer.clone(), accounts)),
+        _ => Err(WireError::Protocol("what is carried comes second")),
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use meridian::Lsn;
 use meridian::format::Frame;
-use meridian::geo::Acknowledgement;
+use meridian::geo::{Acknowledgement, Standing};
 use meridian_wire::codec::{HEADER, Header, MOST_FIELDS, Message, Welcome};
 
 /// The largest batch that it takes.
@@ -58,8 +58,8 @@ fn serve(mut socket: TcpStream, position: Lsn, bytes: &AtomicU64, cpu: &AtomicU6
     loop {
         match read(&mut socket, &mut buffer)? {
             Message::Hello(hello) => {
-                let (nonce, bootstrap, dropped) = (hello.nonce, Vec::new(), Vec::new());
-                let welcome = Welcome { nonce, position, time: 0, window: WINDOW, bootstrap, dropped };
+                let standing = Standing { position, ..Standing::default() };
+                let welcome = Welcome { nonce: hello.nonce, time: 0, window: WINDOW, standing };
                 socket.write_all(&Message::Welcome(welcome).encode())?;
             }
             Message::Batch(batch) => {
@@ -77,6 +77,7 @@ fn serve(mut socket: TcpStream, position: Lsn, bytes: &AtomicU64, cpu: &AtomicU6
                 buffer = batch.frames.try_into_mut().map(Vec::from).unwrap_or_default();
                 cpu.store(thread_cpu(), Ordering::Relaxed);
             }
+            Message::Carry(_) => {}
             Message::Ask(_) => socket.write_all(&Message::Holdings(Vec::new()).encode())?,
             Message::Ping(number) => socket.write_all(&Message::Pong(number).encode())?,
             _ => return Err(io::ErrorKind::InvalidData.into()),

@@ -14,6 +14,8 @@ pub struct Standing {
     pub bootstrap: BTreeSet<AccountId>,
     /// Accounts whose copies were dropped.
     pub dropped: BTreeSet<AccountId>,
+    /// Accounts that are not known there: the lane carries them for the first time.
+    pub unknown: BTreeSet<AccountId>,
 }
 
 /// What a session has to do for a copy.
@@ -35,7 +37,7 @@ pub enum Need {
 pub fn need(account: &Account, standing: &Standing, first: Lsn, suspect: bool) -> Need {
     let dropped = standing.dropped.contains(&account.id);
     // What is not retained any more is lacking, or nothing was ever sent by this lane.
-    let lacks = standing.position < first;
+    let lacks = standing.position < first || standing.unknown.contains(&account.id);
     let unfinished = standing.bootstrap.contains(&account.id);
     match account.role {
         Role::Local if dropped => Need::Drop,

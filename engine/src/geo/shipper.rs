@@ -416,8 +416,9 @@ impl Shipper {
         }
     }
 
-    /// The last batch that is ready says that a copy is dropped. Should there be one again, that is a bootstrap.
-    fn leave_out(&mut self, account: AccountId) {
+    /// Sends nothing more for an account: its copy was dropped, or the last batch that is ready says so. Should there be one again, that is a
+    /// bootstrap of another session.
+    pub fn leave_out(&mut self, account: AccountId) {
         self.accounts.remove(&account);
         self.dropped.insert(account, self.next_number + self.ready.len() as u64 - 1);
     }

@@ -194,8 +194,13 @@ impl Pair {
                 let shipper = Shipper::new(self.link.options, [account], position);
                 self.begin_session(shipper, position, position, time);
             }
-            // It is looked at again once it may be on again.
-            Need::Drop => self.link.not_before = now + 1_000_000,
+            Need::Drop => {
+                // What was trimmed is not wanted there.
+                let from = position.max(first);
+                let mut shipper = Shipper::new(self.link.options, [account], from);
+                shipper.leave_out(account);
+                self.begin_session(shipper, from, position, time);
+            }
             Need::Account | Need::Comparison => {
                 let (Some(ours), Some(theirs)) = (holdings(west), holdings(east)) else { return };
                 let comparing = Comparing { standing, time, known: committed, account: known, ours, theirs };
@@ -211,7 +216,8 @@ impl Pair {
         match known.map(|known| (known.role, known.id)) {
             Some((Role::Bootstrap, id)) => drop(standing.bootstrap.insert(id)),
             Some((Role::Dropped, id)) => drop(standing.dropped.insert(id)),
-            _ => {}
+            Some(_) => {}
+            None => standing.unknown.extend(self.shipped()),
         }
         standing
     }

@@ -142,7 +142,8 @@ fn a_stranger_a_wrong_region_and_a_replayed_hello_are_told_nothing() {
         assert_eq!(answer(socket, &Message::Hello(hello).encode()), []);
     }
     let (mut socket, challenge) = connect(&listener);
-    let said = Message::Hello(hello(challenge)).encode();
+    let mut said = Message::Hello(hello(challenge)).encode();
+    said.extend(Message::Carry(vec![pair.account]).encode());
     socket.write_all(&said).unwrap();
     let mut welcome = [0; HEADER];
     socket.read_exact(&mut welcome).unwrap();

@@ -8,7 +8,7 @@ use meridian::geo::Arrived;
 use meridian::{AccountId, Ack, ClientId, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Role, Transaction};
 use meridian_wire::{Cause, Compression, Link, LinkOptions, LinkState, Listener, WireError};
 
-use crate::common::{Pair, fill, lane, link_options, listener_options, region_options, until, until_shipped};
+use crate::common::{Pair, fill, frames, lane, link_options, listener_options, region_options, until, until_shipped};
 
 fn wall() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64
@@ -305,6 +305,41 @@ fn a_copy_that_was_switched_off_is_not_read_and_switched_on_again_gets_only_what
     pair.assert_equal();
     let sent = link.status().shipped.0 - before;
     assert!((30_000..120_000).contains(&sent), "{sent} bytes were sent for 50 transactions");
+}
+
+#[test]
+fn a_copy_that_was_switched_off_in_one_session_and_on_in_another_is_made_whole() {
+    let pair = Pair::new();
+    let (listener, link, name) = shipped(&pair, 100, 100);
+    pair.west.set_account_geo(&name, false).unwrap();
+    until("the drop", || role(&pair.east, pair.account) == Role::Dropped);
+    link.stop();
+    fill(&pair.west, pair.account, 6000, 700);
+    let trimmed = pair.west.trim(Lsn::MAX).unwrap();
+    let link = pair.link(pair.options(&listener));
+    until("a session behind what was trimmed", || link.status().position >= trimmed);
+    pair.west.set_account_geo(&name, true).unwrap();
+    until("the copy", || role(&pair.east, pair.account) == Role::Secondary);
+    until_shipped(&link, &pair.west);
+    assert_eq!(pair.east.digest(pair.account).unwrap(), pair.west.digest(pair.account).unwrap());
+    assert_eq!(retained(&pair.east, pair.account), retained(&pair.west, pair.account));
+}
+
+#[test]
+fn an_account_that_a_lane_carries_only_later_is_bootstrapped() {
+    let pair = Pair::new();
+    let (listener, link, _) = shipped(&pair, 100, 100);
+    let later = pair.west.create_account("later", Ack::Quorum).unwrap();
+    fill(&pair.west, later, 100, 100);
+    fill(&pair.west, pair.account, 10, 100);
+    until_shipped(&link, &pair.west);
+    link.stop();
+    let options = pair.options(&listener);
+    let link = pair.link(LinkOptions { accounts: vec![pair.account, later], ..options });
+    fill(&pair.west, later, 10, 100);
+    until_shipped(&link, &pair.west);
+    assert_eq!(frames(&pair.east, later), frames(&pair.west, later));
+    pair.assert_equal();
 }
 
 #[test]
