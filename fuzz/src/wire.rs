@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use meridian::format::{Frame, peek_frame_len};
-use meridian::geo::{Acknowledgement, Batch, Digest, Holding, Lane, Mark, Receiver, Restart, Standing};
+use meridian::geo::{Acknowledgement, Batch, Digest, Fingerprint, Holding, Lane, Mark, Receiver, Restart, Standing};
 use meridian::{AccountId, LogId, Lsn, PartitionId};
 use meridian_wire::RefusalKind;
-use meridian_wire::codec::{Ask, HEADER, Header, Hello, Message, Welcome, encode_batch};
+use meridian_wire::codec::{Ask, HEADER, Header, Hello, Message, Trace, Welcome, encode_batch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::mutate::Random;
@@ -103,6 +103,14 @@ fn holdings(random: &mut Random) -> Vec<Holding> {
     holdings
 }
 
+fn fingerprints(random: &mut Random) -> Vec<Fingerprint> {
+    let one = |_| Fingerprint { first_sequence: random.any(), records: random.any() as u32, checksum: random.any() };
+    let mut fingerprints: Vec<Fingerprint> = (0..5).map(one).collect();
+    fingerprints.sort_unstable_by_key(|fingerprint| fingerprint.first_sequence);
+    fingerprints.dedup_by_key(|fingerprint| fingerprint.first_sequence);
+    fingerprints
+}
+
 /// A batch's message.
 fn batch(random: &mut Random, number: u64, position: u64) -> Vec<u8> {
     let account = (random.below(3) == 0).then(|| samples::account(random));
@@ -121,7 +129,7 @@ fn batch(random: &mut Random, number: u64, position: u64) -> Vec<u8> {
 
 /// A message of any kind.
 pub fn sample_message(random: &mut Random) -> Vec<u8> {
-    let message = match random.below(11) {
+    let message = match random.below(13) {
         0 => Message::Challenge(random.wide()),
         1 => Message::Hello(Hello {
             challenge: random.wide(),
@@ -152,6 +160,11 @@ pub fn sample_message(random: &mut Random) -> Vec<u8> {
         }
         8 => Message::Holdings(holdings(random)),
         9 => Message::Carry(accounts(random)),
+        10 => {
+            let (account, partition) = (AccountId(random.any()), PartitionId(random.wide()));
+            Message::Trace(Trace { account, partition, from: random.any() })
+        }
+        11 => Message::Fingerprints(fingerprints(random)),
         _ => {
             let (number, position) = (random.any(), random.any());
             return batch(random, number, position);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use bytes::{Buf, BufMut, Bytes};
 use meridian::format::{decode_account, encode_account};
-use meridian::geo::{Acknowledgement, Batch, Delivered, Digest, Holding, Lane, Mark, Restart, Standing};
+use meridian::geo::{Acknowledgement, Batch, Delivered, Digest, Fingerprint, Holding, Lane, Mark, Restart, Standing};
 use meridian::{AccountId, LogId, Lsn, PartitionId};
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -70,6 +70,17 @@ pub struct Ask {
     pub after: Option<PartitionId>,
 }
 
+/// A question for the transactions of a partition that the receiver retains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The account.
+    pub account: AccountId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// Of its records those from this sequence on.
+    pub from: u64,
+}
+
 /// A message of either side.
 #[derive(Clone, Debug)]
 pub enum Message {
@@ -95,6 +106,10 @@ pub enum Message {
     Ask(Ask),
     /// That, ascending by partition; fewer than [`MOST_HOLDINGS`] are the last.
     Holdings(Vec<Holding>),
+    /// Which transactions are there of a partition?
+    Trace(Trace),
+    /// Those, ascending; fewer than [`MOST_FINGERPRINTS`] are the last.
+    Fingerprints(Vec<Fingerprint>),
 }
 
 /// What stands before a message.
@@ -162,7 +177,12 @@ const PONG: u8 = 8;
 const ASK: u8 = 9;
 const HOLDINGS: u8 = 10;
 const CARRY: u8 = 11;
+const TRACE: u8 = 12;
+const FINGERPRINTS: u8 = 13;
 const HOLDING: usize = 48;
+const FINGERPRINT: usize = 20;
+/// The most transactions that one answer tells of.
+pub const MOST_FINGERPRINTS: usize = 16_384;
 /// The most partitions that one answer tells of.
 pub const MOST_HOLDINGS: usize = 16_384;
 
@@ -226,6 +246,21 @@ impl Message {
                 put_holdings(&mut out, holdings);
                 HOLDINGS
             }
+            Message::Trace(Trace { account, partition, from }) => {
+                out.put_u64_le(account.0);
+                out.put_u128_le(partition.0);
+                out.put_u64_le(*from);
+                TRACE
+            }
+            Message::Fingerprints(fingerprints) => {
+                out.put_u32_le(fingerprints.len() as u32);
+                for Fingerprint { first_sequence, records, checksum } in fingerprints {
+                    out.put_u64_le(*first_sequence);
+                    out.put_u32_le(*records);
+                    out.put_u64_le(*checksum);
+                }
+                FINGERPRINTS
+            }
             Message::Batch(_) => unreachable!("batches are encoded without their frames"),
         };
         finish(out, kind, (0, 0), false)
@@ -273,6 +308,12 @@ impl Message {
                 check(held.is_sorted_by(|one, next| one.partition < next.partition), "message: partitions ascend")?;
                 Message::Holdings(held)
             }
+            TRACE => {
+                let account = AccountId(long(&mut rest)?);
+                let partition = PartitionId(wide(&mut rest)?);
+                Message::Trace(Trace { account, partition, from: long(&mut rest)? })
+            }
+            FINGERPRINTS => Message::Fingerprints(fingerprints(&mut rest)?),
             _ => return Err(Malformed("header: kind")),
         };
         check(rest.is_empty(), "message: bytes behind its fields")?;
@@ -428,6 +469,17 @@ fn holdings(rest: &mut &[u8]) -> Result<Vec<Holding>> {
     Ok(entries.collect())
 }
 
+fn fingerprints(rest: &mut &[u8]) -> Result<Vec<Fingerprint>> {
+    let entries = entries(rest, FINGERPRINT)?.map(|mut entry| {
+        let (first_sequence, records) = (entry.get_u64_le(), entry.get_u32_le());
+        Fingerprint { first_sequence, records, checksum: entry.get_u64_le() }
+    });
+    let fingerprints: Vec<Fingerprint> = entries.collect();
+    let ascend = fingerprints.is_sorted_by(|one, next| one.first_sequence < next.first_sequence);
+    check(ascend, "message: sequences ascend")?;
+    Ok(fingerprints)
+}
+
 fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
     out.put_u128_le(hello.challenge);
     out.put_u128_le(hello.nonce);
@@ -526,11 +578,17 @@ mod tests {
             Message::Ask(Ask { account: AccountId(5), after: None }),
             Message::Ask(Ask { account: AccountId(5), after: Some(PartitionId(1 << 80)) }),
             Message::Holdings(vec![holding(1), holding(2)]),
+            Message::Trace(Trace { account: AccountId(5), partition: PartitionId(1 << 80), from: 77 }),
+            Message::Fingerprints(vec![fingerprint(3), fingerprint(5)]),
             Message::Refuse(RefusalKind::NoSpace, "there is no room".into()),
             Message::Acknowledgement(ack),
             Message::Ping(5),
             Message::Pong(6),
         ]
+    }
+
+    fn fingerprint(first_sequence: u64) -> Fingerprint {
+        Fingerprint { first_sequence, records: 2, checksum: u64::MAX - first_sequence }
     }
 
     fn batch() -> Batch {

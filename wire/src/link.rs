@@ -6,24 +6,22 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::{self, RecvTimeoutError};
 use hdrhistogram::Histogram;
 use meridian::format::{DATA_START, MAX_MARKED};
-use meridian::geo::{
-    Acknowledgement, Batch, Bootstrap, Copy, Holding, Lag, Lane, MOST_BATCH_BYTES, Need, Shipper, ShipperOptions,
-    Waiting, need,
-};
+use meridian::geo::{Acknowledgement, Batch, Lag, Lane, MOST_BATCH_BYTES, Shipper, Waiting};
 use meridian::{
     AccountGate, AccountId, ErrorKind, Lsn, PartitionId, Region, RetentionPin, Role, SegmentId, Subscription,
 };
 
 use crate::clock::{self, Clock};
-use crate::codec::{Ask, Hello, MOST_FIELDS, MOST_HOLDINGS, Message, Welcome};
+use crate::codec::{Hello, MOST_FIELDS, Message, Welcome};
 use crate::compress::{Adaptive, Compression};
 use crate::error::{RefusalKind, Result, WireError};
 use crate::session::{self, Peer};
 use crate::threads::{lock, start};
 use crate::transport::{Connection, Security, check_address};
+
+mod compare;
 
 /// How long a thread sleeps, at most, before it looks whether the link is to stop.
 const NAP: Duration = Duration::from_millis(50);
@@ -165,7 +163,7 @@ pub struct LinkStatus {
     /// Accounts whose copy was found to differ, and were not seen equal since.
     pub differ: Vec<AccountId>,
     /// Partitions that were found to differ when copies were compared, and were sent again: the last 64.
-    pub differed: Vec<(AccountId, PartitionId)>,
+    pub differed: Vec<Difference>,
     /// Bootstraps begun, and bytes of frames that were shipped during bootstraps.
     pub bootstraps: (u64, u64),
     /// Times that something was trimmed here that the secondary lacked.
@@ -182,6 +180,17 @@ pub struct LinkStatus {
     pub round_trip: u64,
     /// From a transaction's time to its durability on the secondary, in nanoseconds, one count a record.
     pub remotely_durable: Histogram<u64>,
+}
+
+/// A partition whose copy holds something else than its primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Its account.
+    pub account: AccountId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The sequence of the first record that differs; `None` where that was trimmed.
+    pub sequence: Option<u64>,
 }
 
 /// What one partition lacks on the secondary.
@@ -492,106 +501,6 @@ impl Shared {
         match self.lock().reader.take() {
             Some(refused @ WireError::Refused { .. }) => Err(refused),
             _ => shipped,
-        }
-    }
-
-    /// As [`Shared::find_needs`], while the other side hears that somebody is here: comparing reads as much of the log as it has to.
-    fn prepare(self: &Arc<Shared>, connection: &Arc<Connection>, welcome: &Welcome) -> Result<(Shipper, Lsn)> {
-        let (ready, waiting) = channel::bounded::<()>(0);
-        let (shared, theirs, beat) = (Arc::clone(self), Arc::clone(connection), self.options.patience / 4);
-        let alive = start("meridian-alive", move || {
-            while waiting.recv_timeout(beat) == Err(RecvTimeoutError::Timeout) {
-                if session::write(&theirs, &Message::Ping(shared.clock.now())).is_err() {
-                    return;
-                }
-            }
-        })?;
-        let suspects = std::mem::take(&mut self.lock().suspects);
-        let prepared = self.find_needs(connection, welcome, &suspects);
-        drop(ready);
-        drop(alive.join());
-        if prepared.is_err() {
-            self.lock().suspects.extend(suspects);
-        }
-        prepared
-    }
-
-    /// Finds out which copies are not whole, and what they lack. Returns where the log is to be read from.
-    fn find_needs(
-        &self,
-        connection: &Connection,
-        welcome: &Welcome,
-        suspects: &BTreeSet<AccountId>,
-    ) -> Result<(Shipper, Lsn)> {
-        let (batch_bytes, batch_time) = (self.options.batch_bytes, self.options.batch_time.as_nanos() as u64);
-        let options = ShipperOptions { batch_bytes, batch_time, window: welcome.window };
-        // Nothing goes away until it is known what is needed.
-        let _all = self.region.pin(Lsn::ZERO);
-        let (first, known) = (self.region.first(), self.region.committed());
-        let standing = &welcome.standing;
-        let position = standing.position;
-        let carried: BTreeSet<AccountId> = self.options.accounts.iter().copied().collect();
-        let (mut copies, mut dropped) = (Vec::new(), Vec::new());
-        for account in self.region.accounts()?.into_iter().filter(|known| carried.contains(&known.id)) {
-            let id = account.id;
-            match need(&account, standing, first, suspects.contains(&id)) {
-                Need::Nothing => {}
-                Need::Drop => dropped.push(id),
-                Need::Account => copies.push(Copy { account, compared: None }),
-                Need::Comparison => {
-                    let compared = self.region.compare(id, &self.holdings(connection, id)?)?;
-                    let mut state = self.lock();
-                    let differed = &mut state.status.differed;
-                    differed.extend(compared.differ.iter().map(|partition| (id, *partition)));
-                    let old = differed.len().saturating_sub(64);
-                    differed.drain(..old);
-                    copies.push(Copy { account, compared: Some(compared) });
-                }
-            }
-        }
-        let Some(one) = copies.first() else {
-            // What was trimmed before it was sent was of accounts that are switched off.
-            let from = position.max(first);
-            let mut shipper = Shipper::new(options, carried, from);
-            dropped.into_iter().for_each(|id| shipper.leave_out(id));
-            return Ok((shipper, from));
-        };
-        // What was said of the accounts is committed once this is answered.
-        self.region.digest(one.account.id)?;
-        let until = self.region.committed();
-        self.lock().status.gaps += u64::from(position > Lsn::ZERO && position < first);
-        let begins = copies.iter().any(|copy| copy.compared.is_some());
-        let from = if begins { first } else { position.max(first) };
-        let bootstrap = Bootstrap { first: from, live: position, known, until, copies };
-        self.lock().status.bootstraps.0 += u64::from(begins);
-        let mut shipper = Shipper::bootstrap(options, carried, bootstrap);
-        dropped.into_iter().for_each(|id| shipper.leave_out(id));
-        Ok((shipper, from))
-    }
-
-    /// What the other side holds of an account.
-    fn holdings(&self, connection: &Connection, account: AccountId) -> Result<Vec<Holding>> {
-        let mut all: Vec<Holding> = Vec::new();
-        loop {
-            let after = all.last().map(|last| last.partition);
-            session::write(connection, &Message::Ask(Ask { account, after }))?;
-            let part = loop {
-                match session::read(connection, MOST_FIELDS, 0, self.options.patience)? {
-                    Message::Holdings(part) => break part,
-                    Message::Pong(_) => {}
-                    Message::Refuse(kind, message) => return Err(WireError::Refused { kind, message }),
-                    _ => return Err(WireError::Protocol("an answer comes here")),
-                }
-            };
-            let (last, ascend) =
-                (part.len() < MOST_HOLDINGS, part.first().is_none_or(|one| Some(one.partition) > after));
-            if !ascend {
-                return Err(WireError::Protocol("partitions ascend over answers"));
-            }
-            all.extend(part);
-            if last {
-                return Ok(all);
-            }
         }
     }
 

@@ -8,10 +8,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver as Incoming, RecvTimeoutError};
-use meridian::geo::{Holding, Imported, Lane, MOST_BATCH_BYTES, Receiver, Standing};
+use meridian::geo::{Fingerprint, Holding, Imported, Lane, MOST_BATCH_BYTES, Receiver, Standing};
 use meridian::{AccountId, Lsn, Region, Role, Ticket};
 
-use crate::codec::{Ask, MOST_FIELDS, MOST_HOLDINGS, Message, Welcome};
+use crate::codec::{Ask, MOST_FIELDS, MOST_FINGERPRINTS, MOST_HOLDINGS, Message, Trace, Welcome};
 use crate::error::{RefusalKind, Result, WireError};
 use crate::session::{self, Peer};
 use crate::threads::{lock, start};
@@ -310,6 +310,7 @@ impl Shared {
                 }
                 Message::Ping(number) => session::write(connection, &Message::Pong(number))?,
                 Message::Ask(ask) => session::write(connection, &Message::Holdings(self.holdings(ask)?))?,
+                Message::Trace(trace) => session::write(connection, &Message::Fingerprints(self.fingerprints(trace)?))?,
                 _ => return Err(WireError::Protocol("only batches, pings and questions come here")),
             }
         }
@@ -317,14 +318,24 @@ impl Shared {
 
     /// What is here of an account, if it is a copy: of others nothing is told.
     fn holdings(&self, ask: Ask) -> Result<Vec<Holding>> {
-        let is_copy = |id: AccountId| {
-            let accounts = self.region.accounts()?;
-            Ok::<bool, WireError>(accounts.iter().any(|known| known.id == id && !known.role.is_primary()))
-        };
-        if !is_copy(ask.account)? {
+        if !self.is_copy(ask.account)? {
             return Ok(Vec::new());
         }
         Ok(self.region.holdings(ask.account, ask.after, MOST_HOLDINGS)?)
+    }
+
+    /// Which transactions are here of a partition, if it is a copy's.
+    fn fingerprints(&self, trace: Trace) -> Result<Vec<Fingerprint>> {
+        let Trace { account, partition, from } = trace;
+        if !self.is_copy(account)? {
+            return Ok(Vec::new());
+        }
+        Ok(self.region.fingerprints(account, partition, from, MOST_FINGERPRINTS)?)
+    }
+
+    fn is_copy(&self, account: AccountId) -> Result<bool> {
+        let accounts = self.region.accounts()?;
+        Ok(accounts.iter().any(|known| known.id == account && !known.role.is_primary()))
     }
 
     /// Acknowledges in order what has become durable (invariant 12).

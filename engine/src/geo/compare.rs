@@ -23,7 +23,79 @@ pub struct Comparison {
     pub differ: Vec<PartitionId>,
 }
 
+/// A transaction of a partition, told from any other by its checksum, which covers account, partition, sequence, time and records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// The sequence of its first record.
+    pub first_sequence: u64,
+    /// How many records.
+    pub records: u32,
+    /// Its checksum as stored.
+    pub checksum: u64,
+}
+
+/// Where two copies of a partition part, as far as their fingerprints tell. Both lists begin at the first that is retained, or where the last ones
+/// ended; a list that is at its partition's end says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// At this sequence, first.
+    At(u64),
+    /// Not in what both hold: where they differ, that was trimmed.
+    Nowhere,
+    /// Not before this sequence: go on from there.
+    Later(u64),
+}
+
+impl Parting {
+    /// Compares what is held `here`, the whole of it if it is `all`, with what is held `there`.
+    #[must_use]
+    pub fn find(here: &[Fingerprint], all_here: bool, there: &[Fingerprint], all_there: bool) -> Parting {
+        let first = |list: &[Fingerprint]| list.first().map(|one| one.first_sequence);
+        // What one of them has trimmed cannot be compared.
+        let from = first(here).max(first(there)).unwrap_or_default();
+        let end = |one: &Fingerprint| one.first_sequence.saturating_add(u64::from(one.records));
+        let behind = |list: &[Fingerprint]| list.partition_point(|one| end(one) <= from);
+        let (here, there) = (&here[behind(here)..], &there[behind(there)..]);
+        let same = here.iter().zip(there).take_while(|(one, other)| one == other).count();
+        let (next_here, next_there) = (here.get(same), there.get(same));
+        match (next_here, next_there) {
+            (Some(one), Some(other)) => Parting::At(one.first_sequence.min(other.first_sequence)),
+            // More than there is here: nobody wrote it.
+            (None, Some(other)) if all_here => Parting::At(other.first_sequence),
+            (_, None) if all_there => Parting::Nowhere,
+            _ => match here[..same].last() {
+                Some(last) => Parting::Later(end(last)),
+                None => Parting::Later(from),
+            },
+        }
+    }
+}
+
 impl Region {
+    /// The retained transactions of a partition from a sequence on, `most` at most; fewer are all there are. An account that cannot be read is
+    /// no exception.
+    ///
+    /// # Errors
+    /// As [`Region::partition`]'s reader.
+    pub fn fingerprints(
+        &self,
+        account: AccountId,
+        partition: PartitionId,
+        from: u64,
+        most: usize,
+    ) -> Result<Vec<Fingerprint>> {
+        let mut reader = PartitionReader::own(&self.shared, account, partition, from);
+        reader.skip_trimmed()?;
+        let mut found = Vec::new();
+        while found.len() < most {
+            let Some(view) = reader.try_next()? else { break };
+            let records = view.transaction().len() as u32;
+            let first_sequence = view.transaction().first_sequence();
+            found.push(Fingerprint { first_sequence, records, checksum: view.checksum() });
+        }
+        Ok(found)
+    }
+
     /// The first retained position.
     #[must_use]
     pub fn first(&self) -> Lsn {
@@ -147,5 +219,48 @@ impl Shared {
             }
         }
         Ok(sums)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Transactions of two records each, from a sequence on; `forged` has another checksum.
+    fn list(from: u64, count: u64, forged: Option<u64>) -> Vec<Fingerprint> {
+        let one = |at: u64| {
+            let first_sequence = from + 2 * at;
+            Fingerprint {
+                first_sequence,
+                records: 2,
+                checksum: first_sequence + u64::from(forged == Some(first_sequence)),
+            }
+        };
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn the_first_record_that_differs_is_found_whatever_either_side_has_trimmed() {
+        let find = |here: &[Fingerprint], there: &[Fingerprint]| Parting::find(here, true, there, true);
+        let here = list(0, 10, None);
+        assert_eq!(find(&here, &list(0, 10, Some(6))), Parting::At(6));
+        assert_eq!(find(&here, &list(4, 8, Some(6))), Parting::At(6), "trimmed there");
+        assert_eq!(find(&list(4, 8, None), &list(0, 10, Some(6))), Parting::At(6), "trimmed here");
+        assert_eq!(find(&list(8, 6, None), &list(0, 10, Some(6))), Parting::Nowhere, "what differs was trimmed");
+        assert_eq!(find(&here, &list(0, 12, None)), Parting::At(20), "more than anybody wrote");
+        assert_eq!(find(&here, &list(0, 8, None)), Parting::Nowhere, "less is no difference");
+        assert_eq!((find(&[], &list(0, 1, None)), find(&here, &[])), (Parting::At(0), Parting::Nowhere));
+        let mut longer = here.clone();
+        longer[3].records = 3;
+        assert_eq!(find(&here, &longer), Parting::At(6), "another length");
+    }
+
+    #[test]
+    fn the_comparison_goes_on_where_a_list_ends_before_its_partition() {
+        let find = |here: &[Fingerprint], there: &[Fingerprint]| Parting::find(here, false, there, false);
+        assert_eq!(find(&list(0, 10, None), &list(0, 8, None)), Parting::Later(16));
+        assert_eq!(find(&list(0, 5, None), &list(4, 5, None)), Parting::Later(10));
+        assert_eq!(find(&list(0, 5, None), &list(90, 5, None)), Parting::Later(90), "all of it was trimmed there");
+        assert_eq!(find(&list(0, 5, None), &list(0, 5, Some(8))), Parting::At(8));
     }
 }

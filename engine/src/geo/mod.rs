@@ -11,7 +11,7 @@ mod receiver;
 mod shipper;
 
 pub use bootstrap::{Need, Standing, need};
-pub use compare::Comparison;
+pub use compare::{Comparison, Fingerprint, Parting};
 pub use receiver::{Delivered, Receiver};
 pub use shipper::{
     Acknowledged, Acknowledgement, Batch, Bootstrap, Copy, Lag, MOST_BATCH_BYTES, Shipper, ShipperOptions, Waiting,

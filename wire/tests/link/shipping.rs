@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
 use meridian::geo::Arrived;
 use meridian::{AccountId, Ack, ClientId, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Role, Transaction};
-use meridian_wire::{Cause, Compression, Link, LinkOptions, LinkState, Listener, WireError};
+use meridian_wire::{Cause, Compression, Difference, Link, LinkOptions, LinkState, Listener, WireError};
 
 use crate::common::{Pair, fill, frames, lane, link_options, listener_options, region_options, until, until_shipped};
 
@@ -394,9 +394,8 @@ fn read_access_is_the_accounts_to_give() {
     assert!(read().unwrap().is_some() && seen() > 0);
 }
 
-#[test]
-fn a_copy_that_differs_is_found_and_made_whole_from_the_primary() {
-    let pair = Pair::new();
+/// A record that the copy holds and nobody wrote, at this sequence of partition 0.
+fn forge(pair: &Pair, first_sequence: u64) {
     let account = pair.west.accounts().unwrap().remove(0);
     let records = [bytes::Bytes::from_static(b"what nobody wrote")];
     let header = FrameHeader {
@@ -404,7 +403,7 @@ fn a_copy_that_differs_is_found_and_made_whole_from_the_primary() {
         account: pair.account,
         partition: PartitionId(0),
         epoch: 1,
-        first_sequence: 0,
+        first_sequence,
         time: 1,
         client: ClientId::NONE,
         client_sequence: 0,
@@ -412,14 +411,40 @@ fn a_copy_that_differs_is_found_and_made_whole_from_the_primary() {
     let mut forged = vec![0; frame_len(&records).unwrap()];
     encode_frame(&header, &records, &mut forged);
     let lane = lane(&pair.west);
-    let (account, frames, position) = (Some(account), vec![forged.into()], Lsn::ZERO);
+    let position = pair.east.progress(lane).unwrap().map_or(Lsn::ZERO, |progress| progress.position);
+    let (account, frames) = (Some(account), vec![forged.into()]);
     let arrived = Arrived { lane, account, restart: None, frames, mark: None, position };
     pair.east.import(arrived).unwrap().wait().unwrap();
+}
+
+#[test]
+fn a_copy_that_differs_is_found_and_made_whole_from_the_primary() {
+    let pair = Pair::new();
+    forge(&pair, 0);
     let listener = pair.listen();
     let link = pair.link(pair.options(&listener));
     fill(&pair.west, pair.account, 100, 100);
     until_shipped(&link, &pair.west);
-    assert_eq!(link.status().differed, [(pair.account, PartitionId(0))]);
+    let (account, partition) = (pair.account, PartitionId(0));
+    assert_eq!(link.status().differed, [Difference { account, partition, sequence: Some(0) }]);
     assert_eq!(pair.east.digest(pair.account).unwrap(), pair.west.digest(pair.account).unwrap());
     assert_eq!(retained(&pair.east, pair.account), retained(&pair.west, pair.account), "what was forged is void");
+}
+
+#[test]
+fn a_difference_is_narrowed_to_the_record() {
+    let pair = Pair::new();
+    let (listener, link, _) = shipped(&pair, 1000, 100);
+    link.stop();
+    let (account, partition) = (pair.account, PartitionId(0));
+    let at = pair.east.next_sequence(account, partition).unwrap();
+    assert!(at > 0);
+    forge(&pair, at);
+    fill(&pair.west, account, 1000, 100);
+    let link = pair.link(pair.options(&listener));
+    until("the difference", || !link.status().differed.is_empty());
+    assert_eq!(link.status().differed, [Difference { account, partition, sequence: Some(at) }]);
+    until_shipped(&link, &pair.west);
+    assert_eq!(pair.east.digest(account).unwrap(), pair.west.digest(account).unwrap());
+    assert_eq!(retained(&pair.east, account), retained(&pair.west, account), "what was forged is void");
 }
