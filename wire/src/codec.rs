@@ -253,12 +253,7 @@ impl Message {
                 TRACE
             }
             Message::Fingerprints(fingerprints) => {
-                out.put_u32_le(fingerprints.len() as u32);
-                for Fingerprint { first_sequence, records, checksum } in fingerprints {
-                    out.put_u64_le(*first_sequence);
-                    out.put_u32_le(*records);
-                    out.put_u64_le(*checksum);
-                }
+                put_fingerprints(&mut out, fingerprints);
                 FINGERPRINTS
             }
             Message::Batch(_) => unreachable!("batches are encoded without their frames"),
@@ -467,6 +462,15 @@ fn holdings(rest: &mut &[u8]) -> Result<Vec<Holding>> {
         Holding { partition, next_sequence, digest: Digest { records, sum: entry.get_u128_le() } }
     });
     Ok(entries.collect())
+}
+
+fn put_fingerprints(out: &mut Vec<u8>, fingerprints: &[Fingerprint]) {
+    out.put_u32_le(fingerprints.len() as u32);
+    for Fingerprint { first_sequence, records, checksum } in fingerprints {
+        out.put_u64_le(*first_sequence);
+        out.put_u32_le(*records);
+        out.put_u64_le(*checksum);
+    }
 }
 
 fn fingerprints(rest: &mut &[u8]) -> Result<Vec<Fingerprint>> {
