@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use meridian::{AccountId, BlockView, Lsn, PartitionId, Region, Subscription};
+use meridian::{AccountId, BlockView, Lsn, PartitionId, Region, Role, Subscription};
 
 use super::node::{disks, options};
 use super::text;
@@ -64,7 +64,10 @@ impl Frames {
 pub(super) fn compare(west: &Path, east: &Path) -> Result<Compared, String> {
     let open = |home: &Path| Region::open(options(&disks(home)), ()).map_err(text);
     let (west, east) = (open(west)?, open(east)?);
-    let accounts: BTreeSet<AccountId> = east.accounts().map_err(text)?.into_iter().map(|account| account.id).collect();
+    let accounts = east.accounts().map_err(text)?.into_iter();
+    // What was dropped cannot be read there.
+    let accounts: BTreeSet<AccountId> =
+        accounts.filter(|account| account.role == Role::Secondary).map(|account| account.id).collect();
     let mut compared = Compared::default();
     let mut partitions = BTreeSet::new();
     let (mut ours, mut theirs) = (Frames::new(&west), Frames::new(&east));

@@ -14,6 +14,7 @@ use crate::report::{Beside, Check, LatencyGroup, Ratio, Report, Series, Table, n
 use crate::space::{Place, Run};
 use crate::wan::Wan;
 
+mod bootstrap;
 mod discard;
 mod equality;
 mod faults;
@@ -148,7 +149,7 @@ impl Job {
         let first = self.next_flight;
         self.next_flight += count;
         let outstanding = MOST_OUTSTANDING / 4;
-        Load { flights: Some((first, count)), payload: 0, skew: 50, rate, outstanding, seconds: 600.0 }
+        Load { flights: Some((first, count)), account: None, payload: 0, skew: 50, rate, outstanding, seconds: 600.0 }
     }
 
     /// Every flight of the data set, while both sides are shown.
@@ -246,6 +247,11 @@ fn show(progress: &mut Progress, status: &Status) {
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
+}
+
+/// A figure that is to be at most `aim` times another, taken in the same run.
+fn at_most(figure: &str, unit: &str, ours: f64, limit: f64, aim: f64) -> Ratio {
+    Ratio { more_is_better: false, ..at_least(figure, unit, ours, limit, aim) }
 }
 
 /// A figure that is to reach at least `aim` times another, taken in the same run.

@@ -57,6 +57,12 @@ pub(crate) enum Ask {
     Link { to: SocketAddr, compress: bool },
     /// Stop shipping.
     Unlink,
+    /// Start to ship one account on a lane of its own, its bootstrap at a rate.
+    Beside { to: SocketAddr, lane: u32, account: String, bytes_per_second: u64 },
+    /// Stop that.
+    Alone,
+    /// Whether the other region is to hold a copy of an account.
+    Geo { account: String, on: bool },
     /// Measure from here on what shipping takes.
     Reset,
     /// Give back the space of what is shipped.
@@ -70,6 +76,8 @@ pub(crate) enum Ask {
 pub(crate) struct Load {
     /// Flights from this transaction on, as many; else records of `payload` bytes.
     pub(crate) flights: Option<(u64, u64)>,
+    /// The account of those records, if it is not the usual one.
+    pub(crate) account: Option<String>,
     /// Bytes of a record.
     pub(crate) payload: usize,
     /// Half of all records go to this part of the partitions, in percent; 50 is even.
@@ -96,6 +104,7 @@ pub(crate) struct Loaded {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Shipping {
     pub(crate) live: bool,
+    pub(crate) bootstrap: bool,
     pub(crate) cause: String,
     pub(crate) position: u64,
     pub(crate) last_sync_time: u64,
@@ -122,6 +131,8 @@ pub(crate) struct Status {
     pub(crate) cpu: f64,
     pub(crate) load: Option<Loaded>,
     pub(crate) link: Option<Shipping>,
+    /// Of the account on a lane of its own.
+    pub(crate) beside: Option<Shipping>,
     /// Records that arrived here, and those that had arrived before.
     pub(crate) arrived: (u64, u64),
     pub(crate) last_sync_time: u64,
@@ -173,6 +184,7 @@ struct Node {
     region: Arc<Region>,
     listener: Option<Listener>,
     link: Option<Link>,
+    beside: Option<Link>,
     /// What shipping had taken when it was last reset, and what commits had.
     shipped_before: Option<Histogram<u64>>,
     committed_before: Option<Histogram<u64>>,
@@ -195,6 +207,7 @@ impl Node {
             region,
             listener: listener.transpose()?,
             link: None,
+            beside: None,
             shipped_before: None,
             committed_before: None,
             load: Arc::default(),
@@ -210,14 +223,20 @@ impl Node {
             Ask::Link { to, compress } => {
                 let accounts = [ACCOUNT, RECORDS].map(|name| account(&self.region, name));
                 let accounts = accounts.into_iter().collect::<Result<Vec<_>, _>>()?;
-                let peer = Peer { name: format!("{}.meridian", self.peer), region: self.peer.clone() };
-                let mut options = LinkOptions::new(to, CLUSTER, &self.name, peer, accounts);
-                options.longest_retry = Duration::from_millis(100);
+                let mut options = self.link_options(to, accounts);
                 options.compression = if compress { Compression::Adaptive } else { Compression::Off };
                 self.shipped_before = None;
                 self.link = Some(Link::start(Arc::clone(&self.region), options).map_err(text)?);
             }
             Ask::Unlink => self.link = None,
+            Ask::Beside { to, lane, account: name, bytes_per_second } => {
+                let options = self.link_options(to, vec![account(&self.region, &name)?]);
+                let bootstrap_bytes_per_second = Some(bytes_per_second);
+                let options = LinkOptions { lane, bootstrap_bytes_per_second, ..options };
+                self.beside = Some(Link::start(Arc::clone(&self.region), options).map_err(text)?);
+            }
+            Ask::Alone => self.beside = None,
+            Ask::Geo { account, on } => drop(self.region.set_account_geo(&account, on).map_err(text)?),
             Ask::Reset => {
                 self.shipped_before = self.link.as_ref().map(|link| link.status().remotely_durable);
                 self.committed_before = Some(self.region.stats().map_err(text)?.acknowledged);
@@ -227,13 +246,20 @@ impl Node {
         self.status()
     }
 
+    fn link_options(&self, to: SocketAddr, accounts: Vec<AccountId>) -> LinkOptions {
+        let peer = Peer { name: format!("{}.meridian", self.peer), region: self.peer.clone() };
+        let longest_retry = Duration::from_millis(100);
+        LinkOptions { longest_retry, ..LinkOptions::new(to, CLUSTER, &self.name, peer, accounts) }
+    }
+
     fn begin(&mut self, load: Load) -> Result<(), String> {
         if let Some(loading) = self.loading.take() {
             drop(loading.join());
         }
         let (region, state) = (Arc::clone(&self.region), Arc::clone(&self.load));
         set(&state, Loaded { running: true, ..Loaded::default() });
-        let account = account(&region, if load.flights.is_some() { ACCOUNT } else { RECORDS })?;
+        let usual = if load.flights.is_some() { ACCOUNT } else { RECORDS };
+        let account = account(&region, load.account.as_deref().unwrap_or(usual))?;
         let thread = std::thread::Builder::new().name("load".into());
         let loading = thread.spawn(move || {
             let done = commit(&region, account, &load, &state);
@@ -260,40 +286,42 @@ impl Node {
             accounts: accounts.collect::<Result<_, String>>()?,
             cpu: self.started.until(&CpuSample::now()).process,
             load: self.load.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            link: self.link.as_ref().map(|link| self.shipping(link)),
+            link: self.link.as_ref().map(|link| shipping(link, self.shipped_before.as_ref())),
+            beside: self.beside.as_ref().map(|link| shipping(link, None)),
             arrived: (arrived.records, arrived.duplicates),
             last_sync_time: arrived.last_sync_time,
             commits: since(self.region.stats().map_err(text)?.acknowledged, self.committed_before.as_ref()),
         })
     }
 
-    fn shipping(&self, link: &Link) -> Shipping {
-        let status = link.status();
-        Shipping {
-            live: status.state != LinkState::Unavailable,
-            cause: format!("{:?}", status.cause),
-            position: status.position.0,
-            last_sync_time: status.last_sync_time,
-            lag_records: status.lag.records,
-            lag_bytes: status.lag.bytes,
-            unread: status.unread,
-            differ: status.differ.len(),
-            shipped: status.shipped,
-            sessions: status.sessions,
-            ended: status.ended,
-            round_trip: status.round_trip,
-            remotely_durable: since(status.remotely_durable, self.shipped_before.as_ref()),
-        }
-    }
-
     fn close(mut self) -> Outcome {
         if let Some(loading) = self.loading.take() {
             drop(loading.join());
         }
-        drop((self.link.take(), self.listener.take()));
+        drop((self.link.take(), self.beside.take(), self.listener.take()));
         let region = Arc::into_inner(self.region).ok_or("a thread still has the region")?;
         region.close().map_err(text)?;
         Ok(true)
+    }
+}
+
+fn shipping(link: &Link, before: Option<&Histogram<u64>>) -> Shipping {
+    let status = link.status();
+    Shipping {
+        live: status.state != LinkState::Unavailable,
+        bootstrap: status.state == LinkState::Bootstrap,
+        cause: format!("{:?}", status.cause),
+        position: status.position.0,
+        last_sync_time: status.last_sync_time,
+        lag_records: status.lag.records,
+        lag_bytes: status.lag.bytes,
+        unread: status.unread,
+        differ: status.differ.len(),
+        shipped: status.shipped,
+        sessions: status.sessions,
+        ended: status.ended,
+        round_trip: status.round_trip,
+        remotely_durable: since(status.remotely_durable, before),
     }
 }
 

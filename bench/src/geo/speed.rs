@@ -12,7 +12,7 @@ use meridian::Lsn;
 use crate::latency::Summary;
 use crate::report::{Ratio, Report, Series, Table, number};
 
-const MEBI: f64 = 1_048_576.0;
+pub(super) const MEBI: f64 = 1_048_576.0;
 /// Records that are caught up on.
 const CATCH_UP_RECORD: usize = 16 << 10;
 /// Turns with and without a link.
@@ -26,7 +26,8 @@ const FAR: Duration = Duration::from_millis(50);
 impl Job {
     pub(super) fn speed(&mut self, report: &mut Report) -> Result<(), String> {
         self.narrow()?;
-        self.cost(report)?;
+        let most = self.cost(report)?;
+        self.bootstrap(most, report)?;
         self.catch_up(report)?;
         self.sender_alone(report)?;
         self.link(true)?;
@@ -78,18 +79,18 @@ impl Job {
         Ok(())
     }
 
-    fn records(&self, rate: Option<f64>, outstanding: usize, seconds: f64) -> Load {
+    pub(super) fn records(&self, rate: Option<f64>, outstanding: usize, seconds: f64) -> Load {
         let (payload, skew) = (self.arguments.payload as usize, self.arguments.skew);
-        Load { flights: None, payload, skew, rate, outstanding, seconds }
+        Load { flights: None, account: None, payload, skew, rate, outstanding, seconds }
     }
 
-    fn trim(&mut self) -> Result<(), String> {
+    pub(super) fn trim(&mut self) -> Result<(), String> {
         self.west.ask(&Ask::Trim)?;
         self.east.ask(&Ask::Trim).map(drop)
     }
 
-    /// Half of the primary's greatest rate, with the link and without it in turns.
-    fn cost(&mut self, report: &mut Report) -> Result<(), String> {
+    /// Half of the primary's greatest rate, with the link and without it in turns. Returns that rate.
+    fn cost(&mut self, report: &mut Report) -> Result<f64, String> {
         let seconds = self.arguments.seconds;
         self.progress.step("the primary with and without a secondary", 2 * TURNS as u64 + 1);
         self.west.ask(&Ask::Unlink)?;
@@ -157,7 +158,7 @@ impl Job {
         if let Some(group) = self.latencies.first_mut() {
             group.series.push(series);
         }
-        Ok(())
+        Ok(most)
     }
 
     /// Commits what a secondary then catches up on.
@@ -168,7 +169,7 @@ impl Job {
         let rate = 20_000.0;
         let seconds = bytes / CATCH_UP_RECORD as f64 / rate;
         let payload = CATCH_UP_RECORD;
-        let load = Load { flights: None, payload, skew: 50, rate: Some(rate), outstanding: 0, seconds };
+        let load = Load { rate: Some(rate), payload, skew: 50, ..self.records(None, 0, seconds) };
         let loaded = self.west.load(&load, |_| {})?;
         if self.west.status()?.committed == before {
             return Err("nothing was committed to catch up on".into());
@@ -203,8 +204,7 @@ impl Job {
         self.progress.at(2, "with 100 ms of round trip");
         // What the secondary's disks take of transactions as large as a batch.
         let payload = (1 << 20) - 4096;
-        let large =
-            Load { flights: None, payload, skew: 50, rate: None, outstanding: 16, seconds: self.arguments.seconds };
+        let large = Load { payload, skew: 50, ..self.records(None, 16, self.arguments.seconds) };
         self.west.ask(&Ask::Unlink)?;
         let loaded = self.west.load(&large, |_| {})?;
         let log = loaded.acknowledged as f64 * payload as f64 / MEBI / loaded.seconds;
