@@ -52,7 +52,7 @@ pub struct LinkOptions {
     pub accounts: Vec<AccountId>,
     /// A batch that holds so many bytes goes out, 1 to 4 MiB. Default 1 MiB.
     pub batch_bytes: usize,
-    /// A batch goes out so long after its first transaction. Default 1 ms.
+    /// A batch goes out so long after its first transaction, or at once where fewer than two others are on their way. Default 1 ms.
     pub batch_time: Duration,
     /// How often the log is marked, so that last sync time moves on; twice as often as the shortest contract needs it, if that is more often. Default
     /// 200 ms.

@@ -16,7 +16,7 @@ pub(super) const MEBI: f64 = 1_048_576.0;
 /// Records that are caught up on.
 const CATCH_UP_RECORD: usize = 16 << 10;
 /// Turns with and without a link.
-const TURNS: usize = 3;
+const TURNS: usize = 5;
 /// Bytes a second of the narrow network, and how often the data set goes over it.
 const NARROW: u64 = 2 << 20;
 const NARROW_REPLAYS: usize = 4;
@@ -98,8 +98,8 @@ impl Job {
         let most = most.acknowledged as f64 / most.seconds;
         let (mut alone, mut linked) = ((0, 0.0), (0, 0.0));
         let mut p99 = [0.0_f64; 2];
-        // Of the turn that came off worst: from commit to remotely durable, and what that is held against.
-        let mut worst: (Summary, f64) = (Summary::default(), 1.0);
+        // Of each turn: from commit to remotely durable, and what that is held against.
+        let mut lags: Vec<(Summary, f64)> = Vec::new();
         for turn in 0..TURNS {
             let load = self.records(Some(most / 2.0), 0, seconds);
             let off = self.west.load(&load, |_| {})?;
@@ -113,11 +113,7 @@ impl Job {
             self.west.until_shipped()?;
             let shipping = self.west.shipping()?;
             let commits = self.east.status()?.commits;
-            let (lag, most) =
-                (shipping.remotely_durable, 3.0 * commits.p99_us / 1e3 + shipping.round_trip as f64 / 1e6);
-            if lag.p99_us / most >= worst.0.p99_us / worst.1 {
-                worst = (lag, most);
-            }
+            lags.push((shipping.remotely_durable, 3.0 * commits.p99_us / 1e3 + shipping.round_trip as f64 / 1e6));
             p99 = [p99[0].max(off.latency.p99_us), p99[1].max(on.latency.p99_us)];
             self.trim()?;
             self.west.ask(&Ask::Unlink)?;
@@ -137,6 +133,9 @@ impl Job {
         );
         report.ratios.push(at_least("records/s at half rate, with a secondary", "records/s", on, off, 0.95));
         let secondary = self.east.status()?;
+        lags.sort_by(|one, other| (one.0.p99_us / one.1).total_cmp(&(other.0.p99_us / other.1)));
+        let worst = lags.last().map_or(0.0, |(lag, _)| lag.p99_us / 1e3);
+        let (lag, most_lag) = lags.swap_remove(lags.len() / 2);
         report.tables.push(Table {
             title: "Two regions on one machine, at half of the primary's greatest rate".into(),
             note: "Both regions share the processors and the disk: the secondary's work is part of what the primary feels.".into(),
@@ -144,17 +143,18 @@ impl Job {
             rows: vec![
                 vec!["records/s".into(), number(off), number(on)],
                 vec!["p99 of a commit, µs".into(), number(p99[0]), number(p99[1])],
+                vec!["p99 from commit to remotely durable, the worst turn, ms".into(), String::new(), number(worst)],
                 vec!["records arrived".into(), String::new(), number(secondary.arrived.0 as f64)],
             ],
             first: true,
         });
         report.aims.push(Ratio::value(
-            "p99 from commit to remotely durable at half rate",
+            "p99 from commit to remotely durable at half rate, the middle turn",
             "ms",
-            worst.0.p99_us / 1e3,
-            worst.1,
+            lag.p99_us / 1e3,
+            most_lag,
         ));
-        let series = Series { name: "half rate".into(), meaning: "synthetic records".into(), summary: worst.0 };
+        let series = Series { name: "half rate".into(), meaning: "synthetic records".into(), summary: lag };
         if let Some(group) = self.latencies.first_mut() {
             group.series.push(series);
         }

@@ -13,12 +13,15 @@ use crate::types::{AccountId, Lsn, ORDINAL, PartitionId, Role};
 /// A stretch of log with nothing to carry is reported when it is so long.
 const SILENT: u64 = 16 << 20;
 
+/// So many batches on their way give the other side enough to do: one is being written, the next is behind it.
+const BUSY: usize = 2;
+
 /// How a [`Shipper`] cuts batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShipperOptions {
     /// A batch that holds so many bytes goes out. 1 to 4 MiB; default 1 MiB.
     pub batch_bytes: usize,
-    /// A batch goes out so long after its first transaction, in nanoseconds. Default 1 ms.
+    /// A batch goes out so long after its first transaction, in nanoseconds, or at once where fewer than two others are on their way. Default 1 ms.
     pub batch_time: u64,
     /// Bytes that may be on their way without an acknowledgement, as the other side grants them. A larger batch goes alone.
     pub window: u64,
@@ -469,7 +472,9 @@ impl Shipper {
     /// When the open batch goes out at the latest, in the clock of [`Shipper::offer`].
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        self.open.since.map(|since| since + self.options.batch_time)
+        // While the other side has little to do, a fuller batch would be no gain.
+        let wait = if self.flying.len() < BUSY { 0 } else { self.options.batch_time };
+        self.open.since.map(|since| since + wait)
     }
 
     /// Takes in an acknowledgement: everything up to its batch is durable on the other side. Returns what was on its way.
