@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::queue::ArrayQueue;
 
 /// Bytes that are forwarded at once.
 const CHUNK: usize = 64 << 10;
 /// Chunks that may be on their way in one direction: what the delay holds back, and the bound of the memory.
-const ON_THE_WAY: usize = 2_048;
+const ON_THE_WAY: usize = 4_096;
 /// How often a paused connection looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -34,12 +35,16 @@ struct Shared {
     stopping: AtomicBool,
     sockets: Mutex<Vec<TcpStream>>,
     forwarded: AtomicU64,
+    /// New memory costs more than what is done with it: buffers go round.
+    unused: ArrayQueue<Vec<u8>>,
 }
 
 /// Bytes that are on their way.
 struct Piece {
     due: Instant,
-    bytes: Vec<u8>,
+    /// Its first `len` bytes.
+    buffer: Vec<u8>,
+    len: usize,
     /// Everything is cut when they have arrived.
     cut: bool,
 }
@@ -65,6 +70,7 @@ impl Wan {
             stopping: AtomicBool::new(false),
             sockets: Mutex::default(),
             forwarded: AtomicU64::new(0),
+            unused: ArrayQueue::new(ON_THE_WAY),
         });
         let theirs = Arc::clone(&shared);
         std::thread::Builder::new().name("wan".into()).spawn(move || theirs.listen(&listener))?;
@@ -164,9 +170,10 @@ impl Shared {
     }
 
     fn read(&self, from: &mut TcpStream, sender: &Sender<Piece>, counted: bool) {
-        let mut buffer = vec![0; CHUNK];
         let mut free = Instant::now();
-        while let Ok(mut read @ 1..) = from.read(&mut buffer) {
+        loop {
+            let mut buffer = self.unused.pop().unwrap_or_else(|| vec![0; CHUNK]);
+            let Ok(mut read @ 1..) = from.read(&mut buffer) else { return };
             while self.paused.load(Ordering::Relaxed) && !self.stopping.load(Ordering::Relaxed) {
                 std::thread::sleep(LOOK);
             }
@@ -188,19 +195,19 @@ impl Shared {
                 std::thread::sleep(free.saturating_duration_since(Instant::now()));
             }
             let due = Instant::now() + Duration::from_nanos(self.delay.load(Ordering::Relaxed));
-            let bytes = buffer[..read].to_vec();
-            if sender.send(Piece { due, bytes, cut }).is_err() || cut {
+            if sender.send(Piece { due, buffer, len: read, cut }).is_err() || cut {
                 return;
             }
         }
     }
 
     fn write(&self, mut to: TcpStream, receiver: &Receiver<Piece>) {
-        while let Ok(Piece { due, bytes, cut }) = receiver.recv() {
+        while let Ok(Piece { due, buffer, len, cut }) = receiver.recv() {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            if to.write_all(&bytes).is_err() {
+            if to.write_all(&buffer[..len]).is_err() {
                 break;
             }
+            drop(self.unused.push(buffer));
             // Only now: what was sent before arrives, and the message that it cuts is half there.
             if cut {
                 self.cut();
