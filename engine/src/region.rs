@@ -590,7 +590,13 @@ pub(crate) fn check_arrived(arrived: &Arrived) -> Result<usize> {
     for item in &arrived.frames {
         let mut rest = item.as_ref();
         while !rest.is_empty() {
-            let frame = Frame::parse(rest).map_err(|error| Error::invalid(format!("what arrived: {error}")))?;
+            let frame = if planted!(TrustsTheLink)
+                && let Some(frame) = Frame::trusted(rest)
+            {
+                frame
+            } else {
+                Frame::parse(rest).map_err(|error| Error::invalid(format!("what arrived: {error}")))?
+            };
             let header = frame.header();
             if header.kind != FrameKind::Data || header.account == AccountId::SYSTEM {
                 return Err(Error::invalid("what arrived: a frame of the engine's own"));

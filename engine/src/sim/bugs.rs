@@ -91,11 +91,13 @@ pub enum Bug {
     MarksTooEarly,
     /// After recovery a partition whose copy began anew goes on where it was before.
     RestartForgotten,
+    /// What the link brings is not verified.
+    TrustsTheLink,
 }
 
 impl Bug {
     /// Those that two regions and a link are needed for.
-    pub const OF_THE_LINK: [Bug; 18] = [
+    pub const OF_THE_LINK: [Bug; 19] = [
         Bug::ArrivesTwice,
         Bug::AccountOvertakes,
         Bug::ImportAnsweredEarly,
@@ -114,6 +116,7 @@ impl Bug {
         Bug::RestartStaysOpen,
         Bug::MarksTooEarly,
         Bug::RestartForgotten,
+        Bug::TrustsTheLink,
     ];
 
     /// Those that one region shows.

@@ -12,6 +12,7 @@ use crate::geo::{
 };
 use crate::log::geo::Geo;
 use crate::read::Subscription;
+use crate::region::check_arrived;
 use crate::shared::{Request, lock};
 use crate::sync::ticket::Ticket;
 use crate::types::{Lsn, Role, SegmentId};
@@ -23,6 +24,8 @@ pub(super) struct Link {
     delay: u64,
     /// One message in so many is lost, doubled or late; 0 for none.
     lossy: u32,
+    /// One batch in so many arrives with a flipped bit; 0 for none.
+    lies: u32,
     /// Between two marks.
     mark_every: u64,
     session: Option<Session>,
@@ -70,6 +73,8 @@ struct Session {
     /// Taken in by the receiver, waiting for room in east's queue.
     waiting: VecDeque<Box<Arrived>>,
     importing: VecDeque<Importing>,
+    /// The link has lied in this session: what was refused may be what it made of a batch.
+    lied: bool,
 }
 
 impl Link {
@@ -81,6 +86,7 @@ impl Link {
             options,
             delay: rng.u64(1_000..20_000_000),
             lossy: [0, 0, 50][rng.usize(..3)],
+            lies: [0, 0, 0, 60][rng.usize(..4)],
             mark_every: rng.u64(200_000..20_000_000),
             session: None,
             asked: None,
@@ -119,7 +125,7 @@ impl Pair {
             return;
         }
         if self.calm {
-            self.link.lossy = 0;
+            (self.link.lossy, self.link.lies) = (0, 0);
         }
         self.mark();
         if self.is_on_again() {
@@ -269,6 +275,7 @@ impl Pair {
             to_west: VecDeque::new(),
             waiting: VecDeque::new(),
             importing: VecDeque::new(),
+            lied: false,
         });
         self.link.sessions += 1;
         self.world.note(|| format!("a session begins at {from}, the secondary at {position}, last sync time {time}"));
@@ -325,7 +332,8 @@ impl Pair {
                 Err(_) => return false,
             }
             while let Some(batch) = session.shipper.poll(now) {
-                let batch = deliver(batch);
+                let mut batch = deliver(batch);
+                self.lie(session, &mut batch);
                 let fate = if self.link.lossy > 0 { self.rng.u32(..self.link.lossy) } else { 9 };
                 let at = now + self.link.delay;
                 match fate {
@@ -342,6 +350,18 @@ impl Pair {
         true
     }
 
+    /// The link lies: the checksum of a message leaves out its body.
+    fn lie(&mut self, session: &mut Session, batch: &mut Delivered) {
+        if self.link.lies == 0 || batch.frames.is_empty() || self.rng.u32(..self.link.lies) > 0 {
+            return;
+        }
+        session.lied = true;
+        let mut frames = batch.frames.to_vec();
+        let bit = self.rng.usize(..frames.len() * 8);
+        frames[bit / 8] ^= 1 << (bit % 8);
+        batch.frames = frames.into();
+    }
+
     fn receive(&mut self, session: &mut Session) -> bool {
         let now = self.world.now();
         while session.to_east.front().is_some_and(|(at, _)| *at <= now) {
@@ -355,6 +375,12 @@ impl Pair {
             }
         }
         while let Some(arrived) = session.waiting.pop_front() {
+            if let Err(error) = check_arrived(&arrived) {
+                if !session.lied {
+                    self.complain(format!("what was shipped is not whole: {error}"));
+                }
+                return false;
+            }
             match self.import(arrived) {
                 Ok(importing) => session.importing.push_back(importing),
                 Err(arrived) => {
@@ -386,7 +412,7 @@ impl Pair {
                             | ErrorKind::NotFound
                             | ErrorKind::InvalidInput
                     );
-                    if poisoned {
+                    if poisoned && !session.lied {
                         self.complain(format!("east refuses what west sends: {error}"));
                     }
                     return false;

@@ -571,13 +571,7 @@ impl Pair {
     /// A stretch goes to east's queue; it comes back when there is no room.
     pub(super) fn import(&mut self, arrived: Box<Arrived>) -> std::result::Result<Importing, Box<Arrived>> {
         let Some(east) = self.east.open() else { return Err(arrived) };
-        let bytes = match check_arrived(&arrived) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                self.complain(format!("what was shipped is not whole: {error}"));
-                return Err(arrived);
-            }
-        };
+        let Ok(bytes) = check_arrived(&arrived) else { return Err(arrived) };
         let (done, answer) = ticket();
         let import = Import::new(Arrived::clone(&arrived), done, self.world.now(), bytes);
         if east.push(Request::Geo(Geo::Import(Box::new(import))), bytes as u64) { Ok(answer) } else { Err(arrived) }

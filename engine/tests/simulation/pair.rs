@@ -90,4 +90,5 @@ caught! {
     a_copy_that_begins_anew_stays_open: RestartStaysOpen,
     marks_come_before_a_bootstrap_is_over: MarksTooEarly,
     a_restart_is_forgotten: RestartForgotten,
+    the_link_is_trusted: TrustsTheLink,
 }
