@@ -29,7 +29,7 @@ const NAP: Duration = Duration::from_millis(50);
 const LONGEST: u64 = 86_400_000_000_000;
 /// How often contract and retention are looked after.
 const TICK: Duration = Duration::from_millis(10);
-/// So long after the last message a ping goes out: it finds a dead connection, and measures the way.
+/// How often a ping goes out: it finds a dead connection, and measures the way.
 const PING: Duration = Duration::from_millis(500);
 
 /// How a primary ships.
@@ -136,6 +136,11 @@ pub enum Cause {
     Refused,
     /// The window is full: the secondary's disks or processor.
     Secondary,
+    /// The window is full, though the secondary answers as soon as it can: it is too small for so long a way
+    /// ([`ListenerOptions::window`](crate::ListenerOptions::window)).
+    Credits,
+    /// A bootstrap is slowed down as it was asked to be.
+    Throttle,
     /// Sending takes the time: the link.
     Link,
     /// The log here is read as fast as it goes: catching up.
@@ -238,14 +243,14 @@ struct State {
     reader: Option<WireError>,
     /// What the session runs over: cut when the link is to stop.
     connection: Option<Arc<Connection>>,
-    /// Nanoseconds spent in sending, reading and waiting for the window of late.
-    spent: [u64; 3],
+    /// The shortest way there and back of this session, in nanoseconds.
+    shortest: u64,
+    /// Nanoseconds spent of late, by [`SPENT`].
+    spent: [u64; SPENT.len()],
 }
 
-/// What the shipping thread spends its time on, by place in [`State::spent`].
-const SENDING: usize = 0;
-const READING: usize = 1;
-const WINDOW: usize = 2;
+/// What the shipping thread can spend its time on.
+const SPENT: [Cause; 5] = [Cause::Link, Cause::Reading, Cause::Secondary, Cause::Credits, Cause::Throttle];
 
 impl Link {
     /// Begins to ship. From now on nothing that the secondary lacks is trimmed.
@@ -276,11 +281,23 @@ impl Link {
             remotely_durable: histogram,
         };
         let pin = Some(region.pin(Lsn::ZERO));
-        let (stopping, refused, spent) = (false, false, [0; 3]);
+        let (stopping, refused, shortest, spent) = (false, false, u64::MAX, [0; SPENT.len()]);
         let (shipper, reader, connection) = (None, None, None);
         let (pinned, suspects, again) = (Lsn::ZERO, BTreeSet::new(), false);
-        let state =
-            State { stopping, status, refused, shipper, pin, pinned, suspects, again, reader, connection, spent };
+        let state = State {
+            stopping,
+            status,
+            refused,
+            shipper,
+            pin,
+            pinned,
+            suspects,
+            again,
+            reader,
+            connection,
+            shortest,
+            spent,
+        };
         let gate = region.gate(options.accounts.iter().copied());
         let (clock, state, changed) = (Clock::start(), Mutex::new(state), Condvar::new());
         let shared = Arc::new(Shared { region, options, gate, clock, state, changed });
@@ -358,20 +375,15 @@ impl Drop for Link {
 }
 
 fn cause(state: &State, status: &LinkStatus) -> Cause {
+    let longest = SPENT.iter().zip(state.spent).filter(|(_, spent)| *spent > 0).max_by_key(|(_, spent)| *spent);
+    let longest = longest.map_or(Cause::None, |(cause, _)| *cause);
     match status.state {
         LinkState::Unavailable if state.refused => Cause::Refused,
         LinkState::Unavailable => Cause::Unavailable,
+        LinkState::Bootstrap if longest == Cause::Throttle => longest,
         LinkState::Bootstrap => Cause::Bootstrap,
         LinkState::Live if status.lag.records == 0 && status.unread == 0 => Cause::None,
-        LinkState::Live => {
-            let longest = (0..3).max_by_key(|&at| state.spent[at]).filter(|&at| state.spent[at] > 0);
-            match longest {
-                Some(SENDING) => Cause::Link,
-                Some(WINDOW) => Cause::Secondary,
-                Some(_) => Cause::Reading,
-                None => Cause::None,
-            }
-        }
+        LinkState::Live => longest,
     }
 }
 
@@ -512,7 +524,7 @@ impl Shared {
         state.shipper = Some(shipper);
         (state.pin, state.pinned, state.again) = (Some(pin), from, false);
         state.reader = None;
-        state.spent = [0; 3];
+        (state.shortest, state.spent) = (u64::MAX, [0; SPENT.len()]);
         state.status.state = if bootstrapping { LinkState::Bootstrap } else { LinkState::Live };
         state.status.sessions += 1;
         state.status.position = position;
@@ -547,11 +559,10 @@ impl Shared {
             if let Some(batch) = batch {
                 self.send(connection, &batch, &mut compression)?;
                 self.throttle(connection, batch.bytes)?;
-                last = now;
             } else if waiting == Waiting::Window {
                 let state = self.lock();
                 drop(self.changed.wait_timeout(state, NAP).unwrap_or_else(PoisonError::into_inner));
-                self.spend(WINDOW, now);
+                self.spend(self.window_cause(now), now);
             } else {
                 self.feed(&mut log, now)?;
             }
@@ -568,7 +579,7 @@ impl Shared {
         let wait = due.map_or(NAP, |due| Duration::from_nanos(due.saturating_sub(now)).min(NAP));
         let block = match log.try_next()? {
             Some(block) => {
-                self.spend(READING, now);
+                self.spend(Cause::Reading, now);
                 Some(block)
             }
             None => log.next_timeout(wait)?,
@@ -584,7 +595,7 @@ impl Shared {
         let start = self.clock.now();
         let bytes = session::write_batch(connection, batch, compressed)?;
         compression.sent(bytes, self.clock.now() - start);
-        self.spend(SENDING, start);
+        self.spend(Cause::Link, start);
         let mut state = self.lock();
         state.status.shipped.0 += batch.bytes as u64;
         state.status.shipped.1 += bytes as u64;
@@ -600,6 +611,7 @@ impl Shared {
             bootstrapping
         };
         let Some(most) = self.options.bootstrap_bytes_per_second.filter(|_| bootstrapping) else { return Ok(()) };
+        let start = self.clock.now();
         let mut left = Duration::from_secs_f64(bytes as f64 / most as f64);
         while !left.is_zero() {
             let part = left.min(self.options.patience / 4);
@@ -611,12 +623,21 @@ impl Shared {
                 session::write(connection, &Message::Ping(self.clock.now()))?;
             }
         }
+        self.spend(Cause::Throttle, start);
         Ok(())
     }
 
+    /// Why the window is full: a secondary that is not slow answers after one way there and back, and some.
+    fn window_cause(&self, now: u64) -> Cause {
+        let state = self.lock();
+        let flight = state.shipper.as_ref().map_or(0, |shipper| shipper.longest_flight(now));
+        if flight / 2 < state.shortest && state.shortest < u64::MAX { Cause::Credits } else { Cause::Secondary }
+    }
+
     /// Adds the time since `start` to what it was spent on; what is old counts less and less.
-    fn spend(&self, what: usize, start: u64) {
+    fn spend(&self, what: Cause, start: u64) {
         let spent = self.clock.now().saturating_sub(start);
+        let Some(what) = SPENT.iter().position(|cause| *cause == what) else { return };
         let mut state = self.lock();
         for time in &mut state.spent {
             *time -= *time / 64;
@@ -633,7 +654,9 @@ impl Shared {
                 Message::Pong(0) => {}
                 Message::Pong(sent) => {
                     let round_trip = self.clock.now().saturating_sub(sent);
-                    self.lock().status.round_trip = round_trip;
+                    let mut state = self.lock();
+                    state.status.round_trip = round_trip;
+                    state.shortest = state.shortest.min(round_trip);
                 }
                 Message::Refuse(kind, message) => return Err(WireError::Refused { kind, message }),
                 _ => return Err(WireError::Protocol("only answers come here")),

@@ -232,6 +232,8 @@ impl Closed {
 
 struct Flying {
     number: u64,
+    /// When it was taken.
+    sent: u64,
     position: Lsn,
     bytes: u64,
     records: u64,
@@ -448,7 +450,7 @@ impl Shipper {
         let number = self.next_number;
         self.next_number += 1;
         self.flying_bytes += bytes as u64;
-        self.flying.push_back(Flying { number, position, bytes: bytes as u64, records, time });
+        self.flying.push_back(Flying { number, sent: now, position, bytes: bytes as u64, records, time });
         assert!(self.shipped <= position && position <= self.offered, "shipped <= offered");
         self.shipped = position;
         Some(Batch { number, account, restart, frames, mark, position, bytes })
@@ -505,6 +507,12 @@ impl Shipper {
     #[must_use]
     pub fn position(&self) -> Lsn {
         self.acknowledged
+    }
+
+    /// For how long the oldest batch has been on its way; 0 when none is.
+    #[must_use]
+    pub fn longest_flight(&self, now: u64) -> u64 {
+        self.flying.front().map_or(0, |flying| now.saturating_sub(flying.sent))
     }
 
     /// Everything before this position was looked at.

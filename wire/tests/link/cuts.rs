@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use meridian_wire::{Compression, LinkOptions, Listener, ListenerOptions};
+use meridian_wire::{Cause, Compression, LinkOptions, Listener, ListenerOptions};
 
-use crate::common::{Pair, fill, lane, link_options, listener_options, until_shipped};
+use crate::common::{Pair, fill, lane, link_options, listener_options, until, until_shipped};
 
 /// Forwards connections, each until so many bytes have gone to the secondary: then both ends are cut.
 fn cutting_proxy(to: SocketAddr, cuts: Arc<AtomicU64>, bytes: impl Fn(u64) -> u64 + Send + 'static) -> SocketAddr {
@@ -87,6 +87,22 @@ fn slow_proxy(to: SocketAddr, rate: usize) -> SocketAddr {
         }
     });
     address
+}
+
+#[test]
+fn a_window_that_is_too_small_for_a_long_way_is_said_to_be_the_cause() {
+    let pair = Pair::new();
+    let listener =
+        Listener::bind(Arc::clone(&pair.east), ListenerOptions { window: 64 << 10, ..listener_options() }).unwrap();
+    // Each message is 20 ms late, however much comes with it.
+    let proxy = slow_proxy(listener.local_addr(), 500 << 20);
+    let link = pair.link(LinkOptions { batch_bytes: 16 << 10, ..link_options(proxy, pair.account) });
+    until("the cause", || {
+        if link.status().unread < 1 << 20 {
+            fill(&pair.west, pair.account, 100, 700);
+        }
+        link.status().cause == Cause::Credits
+    });
 }
 
 #[test]

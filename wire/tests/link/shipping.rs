@@ -364,7 +364,7 @@ fn a_bootstrap_is_slowed_down_said_and_not_read_until_it_is_whole() {
         link.status().state == LinkState::Bootstrap && link.status().bootstraps.1 > 100_000
     });
     let status = link.status();
-    assert_eq!((status.cause, status.last_sync_time), (Cause::Bootstrap, 0));
+    assert_eq!((status.cause, status.last_sync_time), (Cause::Throttle, 0));
     assert_eq!(role(&pair.east, pair.account), Role::Bootstrap);
     let refused = pair.east.partition(pair.account, PartitionId(0), 0).try_next().err().map(|error| error.kind());
     assert_eq!(refused, Some(ErrorKind::Secondary));
