@@ -103,7 +103,7 @@ struct State {
     gated: BTreeMap<u64, Gated>,
     /// Of the accounts that other regions are to hold copies of, as committed.
     contracts: BTreeMap<AccountId, Contract>,
-    /// Nobody is held by a region that takes nothing any more.
+    /// Nobody is held by a region that takes nothing any more, but by a link that still answers.
     closed: bool,
 }
 
@@ -188,7 +188,8 @@ impl Gates {
     pub(crate) fn arrived(&self, account: AccountId) -> Option<Lsn> {
         let state = lock(&self.state);
         let its = state.gated.values().filter(|gated| gated.accounts.contains(&account));
-        let waits = || state.contracts.get(&account).is_some_and(|contract| contract.then == Gate::Wait);
+        let waits =
+            || !state.closed && state.contracts.get(&account).is_some_and(|contract| contract.then == Gate::Wait);
         its.map(|gated| gated.arrived).min().or_else(|| waits().then_some(Lsn::ZERO))
     }
 

@@ -18,10 +18,13 @@ const MOST: usize = 16 << 20;
 const WINDOW: u64 = 64 << 20;
 
 /// A listening receiver that keeps nothing.
+#[derive(Clone)]
 pub(crate) struct Discard {
     pub(crate) address: SocketAddr,
     /// Bytes of frames that were verified.
     pub(crate) bytes: Arc<AtomicU64>,
+    /// Bytes behind the first batch, and nanoseconds since that was there.
+    pub(crate) rest: Arc<[AtomicU64; 2]>,
     /// Processor nanoseconds of its thread.
     pub(crate) cpu: Arc<AtomicU64>,
 }
@@ -34,55 +37,62 @@ impl Discard {
     pub(crate) fn start(position: Lsn) -> io::Result<Discard> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
-        let (bytes, cpu) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let (counted, spent) = (Arc::clone(&bytes), Arc::clone(&cpu));
+        let (bytes, rest, cpu) = (Arc::default(), Arc::default(), Arc::default());
+        let discard = Discard { address, bytes, rest, cpu };
+        let counted = discard.clone();
         std::thread::Builder::new().name("discard".into()).spawn(move || {
             if let Ok((socket, _)) = listener.accept() {
                 // The sender hangs up when it has been measured.
-                drop(serve(socket, position, &counted, &spent));
+                drop(counted.serve(socket, position));
             }
         })?;
-        Ok(Discard { address, bytes, cpu })
+        Ok(discard)
+    }
+
+    fn serve(&self, mut socket: TcpStream, position: Lsn) -> io::Result<()> {
+        socket.set_nodelay(true)?;
+        let mut first: Option<Instant> = None;
+        socket.write_all(&Message::Challenge(1).encode())?;
+        let mut buffer = Vec::new();
+        loop {
+            match read(&mut socket, &mut buffer)? {
+                Message::Hello(hello) => {
+                    let standing = Standing { position, ..Standing::default() };
+                    let welcome = Welcome { nonce: hello.nonce, time: 0, window: WINDOW, standing };
+                    socket.write_all(&Message::Welcome(welcome).encode())?;
+                }
+                Message::Batch(batch) => {
+                    let mut rest = &batch.frames[..];
+                    while !rest.is_empty() {
+                        let frame =
+                            Frame::parse(rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                        rest = &rest[frame.len()..];
+                    }
+                    if let Some(first) = first {
+                        self.rest[0].fetch_add(batch.frames.len() as u64, Ordering::Relaxed);
+                        self.rest[1].store(first.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                    }
+                    first.get_or_insert_with(Instant::now);
+                    self.bytes.fetch_add(batch.frames.len() as u64, Ordering::Relaxed);
+                    let (number, position) = (batch.number, batch.position);
+                    let done = Acknowledgement { number, position, time: 0, differ: Vec::new() };
+                    socket.write_all(&Message::Acknowledgement(done).encode())?;
+                    // Its memory is the next batch's.
+                    buffer = batch.frames.try_into_mut().map(Vec::from).unwrap_or_default();
+                    self.cpu.store(thread_cpu(), Ordering::Relaxed);
+                }
+                Message::Carry(_) => {}
+                Message::Ask(_) => socket.write_all(&Message::Holdings(Vec::new()).encode())?,
+                Message::Ping(number) => socket.write_all(&Message::Pong(number).encode())?,
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
     }
 }
 
 fn thread_cpu() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
-}
-
-fn serve(mut socket: TcpStream, position: Lsn, bytes: &AtomicU64, cpu: &AtomicU64) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    socket.write_all(&Message::Challenge(1).encode())?;
-    let mut buffer = Vec::new();
-    loop {
-        match read(&mut socket, &mut buffer)? {
-            Message::Hello(hello) => {
-                let standing = Standing { position, ..Standing::default() };
-                let welcome = Welcome { nonce: hello.nonce, time: 0, window: WINDOW, standing };
-                socket.write_all(&Message::Welcome(welcome).encode())?;
-            }
-            Message::Batch(batch) => {
-                let mut rest = &batch.frames[..];
-                while !rest.is_empty() {
-                    let frame =
-                        Frame::parse(rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                    rest = &rest[frame.len()..];
-                }
-                bytes.fetch_add(batch.frames.len() as u64, Ordering::Relaxed);
-                let (number, position) = (batch.number, batch.position);
-                let done = Acknowledgement { number, position, time: 0, differ: Vec::new() };
-                socket.write_all(&Message::Acknowledgement(done).encode())?;
-                // Its memory is the next batch's.
-                buffer = batch.frames.try_into_mut().map(Vec::from).unwrap_or_default();
-                cpu.store(thread_cpu(), Ordering::Relaxed);
-            }
-            Message::Carry(_) => {}
-            Message::Ask(_) => socket.write_all(&Message::Holdings(Vec::new()).encode())?,
-            Message::Ping(number) => socket.write_all(&Message::Pong(number).encode())?,
-            _ => return Err(io::ErrorKind::InvalidData.into()),
-        }
-    }
 }
 
 fn read(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Message> {

@@ -41,6 +41,9 @@ pub(crate) struct NodeArguments {
     /// Listen here for what the other region sends.
     #[arg(long)]
     pub(crate) listen: Option<SocketAddr>,
+    /// Mebibytes of the latest blocks that are kept in memory.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) hot: usize,
     /// The disks' directories; a region is made there if there is none.
     #[arg(required = true)]
     pub(crate) disks: Vec<PathBuf>,
@@ -172,8 +175,9 @@ pub(crate) fn options(disks: &[PathBuf]) -> meridian::Options {
 }
 
 /// Opens the region on these disks, or makes it.
-fn open(disks: &[PathBuf]) -> Result<Region, String> {
-    let options = options(disks);
+fn open(arguments: &NodeArguments) -> Result<Region, String> {
+    let mut options = options(&arguments.disks);
+    options.hot_bytes = arguments.hot << 20;
     let there = options.disks.iter().any(|disk| disk.path.exists());
     if there { Region::open(options, ()) } else { Region::create(options, ()) }.map_err(text)
 }
@@ -195,7 +199,7 @@ struct Node {
 
 impl Node {
     fn start(arguments: &NodeArguments) -> Result<Node, String> {
-        let region = Arc::new(open(&arguments.disks)?);
+        let region = Arc::new(open(arguments)?);
         let peer = |region: &str| Peer { name: format!("{region}.meridian"), region: region.to_owned() };
         let listener = arguments.listen.map(|address| {
             let options = ListenerOptions::new(CLUSTER, &arguments.name, vec![peer(&arguments.peer)]);

@@ -20,6 +20,8 @@ pub(crate) struct Remote {
     home: PathBuf,
     /// Where it listens, once it has: the same again after a restart.
     address: Option<SocketAddr>,
+    /// Mebibytes of blocks that it keeps in memory.
+    hot: u32,
     process: Option<Process>,
 }
 
@@ -41,7 +43,7 @@ impl Remote {
         listens: bool,
     ) -> Result<Remote, String> {
         let address = listens.then(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        let mut remote = Remote { name, peer, home, address, process: None };
+        let mut remote = Remote { name, peer, home, address, hot: 64, process: None };
         remote.up()?;
         Ok(remote)
     }
@@ -53,7 +55,7 @@ impl Remote {
     pub(crate) fn up(&mut self) -> Result<(), String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let mut command = Command::new(program);
-        command.args(["region", "--name", self.name, "--peer", self.peer]);
+        command.args(["region", "--name", self.name, "--peer", self.peer, "--hot", &self.hot.to_string()]);
         if let Some(address) = self.address {
             command.arg("--listen").arg(address.to_string());
         }
@@ -172,11 +174,25 @@ impl Remote {
         }
     }
 
+    /// Closes the region in order and starts it again, to keep so many mebibytes of blocks in memory.
+    ///
+    /// # Errors
+    /// As [`Remote::quit`] and [`Remote::up`].
+    pub(crate) fn restart(&mut self, hot: u32) -> Result<(), String> {
+        self.close()?;
+        self.hot = hot;
+        self.up()
+    }
+
     /// Closes the region in order.
     ///
     /// # Errors
     /// As [`Remote::ask`]; when it ended otherwise than well.
     pub(crate) fn quit(mut self) -> Result<(), String> {
+        self.close()
+    }
+
+    fn close(&mut self) -> Result<(), String> {
         self.ask(&Ask::Quit)?;
         let Some(mut process) = self.process.take() else { return Ok(()) };
         let ended = process.child.wait().map_err(|error| error.to_string())?;

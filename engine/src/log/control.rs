@@ -57,6 +57,7 @@ impl Log {
             Control::Close { done } => {
                 *self.closing.borrow_mut() = Some(done);
                 self.shared.intake.close();
+                self.shared.gates.close();
                 spawn(spawner, async move { log.close().await });
             }
         }

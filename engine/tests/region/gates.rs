@@ -136,6 +136,8 @@ fn a_region_closes_with_commits_that_wait_for_a_secondary() {
     let account = region.create_account("synchronous", Ack::Quorum).unwrap();
     contract(&region, "synchronous", Duration::ZERO, Gate::Wait);
     let waits = region.submit(Transaction::new(account, PartitionId(1)).record("x")).unwrap();
+    let start = std::time::Instant::now();
     region.close().unwrap();
-    assert_eq!(waits.wait().unwrap_err().kind(), ErrorKind::Indeterminate);
+    assert_eq!(waits.wait().unwrap_err().kind(), ErrorKind::Degraded);
+    assert!(start.elapsed() < Duration::from_secs(5), "nobody is there who would ever answer");
 }
