@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use meridian::geo::Standing;
+use meridian_wire::codec::{HEADER, Header, MOST_FIELDS, Message, Welcome};
 use meridian_wire::{Cause, Compression, LinkOptions, Listener, ListenerOptions};
 
 use crate::common::{Pair, fill, lane, link_options, listener_options, until, until_shipped};
@@ -129,4 +131,48 @@ fn a_link_stops_at_once_though_the_other_side_says_nothing() {
     let start = Instant::now();
     link.stop();
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+/// Reads a message from a sender.
+fn hear(socket: &mut TcpStream) -> std::io::Result<Message> {
+    let mut header = [0; HEADER];
+    socket.read_exact(&mut header)?;
+    let header = Header::decode(&header, MOST_FIELDS, 0).unwrap();
+    let mut fields = vec![0; header.fields];
+    socket.read_exact(&mut fields)?;
+    Ok(Message::decode(&header, &fields, Vec::new().into()).unwrap())
+}
+
+#[test]
+fn while_a_comparison_takes_long_either_side_hears_that_somebody_is_there() {
+    let pair = Pair::new();
+    fill(&pair.west, pair.account, 10, 100);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let patience = Duration::from_millis(400);
+    let options = LinkOptions { patience, ..link_options(listener.local_addr().unwrap(), pair.account) };
+    let link = pair.link(options);
+    let (mut socket, _) = listener.accept().unwrap();
+    let say = |socket: &mut TcpStream, message: Message| socket.write_all(&message.encode()).unwrap();
+    say(&mut socket, Message::Challenge(1));
+    let Ok(Message::Hello(hello)) = hear(&mut socket) else { panic!("a hello comes first") };
+    let Ok(Message::Carry(accounts)) = hear(&mut socket) else { panic!("what is carried comes next") };
+    let standing = Standing { unknown: accounts.into_iter().collect(), ..Standing::default() };
+    say(&mut socket, Message::Welcome(Welcome { nonce: hello.nonce, time: 0, window: 1 << 20, standing }));
+    let Ok(Message::Ask(_)) = hear(&mut socket) else { panic!("a new copy is compared") };
+    // An answer that takes four times anybody's patience.
+    let (mut pings, start) = (0, Instant::now());
+    socket.set_read_timeout(Some(patience / 4)).unwrap();
+    while start.elapsed() < 4 * patience {
+        say(&mut socket, Message::Pong(0));
+        match hear(&mut socket) {
+            Ok(Message::Ping(_)) => pings += 1,
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+    }
+    assert!(pings >= 4, "{pings} pings");
+    socket.set_read_timeout(None).unwrap();
+    say(&mut socket, Message::Holdings(Vec::new()));
+    until("the session", || link.status().sessions > 0);
+    assert_eq!(link.status().ended, None);
 }
