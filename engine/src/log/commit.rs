@@ -19,6 +19,9 @@ use crate::types::{Lsn, SegmentId};
 /// With a commit on its way, a further block waits until it holds this much: larger blocks cost less each.
 const WORTH_SENDING: usize = 64 << 10;
 
+/// How long the log thread stays awake after it has answered.
+const LINGER: Duration = Duration::from_micros(20);
+
 /// How long an `all` commit waits for the rebuild of its third copy after a set change.
 const THIRD_COPY: Duration = Duration::from_secs(10);
 
@@ -28,6 +31,8 @@ pub(crate) struct Rest {
     pub(crate) requests: Option<usize>,
     /// Not longer than this.
     pub(crate) within: Option<Duration>,
+    /// Whether it waits for those who were answered to come again.
+    pub(crate) gathers: bool,
 }
 
 impl Log {
@@ -38,18 +43,24 @@ impl Log {
         let now = self.ops.now();
         self.with(|pipeline| {
             let missing = pipeline.missing(self.options.commit_depth);
-            let any = Rest { requests: Some(1), within: None };
+            // Who was just answered may come again at once: to sleep and be woken takes longer than to stay awake for that.
+            let lingers = (pipeline.answered_at + LINGER.as_nanos() as u64).saturating_sub(now);
+            let within = (lingers > 0).then_some(Duration::from_nanos(lingers));
+            let any = Rest { requests: Some(1), within, gathers: false };
             if pipeline.paused {
                 return any;
             }
             let left = pipeline.gathers_until().saturating_sub(now);
             match pipeline.uncommitted() {
                 0 if missing > 0 && left > 0 => {
-                    Rest { requests: Some(missing), within: Some(Duration::from_nanos(left)) }
+                    Rest { requests: Some(missing), within: Some(Duration::from_nanos(left)), gathers: true }
                 }
                 0 => any,
-                _ if pipeline.crowd < CROWD || missing == 0 => Rest { requests: None, within: None },
-                _ => Rest { requests: Some(missing), within: (left > 0).then_some(Duration::from_nanos(left)) },
+                _ if pipeline.crowd < CROWD || missing == 0 => Rest { requests: None, within: None, gathers: false },
+                _ => {
+                    let within = (left > 0).then_some(Duration::from_nanos(left));
+                    Rest { requests: Some(missing), within, gathers: within.is_some() }
+                }
             }
         })
     }

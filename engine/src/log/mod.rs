@@ -179,7 +179,7 @@ impl Core {
         self.take_requests();
         self.log.pump();
         self.log.wake();
-        let Rest { requests, within } = self.log.rest();
+        let Rest { requests, within, gathers } = self.log.rest();
         let wait = within.map_or(wait, |within| within.min(wait));
         let wait = match requests {
             // A request in hand waits for room: only a completion makes some.
@@ -189,7 +189,7 @@ impl Core {
         let wait = wait.map(|wait| if self.log.has_arrivals() { Duration::ZERO } else { wait });
         let away = self.log.ops.poll(wait, &mut self.done);
         self.log.shared.intake.awake();
-        if let (Some(wanted), true) = (requests, within.is_some()) {
+        if let (Some(wanted), true) = (requests, gathers) {
             let in_time = self.log.shared.intake.len() >= wanted;
             self.log.with(|pipeline| pipeline.gathered(in_time));
         }
