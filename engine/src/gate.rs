@@ -76,7 +76,10 @@ impl AccountGate {
             gated.arrived = before.max(position);
             gated.arrived > before
         });
-        self.shared.intake.nudge();
+        // Without a contract nobody waits: the log thread need not be woken for each acknowledgement.
+        if self.shared.gates.any.load(Ordering::SeqCst) {
+            self.shared.intake.nudge();
+        }
     }
 }
 

@@ -567,8 +567,9 @@ impl Shared {
                 self.feed(&mut log, now)?;
             }
             if Duration::from_nanos(now.saturating_sub(last)) > PING.min(self.options.patience / 4) {
-                session::write(connection, &Message::Ping(now))?;
-                last = now;
+                // Not `now`: what was done since is no part of the way.
+                last = self.clock.now();
+                session::write(connection, &Message::Ping(last))?;
             }
         }
     }

@@ -72,22 +72,24 @@ impl Shared {
                 }
             }
         }
-        let Some(one) = copies.first() else {
+        let (mut shipper, from) = match copies.first().map(|copy| copy.account.id) {
             // What was trimmed before it was sent was of accounts that are switched off.
-            let from = position.max(first);
-            let mut shipper = Shipper::new(options, carried, from);
-            dropped.into_iter().for_each(|id| shipper.leave_out(id));
-            return Ok((shipper, from));
+            None => (Shipper::new(options, carried, position.max(first)), position.max(first)),
+            Some(one) => {
+                // What was said of the accounts is committed once this is answered.
+                self.region.digest(one)?;
+                let until = self.region.committed();
+                let begins = copies.iter().any(|copy| copy.compared.is_some());
+                {
+                    let mut state = self.lock();
+                    state.status.gaps += u64::from(position > Lsn::ZERO && position < first);
+                    state.status.bootstraps.0 += u64::from(begins);
+                }
+                let from = if begins { first } else { position.max(first) };
+                let bootstrap = Bootstrap { first: from, live: position, known, until, copies };
+                (Shipper::bootstrap(options, carried, bootstrap), from)
+            }
         };
-        // What was said of the accounts is committed once this is answered.
-        self.region.digest(one.account.id)?;
-        let until = self.region.committed();
-        self.lock().status.gaps += u64::from(position > Lsn::ZERO && position < first);
-        let begins = copies.iter().any(|copy| copy.compared.is_some());
-        let from = if begins { first } else { position.max(first) };
-        let bootstrap = Bootstrap { first: from, live: position, known, until, copies };
-        self.lock().status.bootstraps.0 += u64::from(begins);
-        let mut shipper = Shipper::bootstrap(options, carried, bootstrap);
         dropped.into_iter().for_each(|id| shipper.leave_out(id));
         Ok((shipper, from))
     }
