@@ -74,17 +74,17 @@ impl Log {
         })
     }
 
-    /// Sends the open block if it is time to.
-    pub(crate) fn pump(&self) {
+    /// Sends the open block if it is time to, and says whether it did.
+    pub(crate) fn pump(&self) -> bool {
         let now = self.ops.now();
         let mut rolled = false;
-        self.with(|pipeline| {
+        let sent = self.with(|pipeline| {
             if !self.may_send(pipeline, now) {
-                return;
+                return false;
             }
             if !pipeline.fits_active(self.options.segment_bytes) {
                 if pipeline.closing.len() >= 2 {
-                    return;
+                    return false;
                 }
                 let set = self.set_ids(pipeline);
                 match pipeline.roll(&set) {
@@ -92,16 +92,18 @@ impl Log {
                     None => {
                         self.stats.borrow_mut().segment_waits += u64::from(!pipeline.starved);
                         pipeline.starved = true;
-                        return;
+                        return false;
                     }
                 }
                 rolled = true;
             }
             self.send(pipeline, now);
+            true
         });
         if rolled {
             self.changed.raise();
         }
+        sent
     }
 
     /// One block on its way at once; a second and further ones when they are worth it, up to the commit depth.

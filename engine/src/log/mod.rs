@@ -121,6 +121,8 @@ pub(crate) struct Core {
     tasks: LocalPool,
     done: Vec<BlockDone>,
     held: Option<Request>,
+    /// Whether the log thread was found to have been away since completions were last taken in.
+    away: bool,
     opened: Rc<RefCell<Option<Result<()>>>>,
     running: bool,
 }
@@ -145,7 +147,7 @@ impl Core {
             };
             *task_opened.borrow_mut() = Some(result);
         });
-        Core { log, tasks, done: Vec::new(), held: None, opened, running: false }
+        Core { log, tasks, done: Vec::new(), held: None, away: false, opened, running: false }
     }
 
     /// What it owns, for the simulation to look at.
@@ -197,15 +199,20 @@ impl Core {
             self.log.on_block(token, sequence, result);
         }
         // The disks first: a complete block goes out before those of the last one are answered.
-        if self.log.is_ripe() {
-            self.log.pump();
-        }
+        self.send_ripe();
         self.log.advance();
-        if away {
+        if away | std::mem::take(&mut self.away) {
             let now = self.log.ops.now();
             self.log.with(|pipeline| pipeline.start_over(now));
         }
         if self.log.closed.get() { Phase::Closed } else { Phase::Running }
+    }
+
+    /// A complete block goes to the disks before anything else is done: a driver may keep what it was given until it is polled.
+    fn send_ripe(&mut self) {
+        if self.log.is_ripe() && self.log.pump() {
+            self.away |= self.log.ops.poll(None, &mut self.done);
+        }
     }
 
     /// Takes requests until the open block is full, the queue empty, or the log cannot take more.
@@ -216,9 +223,7 @@ impl Core {
         let spawner = self.tasks.spawner();
         while let Some(request) = self.held.take().or_else(|| self.log.shared.intake.pop()) {
             let Some(waiting) = self.log.admit(request, &spawner) else {
-                if self.log.is_ripe() {
-                    self.log.pump();
-                }
+                self.send_ripe();
                 continue;
             };
             self.log.pump();
