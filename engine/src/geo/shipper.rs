@@ -276,7 +276,9 @@ impl Shipper {
         accounts: impl IntoIterator<Item = AccountId>,
         bootstrap: Bootstrap,
     ) -> Shipper {
-        let Bootstrap { first, live, known, until, copies } = bootstrap;
+        let Bootstrap { first, live, known, until, mut copies } = bootstrap;
+        // What begins anew goes back in the log; everything behind that is at the first position.
+        copies.sort_by_key(|copy| copy.compared.is_none());
         let mut shipper = Shipper::new(options, accounts, first);
         shipper.bootstrap = Bootstrapping { live, known, until, ..Bootstrapping::default() };
         shipper.bootstrap.accounts = copies.iter().map(|copy| (copy.account.id, copy.account.epoch)).collect();
@@ -285,11 +287,11 @@ impl Shipper {
             // Until everything has begun anew, nothing is known to be there.
             (shipper.shipped, shipper.acknowledged) = (Lsn::ZERO, Lsn::ZERO);
         }
-        let at = shipper.shipped;
         for Copy { account, compared } in copies {
             let (id, dropped) = (account.id, account.role == Role::Local);
             // A restart that says nothing still hides a copy until it is whole, and lets the position go back.
             let restart = compared.is_some().then(|| Restart { account: id, partitions: Vec::new() });
+            let at = if restart.is_some() { Lsn::ZERO } else { first };
             shipper.ready.push_back(Closed::at(at, Open { account: Some(account), restart, ..Open::default() }));
             if dropped {
                 shipper.leave_out(id);

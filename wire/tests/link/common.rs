@@ -110,13 +110,12 @@ pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until everything that is committed now has arrived.
-#[track_caller]
 pub(crate) fn lane(primary: &Region) -> Lane {
     Lane { log: primary.log_id(), number: 0 }
 }
 
 /// Until everything that is committed now is there and can be read.
+#[track_caller]
 pub(crate) fn until_shipped(link: &Link, region: &Region) {
     let committed = region.committed();
     until("arrival of everything", || link.status().position >= committed && link.status().state == LinkState::Live);

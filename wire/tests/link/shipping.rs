@@ -325,6 +325,32 @@ fn a_copy_that_was_switched_off_in_one_session_and_on_in_another_is_made_whole()
     assert_eq!(retained(&pair.east, pair.account), retained(&pair.west, pair.account));
 }
 
+/// An account that was switched off before the lane ever carried it is said behind what begins anew, whichever has the lower number.
+#[test]
+fn a_copy_is_made_whole_beside_an_account_that_is_switched_off() {
+    for first_is_off in [false, true] {
+        let pair = Pair::new();
+        let later = pair.west.create_account("later", Ack::Quorum).unwrap();
+        let name = pair.west.accounts().unwrap()[0].name.clone();
+        let (off, on) = if first_is_off { (pair.account, later) } else { (later, pair.account) };
+        let listener = pair.listen();
+        let options = pair.options(&listener);
+        let link = pair.link(LinkOptions { accounts: vec![on], ..options.clone() });
+        fill(&pair.west, on, 10, 100);
+        until_shipped(&link, &pair.west);
+        link.stop();
+        pair.west.set_account_geo(if first_is_off { &name } else { "later" }, false).unwrap();
+        fill(&pair.west, on, 6000, 700);
+        assert!(pair.west.trim(Lsn::MAX).unwrap() > Lsn::ZERO, "what the copy lacks is gone");
+        let link = pair.link(LinkOptions { accounts: vec![pair.account, later], ..options });
+        until("the copy", || pair.east.digest(on).is_ok_and(|digest| digest == pair.west.digest(on).unwrap()));
+        until_shipped(&link, &pair.west);
+        until("the copy to be read", || role(&pair.east, on) == Role::Secondary);
+        assert_eq!(role(&pair.east, off), Role::Dropped);
+        assert_eq!(retained(&pair.east, on), retained(&pair.west, on));
+    }
+}
+
 #[test]
 fn an_account_that_a_lane_carries_only_later_is_bootstrapped() {
     let pair = Pair::new();
