@@ -641,6 +641,7 @@ mod tests {
         let mark = Some(Mark { time: 1, accounts });
         let arrived = Arrived {
             lane: Lane { log: LogId(1), number: 0 },
+            session: crate::geo::Session::default(),
             account: None,
             restart: None,
             frames: Vec::new(),

@@ -3,6 +3,9 @@
 //! The secondary holds the primary's frames byte for byte, in the primary's order, in its own log on its own three disks. Nothing here
 //! does I/O or reads a clock: sessions and transport are the crate `meridian-wire`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 
 mod bootstrap;
@@ -116,11 +119,28 @@ pub struct Cut {
     pub position: Lsn,
 }
 
+/// What the imports of one session share: once one of them is refused, those behind it are, too, or what they say of the lane's position
+/// would cover what is lacking (FAULT-MODEL invariant 10).
+#[derive(Clone, Debug, Default)]
+pub struct Session(Arc<AtomicBool>);
+
+impl Session {
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn end(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A stretch of a primary's log for [`Region::import`](crate::Region::import). The parts happened in the order of the fields.
 #[derive(Clone, Debug)]
 pub struct Arrived {
     /// The lane that it comes by.
     pub lane: Lane,
+    /// The session that it comes in.
+    pub session: Session,
     /// An account made or changed at the start of the stretch.
     pub account: Option<Account>,
     /// Copies that begin anew; the position may go back.

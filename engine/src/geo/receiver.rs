@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
-use crate::geo::{Acknowledgement, Arrived, Imported, Lane, Mark, Restart};
+use crate::geo::{Acknowledgement, Arrived, Imported, Lane, Mark, Restart, Session};
 use crate::types::Lsn;
 
 /// A batch as it arrived.
@@ -32,6 +32,7 @@ pub struct Delivered {
 /// (invariant 10). Nothing is acknowledged before it is durable here (invariant 12).
 pub struct Receiver {
     lane: Lane,
+    session: Session,
     next: u64,
     importing: VecDeque<u64>,
     position: Lsn,
@@ -41,7 +42,7 @@ impl Receiver {
     /// Receives from a lane, of which everything before `resume` is here.
     #[must_use]
     pub fn new(lane: Lane, resume: Lsn) -> Receiver {
-        Receiver { lane, next: 1, importing: VecDeque::new(), position: resume }
+        Receiver { lane, session: Session::default(), next: 1, importing: VecDeque::new(), position: resume }
     }
 
     /// Takes in a batch; returns what to import. The imports are started in this order.
@@ -62,7 +63,7 @@ impl Receiver {
         self.position = position;
         self.importing.push_back(number);
         let frames = if frames.is_empty() { Vec::new() } else { vec![frames] };
-        Ok(Arrived { lane: self.lane, account, restart, frames, mark, position })
+        Ok(Arrived { lane: self.lane, session: self.session.clone(), account, restart, frames, mark, position })
     }
 
     /// The oldest import under way is durable: this is what to acknowledge.

@@ -282,7 +282,16 @@ impl Log {
             }
             let Some(open) = pipeline.open.as_mut() else { return Ok(None) };
             let mut tables = self.tables.borrow_mut();
-            let first_sequence = write(&mut tables, &mut open.buffer[open.len..open.len + len])?;
+            let first_sequence = match write(&mut tables, &mut open.buffer[open.len..open.len + len]) {
+                Ok(first_sequence) => first_sequence,
+                Err(refused) => {
+                    // A block without a frame is never sent: nobody must come to wait for it.
+                    if open.frames == 0 {
+                        pipeline.open = None;
+                    }
+                    return Err(refused);
+                }
+            };
             // The frame's place in its block, until the block has its own place in the log.
             let lsn = Lsn(u64::from(open.frames));
             open.len += len;

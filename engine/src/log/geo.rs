@@ -146,9 +146,12 @@ impl Log {
     }
 
     fn admit_import(&self, mut import: Box<Import>) -> Option<Box<Import>> {
-        let entered = match self.enter_import(&mut import) {
+        let entered =
+            if import.arrived.session.is_over() { Err(session_over()) } else { self.enter_import(&mut import) };
+        let entered = match entered {
             Ok(entered) => entered,
             Err(error) => {
+                import.arrived.session.end();
                 self.refuse_geo(Geo::Import(import), error);
                 return None;
             }
@@ -390,6 +393,10 @@ fn not_a_copy(known: &Account) -> Error {
 fn fenced(known: &Account, epoch: u64) -> Error {
     let message = format!("account {:?} is in epoch {} here, epoch {epoch} arrived", known.name, known.epoch);
     Error::new(ErrorKind::Fenced, message)
+}
+
+fn session_over() -> Error {
+    Error::new(ErrorKind::Gap, "an earlier stretch of this session was refused: what comes behind it waits for another")
 }
 
 fn gap(known: &Account, partition: PartitionId, expected: u64, found: u64) -> Error {

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use meridian::format::{Frame, decode_mark};
 use meridian::geo::{
-    Arrived, Batch, Delivered, Digest, Imported, Lag, Lane, Progress, Receiver, Shipper, ShipperOptions, Waiting,
+    Arrived, Batch, Delivered, Digest, Imported, Lag, Lane, Progress, Receiver, Session, Shipper, ShipperOptions,
+    Waiting,
 };
 use meridian::{
     AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, Options, PartitionId, Region, Role, StateMachine, Transaction,
@@ -149,13 +150,50 @@ fn what_arrives_again_is_skipped_and_a_gap_is_refused() {
     let mut frames_left: Vec<Bytes> = rest.iter().flat_map(|arrived| split(&arrived.frames)).collect();
     frames_left.remove(0);
     let (lane, end) = (lane(primary), rest.last().unwrap().position);
-    let arrived = Arrived { lane, account: None, restart: None, frames: frames_left, mark: None, position: end };
+    let arrived = Arrived {
+        lane,
+        session: Session::default(),
+        account: None,
+        restart: None,
+        frames: frames_left,
+        mark: None,
+        position: end,
+    };
     let error = secondary.import(arrived).unwrap().wait().expect_err("a gap is refused");
     assert_eq!(error.kind(), ErrorKind::Gap, "{error}");
     assert_eq!(secondary.progress(lane).unwrap().unwrap().position, position);
     assert!(frames(secondary, *account).starts_with(&held), "what was there stays");
     ship(primary, secondary, &[*account]);
     assert_eq!(secondary.digest(*account).unwrap(), primary.digest(*account).unwrap());
+}
+
+#[test]
+fn behind_a_stretch_that_was_refused_nothing_of_its_session_is_taken() {
+    let Pair { primary, account, _dirs, .. } = pair();
+    let dir = tempfile::tempdir().unwrap();
+    let mut few = options(&dir, 3);
+    // The system's, two of `fill`, and one more.
+    few.max_partitions = 4;
+    let secondary = Region::create(few, ()).unwrap();
+    fill(&primary, account, 2, 100);
+    ship(&primary, &secondary, &[account]);
+    let before = secondary.progress(lane(&primary)).unwrap().unwrap();
+    let more = |partition| primary.commit(Transaction::new(account, PartitionId(partition)).record("more")).unwrap();
+    more(70);
+    primary.mark(&[account]).unwrap();
+    more(71);
+    primary.mark(&[account]).unwrap();
+    more(0);
+    primary.mark(&[account]).unwrap();
+    let session = stretches(&primary, &[account], before.position);
+    let refused: Vec<_> = session.into_iter().map(|arrived| secondary.import(arrived).unwrap()).collect();
+    let kinds: Vec<_> = refused.into_iter().map(|ticket| ticket.wait().map_err(|error| error.kind())).collect();
+    let first = kinds.iter().position(|outcome| outcome == &Err(ErrorKind::LimitReached)).expect("no room for 71");
+    assert!(first + 1 < kinds.len() && kinds[first + 1..].iter().all(|outcome| outcome == &Err(ErrorKind::Gap)));
+    let progress = secondary.progress(lane(&primary)).unwrap().unwrap();
+    assert_eq!(secondary.digest(account).unwrap().records, 4, "1 + 2 records and the one of partition 70");
+    assert!(progress.position < primary.committed());
+    secondary.close().unwrap();
 }
 
 #[test]
@@ -267,7 +305,15 @@ fn a_stretch_larger_than_a_block_and_than_the_queue_is_taken_in_whole() {
     let joined: Vec<u8> = all.iter().flat_map(|arrived| arrived.frames.iter().flatten().copied()).collect();
     let lane = lane(primary);
     let frames_joined = vec![Bytes::from(joined)];
-    let arrived = Arrived { lane, account: account_made, restart: None, frames: frames_joined, mark: None, position };
+    let arrived = Arrived {
+        lane,
+        session: Session::default(),
+        account: account_made,
+        restart: None,
+        frames: frames_joined,
+        mark: None,
+        position,
+    };
     let imported = secondary.import(arrived).unwrap().wait().unwrap();
     assert_eq!((imported.records, imported.progress), (1200, Progress { lane, position, time: 0 }));
     primary.mark(&[*account]).unwrap();
@@ -287,7 +333,15 @@ fn bytes_that_are_not_whole_data_frames_are_refused_before_anything_is_taken() {
     for bytes in [Bytes::from(flipped), cut, Bytes::from(vec![0; 4096]), Bytes::from_static(b"x")] {
         let frames = vec![frame.clone(), bytes];
         let (lane, position) = (lane(primary), Lsn::MAX);
-        let refused = secondary.import(Arrived { lane, account: None, restart: None, frames, mark: None, position });
+        let refused = secondary.import(Arrived {
+            lane,
+            session: Session::default(),
+            account: None,
+            restart: None,
+            frames,
+            mark: None,
+            position,
+        });
         assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::InvalidInput));
     }
     assert_eq!(secondary.progress(lane(primary)).unwrap(), None);

@@ -340,3 +340,22 @@ fn a_blank_disk_in_place_of_one_opens_degraded_and_is_filled_when_it_is_told_to(
     fs::remove_dir_all(disk(&dir, 0)).unwrap();
     opens_with_everything(&options);
 }
+
+#[test]
+fn a_transaction_that_no_partition_is_left_for_leaves_the_log_free_for_a_larger_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(&dir, 3);
+    // The system's and one more.
+    options.max_partitions = 2;
+    let large = options.transaction_bytes - 1024;
+    assert!(large > options.block_bytes, "larger than the block that was opened for the one before");
+    let region = Region::create(options, ()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    let transaction = |partition, len| Transaction::new(account, PartitionId(partition)).record(vec![7; len]);
+    region.commit(transaction(1, 10)).unwrap();
+    let error = region.commit(transaction(2, 10)).expect_err("there is no partition left");
+    says(&error, ErrorKind::LimitReached, "max_partitions");
+    let mut ticket = region.submit(transaction(1, large)).unwrap();
+    ticket.wait_timeout(Duration::from_secs(30)).expect("the log goes on").unwrap();
+    region.close().unwrap();
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
-use meridian::geo::Arrived;
+use meridian::geo::{Arrived, Session};
 use meridian::{AccountId, Ack, ClientId, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Role, Transaction};
 use meridian_wire::{Cause, Compression, Difference, Link, LinkOptions, LinkState, Listener, WireError};
 
@@ -439,7 +439,7 @@ fn forge(pair: &Pair, first_sequence: u64) {
     let lane = lane(&pair.west);
     let position = pair.east.progress(lane).unwrap().map_or(Lsn::ZERO, |progress| progress.position);
     let (account, frames) = (Some(account), vec![forged.into()]);
-    let arrived = Arrived { lane, account, restart: None, frames, mark: None, position };
+    let arrived = Arrived { lane, session: Session::default(), account, restart: None, frames, mark: None, position };
     pair.east.import(arrived).unwrap().wait().unwrap();
 }
 
