@@ -92,7 +92,7 @@ pub struct Options {
     pub max_clients: usize,
     /// What to believe when the last block's place does not verify while a disk of the set is away. By default it is taken
     /// for a torn write that was never acknowledged; were it the last flushed block, rotten, an acknowledged
-    /// transaction would be lost. `true` refuses to open until the disk is back (FAULT-MODEL, "Known to be wrong").
+    /// transaction would be lost. `true` refuses to open until the disk is back (FAULT-MODEL, "The limit that remains").
     pub strict_tail: bool,
     /// How many of its latest sequences are remembered for each client (acceptance L6). Default 256.
     pub client_window: usize,

@@ -195,7 +195,7 @@ impl<'a> Committed<'a> {
     }
 }
 
-/// What committed transactions are handed to: in log order, once each while the region is open (DESIGN decision 6).
+/// What committed transactions are handed to: in log order, once each while the region is open (ADR 0005).
 ///
 /// It runs on the log thread between two blocks: a slow `apply` slows every commit. Hand long work to a thread of your own.
 /// `()` is the machine that ignores everything.

@@ -30,8 +30,8 @@
 //! ```
 //!
 //! # Bounds
-//! A session holds at the sender one block and one batch, at the receiver the window and one batch; before its hello a peer holds 4 KiB
-//! and one of 16 places. Every read and write has a deadline.
+//! A session holds at the sender one block and one batch, at the receiver what the region's intake takes (`queue_bytes`) and one batch;
+//! before its hello a peer holds 4 KiB and one of 16 places. Every read and write has a deadline.
 mod clock;
 pub mod codec;
 mod compress;

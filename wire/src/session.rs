@@ -93,7 +93,7 @@ pub(crate) fn introduce(
 }
 
 /// The receiver's half: challenges, and returns the hello of a peer that may send, and what it carries. Whoever else it is gets no answer and
-/// learns nothing (FAULT-MODEL, "At trust boundaries").
+/// learns nothing (PROTOCOL, "Transport and trust").
 pub(crate) fn challenge(
     connection: &Connection,
     cluster: &str,

@@ -1,4 +1,4 @@
-//! The limit that recovery has, and the setting that refuses instead (FAULT-MODEL, "Known to be wrong").
+//! The limit that recovery has, and the setting that refuses instead (FAULT-MODEL, "The limit that remains").
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
