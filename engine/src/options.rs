@@ -160,7 +160,7 @@ impl Options {
         range("queue_bytes", self.queue_bytes, self.transaction_bytes, 1 << 40)?;
         range("lag_bytes", self.lag_bytes, largest, 1 << 40)?;
         range("max_accounts", self.max_accounts, 1, 1 << 24)?;
-        range("max_partitions", self.max_partitions, 1, 1 << 28)?;
+        range("max_partitions", self.max_partitions, 1, 1 << 24)?;
         range("max_clients", self.max_clients, 0, 1 << 20)?;
         range("client_window", self.client_window, 1, 1 << 16)?;
         if !segment.is_multiple_of(ALIGN) || !self.block_bytes.is_multiple_of(ALIGN) {
@@ -171,8 +171,8 @@ impl Options {
                 "transaction_bytes: a block of {largest} does not fit segments of {segment}"
             )));
         }
-        if self.stall_timeout < Duration::from_millis(1) {
-            return Err(Error::invalid("stall_timeout: 1 ms or more accepted"));
+        if !(Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&self.stall_timeout) {
+            return Err(Error::invalid("stall_timeout: 1 ms to a day accepted"));
         }
         Ok(())
     }

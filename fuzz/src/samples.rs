@@ -92,6 +92,7 @@ pub fn superblock(random: &mut Random) -> Vec<u8> {
         disk: DiskId(random.wide()),
         generation: random.any(),
         promised: Epoch(random.any()),
+        sound: Epoch(random.any()),
         members: (0..random.below(6)).map(|_| member(random)).collect(),
         epochs: (0..random.below(6)).map(|i| epoch(random, i as u32)).collect(),
         seals: (0..random.below(6)).map(|i| seal(random, log, i as u32)).collect(),

@@ -113,7 +113,7 @@ fn superblock(block: &Superblock) -> Value {
     let seals: Vec<Value> = block.seals.iter().map(seal).collect();
     json!({
         "log": format!("{:032x}", block.log.0), "disk": format!("{:032x}", block.disk.0), "generation": block.generation,
-        "promised epoch": block.promised.0, "first retained segment": block.trim.0, "flushed": block.flushed.to_string(),
+        "promised epoch": block.promised.0, "sound epoch": block.sound.0, "first retained segment": block.trim.0, "flushed": block.flushed.to_string(),
         "committed block": block.committed, "closed in order": block.clean, "segment bytes": block.segment_size,
         "members": members, "epochs": epochs, "seals": seals,
     })

@@ -61,6 +61,8 @@ pub struct Superblock {
     pub generation: u64,
     /// No epoch below this one may write any more.
     pub promised: Epoch,
+    /// The last epoch that the disk promised while it was not behind: only up to it, what it lacks says something.
+    pub sound: Epoch,
     /// The region's disks, all different.
     pub members: Vec<Member>,
     /// The epochs that began, ascending.
@@ -160,6 +162,7 @@ struct Stored {
     disk: u128,
     generation: u64,
     promised: u64,
+    sound: u64,
     members: Vec<StoredMember>,
     epochs: Vec<StoredEpoch>,
     seals: Vec<StoredSeal>,
@@ -207,6 +210,7 @@ impl From<&Superblock> for Stored {
             disk: superblock.disk.0,
             generation: superblock.generation,
             promised: superblock.promised.0,
+            sound: superblock.sound.0,
             members: superblock.members.iter().map(StoredMember::from).collect(),
             epochs: superblock.epochs.iter().map(StoredEpoch::from).collect(),
             seals: superblock.seals.iter().map(StoredSeal::from).collect(),
@@ -226,6 +230,7 @@ impl From<Stored> for Superblock {
             disk: DiskId(stored.disk),
             generation: stored.generation,
             promised: Epoch(stored.promised),
+            sound: Epoch(stored.sound),
             members: stored.members.into_iter().map(Member::from).collect(),
             epochs: stored.epochs.into_iter().map(EpochEntry::from).collect(),
             seals: stored.seals.into_iter().map(Seal::from).collect(),

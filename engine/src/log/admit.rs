@@ -337,8 +337,11 @@ impl Log {
                 pipeline.resolve(pending, Err(degraded()));
                 return;
             }
-            if let Some(pending) = pipeline.answer_behind(pending) {
-                self.acknowledge(pipeline, pending, self.batch_clock.get().0);
+            match pipeline.answer_behind(pending) {
+                // Committed, which is on two disks: the third may lack it still.
+                Some(pending) if pending.all => pipeline.all.push_back((pipeline.commit, pending)),
+                Some(pending) => self.acknowledge(pipeline, pending, self.batch_clock.get().0),
+                None => {}
             }
         });
     }

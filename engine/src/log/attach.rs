@@ -27,8 +27,8 @@ pub(crate) struct Found {
 /// What one disk's own superblock says.
 pub(crate) struct Known {
     pub(crate) flushed: Lsn,
-    pub(crate) epochs: Vec<Epoch>,
-    pub(crate) promised: Epoch,
+    /// It has a vote on segments up to this epoch.
+    pub(crate) sound: Epoch,
 }
 
 /// A segment's copy as its file says.
@@ -176,9 +176,8 @@ impl Log {
                 found.promised.max(if superblock.log == best.log { superblock.promised } else { Epoch(0) });
             if self.place_disk(disk, &superblock, &best)? {
                 found.committed = found.committed.max(superblock.committed);
-                let epochs = superblock.epochs.iter().map(|entry| entry.epoch).collect();
-                let Superblock { flushed, promised, .. } = superblock;
-                found.disks.insert(disk, Known { flushed, epochs, promised });
+                let Superblock { flushed, sound, .. } = superblock;
+                found.disks.insert(disk, Known { flushed, sound });
             }
         }
         let mut meta = self.meta.borrow_mut();
@@ -241,9 +240,10 @@ impl Log {
             return Err(Error::invalid(message));
         }
         disk.id = Some(superblock.disk);
-        disk.flushed = superblock.flushed;
+        (disk.flushed, disk.sound) = (superblock.flushed, superblock.sound);
         // It missed an epoch: what it holds is reread before it counts again.
-        if superblock.epochs.last() == best.epochs.last() {
+        let newest = best.epochs.last();
+        if superblock.epochs.last() == newest && newest.is_none_or(|entry| entry.epoch <= superblock.sound) {
             disk.set(DiskState::Healthy, "");
         } else {
             disk.set(DiskState::Rebuilding, "it was away while the region went on");

@@ -166,6 +166,9 @@ impl Log {
 
     /// Moves the commit watermark to what a quorum holds and does what follows from it.
     pub(crate) fn advance(&self) {
+        if self.halted.borrow().is_some() {
+            return;
+        }
         let to = self.with(|pipeline| pipeline.quorum());
         while let Some(at) = self.with(|pipeline| next_committed(pipeline, to)) {
             self.commit_block(at);

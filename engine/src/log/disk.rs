@@ -3,7 +3,7 @@
 use crate::health::DiskState;
 use crate::io::{DiskIndex, DiskTraits, FileId};
 use crate::options::DiskConfig;
-use crate::types::{DiskId, Lsn};
+use crate::types::{DiskId, Epoch, Lsn};
 
 /// The superblock's file: two slots, written in turn.
 pub(crate) const SUPERBLOCK: &str = "superblock";
@@ -47,6 +47,8 @@ pub(crate) struct Disk {
     pub(crate) superblock: Option<FileId>,
     /// It holds everything below, as its superblock said last.
     pub(crate) flushed: Lsn,
+    /// The last epoch that it promised while it was not behind, as its superblock said when it was read.
+    pub(crate) sound: Epoch,
     /// Which superblock slot is written next.
     pub(crate) turn: u8,
     pub(crate) free: Vec<Slot>,
@@ -73,6 +75,7 @@ impl Disk {
             traits: None,
             superblock: None,
             flushed: Lsn::ZERO,
+            sound: Epoch(0),
             turn: 0,
             free: Vec::new(),
             slots: 0,

@@ -120,11 +120,14 @@ impl Log {
             committed = committed.max(pipeline.commit);
         }
         let flushed = *flushed;
+        // A disk that is behind promises, too, and learns of the epochs that it missed: it is behind all the same.
+        let sound = if disks[disk.0].is_live() { meta.promised } else { disks[disk.0].sound };
         Superblock {
             log: meta.log(),
             disk: id,
             generation: meta.generation,
             promised: meta.promised,
+            sound,
             members: meta.members.clone(),
             epochs: meta.epochs.clone(),
             seals: meta.seals.clone(),

@@ -123,6 +123,8 @@ pub(crate) struct Core {
     held: Option<Request>,
     /// Whether the log thread was found to have been away since completions were last taken in.
     away: bool,
+    /// Whether completions were looked at since they were last seen to.
+    looked: bool,
     opened: Rc<RefCell<Option<Result<()>>>>,
     running: bool,
 }
@@ -147,7 +149,7 @@ impl Core {
             };
             *task_opened.borrow_mut() = Some(result);
         });
-        Core { log, tasks, done: Vec::new(), held: None, away: false, opened, running: false }
+        Core { log, tasks, done: Vec::new(), held: None, away: false, looked: false, opened, running: false }
     }
 
     /// What it owns, for the simulation to look at.
@@ -189,6 +191,8 @@ impl Core {
             _ => Some(wait),
         };
         let wait = wait.map(|wait| if self.log.has_arrivals() { Duration::ZERO } else { wait });
+        // What was found when a block went out is seen to before anything is waited for.
+        let wait = wait.filter(|_| !std::mem::take(&mut self.looked));
         let away = self.log.ops.poll(wait, &mut self.done);
         self.log.shared.intake.awake();
         if let (Some(wanted), true) = (requests, gathers) {
@@ -212,6 +216,7 @@ impl Core {
     fn send_ripe(&mut self) {
         if self.log.is_ripe() && self.log.pump() {
             self.away |= self.log.ops.poll(None, &mut self.done);
+            self.looked = true;
         }
     }
 

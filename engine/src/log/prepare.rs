@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use rustix::io::Errno;
 
 use crate::format::SegmentHeader;
 use crate::health::DiskState;
@@ -74,7 +75,7 @@ impl Log {
         for disk in spares {
             match self.new_slot(disk).await {
                 Ok(slot) => self.free_slot(disk, slot),
-                Err(error) if is_full(&error) => self.disks.borrow_mut()[disk.0].full = true,
+                Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].full = true,
                 Err(error) => self.lose(disk, DiskState::Failed, format!("a slot could not be made: {error}")),
             }
         }
@@ -157,7 +158,7 @@ impl Log {
         for ((&disk, made), _) in made {
             match made {
                 Ok(slot) => self.clear_slot(disk, slot).await,
-                Err(error) if is_full(&error) => self.disks.borrow_mut()[disk.0].full = true,
+                Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].full = true,
                 Err(error) => self.lose(disk, DiskState::Failed, format!("a segment could not be made: {error}")),
             }
         }
@@ -253,4 +254,10 @@ impl Log {
 
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether a file could not be made for want of space, or of what this process lacks (descriptors, memory, threads): no fault of the disk.
+pub(crate) fn is_short(error: &io::Error) -> bool {
+    let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+    is_full(error) || lacks.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures::future::{Either, select};
+use futures::future::select;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BLOCK_HEADER, Block, DATA_START, EpochEntry, Seal};
@@ -153,9 +153,8 @@ impl Log {
         while !self.with(|pipeline| pipeline.is_quiet()) {
             let change = std::pin::pin!(self.changed.wait(&mut seen));
             let pause = std::pin::pin!(self.ops.sleep(self.options.stall_timeout / 4));
-            if let Either::Right(_) = select(change, pause).await {
-                self.find_stalled();
-            }
+            let _first = select(change, pause).await;
+            self.find_stalled();
         }
     }
 

@@ -40,6 +40,7 @@ impl Log {
         self.ensure_quorum_of_copies().await?;
         self.begin(link, end).await?;
         self.replay(end).await?;
+        self.sweep().await;
         let mut stats = self.stats.borrow_mut();
         stats.recovery_bytes = self.recovery_bytes.get();
         stats.recovery_time = self.ops.now() - started;
@@ -125,6 +126,11 @@ impl Log {
                 catalog.builders.insert(id, Arc::new(builder));
             });
         }
+        if link.sequence <= found.committed {
+            let message =
+                format!("the log ends before block {}, {} are known to be committed", link.sequence, found.committed);
+            return Err(Error::new(ErrorKind::RestoreDisk, message));
+        }
         self.settle_tail(first, seals);
         Ok((link, end))
     }
@@ -144,6 +150,8 @@ impl Log {
             segment.seal = Some(seal);
         }
         meta.seals.sort_unstable_by_key(|seal| seal.segment);
+        // Segments behind the end begin anew, with other epochs and other ends than a change that was cut short gave them.
+        meta.seals.retain(|seal| seal.segment <= last);
         let empty: Vec<SegmentId> = catalog.iter().map(|(id, _)| id).filter(|id| *id > last).collect();
         for id in empty.into_iter().rev() {
             for copy in catalog.remove(id).into_iter().flat_map(|segment| segment.copies) {
@@ -175,10 +183,8 @@ impl Log {
         let catalog = self.catalog.borrow();
         let segment = catalog.get(id).expect("an unsealed segment was listed from the catalog");
         let log = self.meta.borrow().log();
-        // Every live disk promises an epoch before any learns that it begins: one that promised it is not stale.
-        let knows = |known: &&Known| {
-            known.epochs.contains(&segment.epoch) || known.promised >= segment.epoch || planted!(StaleDiskVotes)
-        };
+        // Every live disk promises an epoch before any learns that it begins: one that promised it, and was not behind then, is not stale.
+        let knows = |known: &&Known| known.sound >= segment.epoch || planted!(StaleDiskVotes);
         let votes = |disk: DiskIndex| found.disks.get(&disk).filter(knows);
         let voters = segment.copies.iter().filter_map(|copy| {
             let known = votes(copy.disk)?;
@@ -501,6 +507,23 @@ impl Log {
             }
         }
         Ok(())
+    }
+
+    /// Removes what a crash or a disk that was away left of derived files: nothing reads it again.
+    async fn sweep(&self) {
+        let written = self.checkpointer.borrow().as_ref().map(|checkpointer| checkpointer.written);
+        let trim = self.meta.borrow().trim;
+        for disk in self.attached() {
+            for (name, _) in self.ops.list(disk).await.unwrap_or_default() {
+                let number = |prefix| name.strip_prefix(prefix).and_then(|number| number.parse().ok()).map(SegmentId);
+                let old = number("checkpoint-").is_some_and(|next| Some(next) != written)
+                    || number("index-").is_some_and(|id| id < trim);
+                if old || name.ends_with(".tmp") {
+                    // Left again, it takes space until the next opening.
+                    drop(self.ops.remove(disk, name).await);
+                }
+            }
+        }
     }
 
     /// The disks whose files can be read.

@@ -8,7 +8,7 @@ use crate::health::DiskState;
 use crate::io::DiskIndex;
 use crate::log::Log;
 use crate::log::attach::member;
-use crate::types::DiskId;
+use crate::types::{DiskId, Epoch, Lsn};
 
 impl Log {
     /// Takes a disk back that was lost, or with `replace` an empty directory in its place.
@@ -104,7 +104,7 @@ impl Log {
             let old = disk.id.replace(id);
             disk.superblock = Some(file);
             disk.turn = 0;
-            disk.flushed = crate::types::Lsn::ZERO;
+            (disk.flushed, disk.sound) = (Lsn::ZERO, Epoch(0));
             (old, member(id, &disk.config))
         };
         let old = old.or_else(|| self.member_without_disk(&fresh));

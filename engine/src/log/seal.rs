@@ -97,7 +97,8 @@ impl Log {
         self.mark_held();
         let catalog = self.catalog.borrow();
         let disks = self.disks.borrow();
-        catalog.iter().find_map(|(id, segment)| {
+        // One that is being trimmed gets no page any more: it is not the next, or there would be no end to it.
+        catalog.iter().filter(|(id, _)| !self.is_trimmed(*id)).find_map(|(id, segment)| {
             let seal = segment.seal.as_ref()?;
             let ready = |copy: &&Copy| copy.held && !copy.complete && disks[copy.disk.0].is_live();
             let copies: Vec<Copy> = segment.copies.iter().filter(ready).cloned().collect();

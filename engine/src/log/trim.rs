@@ -41,8 +41,14 @@ impl Log {
         let pin = lock(&self.shared.pins).lowest().unwrap_or(Lsn::MAX);
         let pin = if planted!(TrimPastPin) { Lsn::MAX } else { pin };
         let catalog = self.catalog.borrow();
+        // A write to a slot must have ended before the slot is another segment's, or it would land on top of that.
+        let written = self.with(|pipeline| {
+            let live = pipeline.members.iter().filter(|member| member.live);
+            live.map(|member| member.durable).min().unwrap_or(0)
+        });
         // The last sealed segment holds the link that the unsealed ones start from, once its seal is on its copies.
-        let settled = |segment: &Segment| segment.seal.is_some() && segment.complete().count() >= QUORUM;
+        let ended = |segment: &Segment| segment.seal.as_ref().is_some_and(|seal| seal.next_sequence - 1 <= written);
+        let settled = |segment: &Segment| ended(segment) && segment.complete().count() >= QUORUM;
         let sealed = catalog.iter().take_while(|(_, segment)| settled(segment)).last();
         let last_sealed = sealed.map_or(SegmentId(0), |(id, _)| id);
         let first = to.segment().min(pin.segment()).min(checkpoint).min(last_sealed);

@@ -186,7 +186,7 @@ impl Subscription {
             if let Some(block) = self.try_next()? {
                 return Ok(block);
             }
-            self.shared.committed.wait_for_blocking(self.next.0 + 1).map_err(|_| self.shared.ended())?;
+            self.shared.committed.wait_for_blocking(self.next.0.saturating_add(1)).map_err(|_| self.shared.ended())?;
         }
     }
 
@@ -198,7 +198,7 @@ impl Subscription {
         if let Some(block) = self.try_next()? {
             return Ok(Some(block));
         }
-        match self.shared.committed.wait_for_timeout(self.next.0 + 1, time) {
+        match self.shared.committed.wait_for_timeout(self.next.0.saturating_add(1), time) {
             Some(reached) => reached.map_err(|_| self.shared.ended())?,
             None => return Ok(None),
         }
@@ -215,7 +215,7 @@ impl Subscription {
             if let Some(block) = self.try_next()? {
                 return Ok(block);
             }
-            self.shared.committed.wait_for(self.next.0 + 1).await.map_err(|_| self.shared.ended())?;
+            self.shared.committed.wait_for(self.next.0.saturating_add(1)).await.map_err(|_| self.shared.ended())?;
         }
     }
 }

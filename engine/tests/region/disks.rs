@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use meridian::{AccountId, Ack, Lsn, PartitionId, Region, Transaction};
+use meridian::{AccountId, Ack, ErrorKind, Lsn, PartitionId, Region, Transaction};
 
 use crate::common::{Memory, options};
+use crate::input::copy_directory;
 
 fn fill(region: &Region, account: AccountId, transactions: u32) {
     let tickets: Vec<_> = (0..transactions)
@@ -46,7 +47,7 @@ fn a_disk_lost_and_returned_again_and_again_under_load_always_comes_back() {
             let disk = round % 3;
             region.fail_disk(disk).unwrap();
             let give_back = || match region.return_disk(disk) {
-                Err(error) if error.kind() == meridian::ErrorKind::Busy => false,
+                Err(error) if error.kind() == ErrorKind::Busy => false,
                 returned => returned.map(|()| true).unwrap(),
             };
             until("return", give_back);
@@ -98,4 +99,35 @@ fn a_lost_disk_is_replaced_by_a_spare_and_every_segment_is_whole_again() {
     let memory = Memory::default();
     drop(Region::open(options, memory.clone()).unwrap());
     assert_eq!(memory.0.lock().unwrap().len(), 600);
+}
+
+/// A disk from before the last epoch promises in an opening that is refused, and learns of that epoch: it has missed it all the same.
+#[test]
+fn a_refused_opening_gives_a_stale_disk_no_vote_in_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&dir, 3);
+    let at = |name: &str| dir.path().join(name);
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::All).unwrap();
+    fill(&region, account, 10);
+    region.close().unwrap();
+    copy_directory(&at("disk-2"), &at("stale"));
+    let region = Region::open(options.clone(), ()).unwrap();
+    fill(&region, account, 10);
+    copy_directory(&at("disk-0"), &at("behind"));
+    let last = region.commit(Transaction::new(account, PartitionId(1)).record("the last")).unwrap();
+    region.close().unwrap();
+    std::fs::rename(at("disk-1"), at("away")).unwrap();
+    for (disk, image) in [("disk-0", "behind"), ("disk-2", "stale")] {
+        std::fs::remove_dir_all(at(disk)).unwrap();
+        std::fs::rename(at(image), at(disk)).unwrap();
+    }
+    for _ in 0..3 {
+        let refused = Region::open(options.clone(), ()).map(drop).expect_err("nobody knows where the log ends");
+        assert_eq!(refused.kind(), ErrorKind::RestoreDisk, "{refused}");
+    }
+    drop(std::fs::remove_dir_all(at("disk-1")));
+    std::fs::rename(at("away"), at("disk-1")).unwrap();
+    let region = Region::open(options, ()).unwrap();
+    assert!(region.read(last.lsn).unwrap().transaction(last.lsn).is_some(), "what was acknowledged is there");
 }

@@ -286,7 +286,7 @@ fn two_directories_swapped_are_refused_and_lose_nothing() {
     opens_with_everything(&options);
 }
 
-fn copy_directory(from: &Path, to: &Path) {
+pub(crate) fn copy_directory(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

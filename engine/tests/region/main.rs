@@ -16,4 +16,5 @@ mod input;
 mod model;
 mod operator;
 mod read;
+mod slow;
 mod strict;

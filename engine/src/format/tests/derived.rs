@@ -48,6 +48,7 @@ prop_compose! {
             disk: DiskId(disk),
             generation,
             promised: Epoch(promised),
+            sound: Epoch(promised / 2),
             members: members.into_iter().enumerate().map(member).collect(),
             epochs: epochs.into_iter().enumerate().map(epoch).collect(),
             seals: seals.into_iter().enumerate().map(seal).collect(),
@@ -253,7 +254,7 @@ fn superblock_fields_are_checked_behind_a_right_checksum() {
     refused(decode(|b| b[56] ^= 1), "generation");
     refused(decode(|b| b[SUPERBLOCK_SLOT - 1] = 1), "padding");
     refused(decode(|b| b[16..20].fill(0xFF)), "payload");
-    refused(decode(|b| b[16] -= 4), "archive");
+    refused(decode(|b| b[16] -= 4), "padding");
     refused(decode(|b| b[16..20].copy_from_slice(&32_704u32.to_le_bytes())), "archive");
     refused(decode(|b| b[64..].fill(0xFF)), "padding");
 }

@@ -113,6 +113,7 @@ fn superblock() -> Superblock {
         disk: DiskId(2),
         generation: 41,
         promised: Epoch(6),
+        sound: Epoch(5),
         members: disks(4).into_iter().map(member).collect(),
         epochs: vec![
             EpochEntry { epoch: Epoch(4), first_segment: SegmentId(1), set: disks(3) },
@@ -291,7 +292,7 @@ fn the_bytes_of_this_version_have_not_changed() {
         ("block", 0x4AB3_C419_A95F_0647),
         ("segment header", 0xF50D_4C8C_9A8F_8F0D),
         ("seal", 0x0958_1FDA_4197_6DDE),
-        ("superblock", 0xBEE9_FBF5_E960_AE03),
+        ("superblock", 0x540F_4486_1700_904A),
         ("index", 0x58A9_13E6_5863_11DC),
         ("checkpoint", 0xA13C_496D_9809_ED08),
     ];
