@@ -450,21 +450,25 @@ impl Shared {
             let ended = self.session();
             let closed = matches!(&ended, Err(WireError::Region(error))
                 if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Halted));
-            let met = {
+            let soon = {
                 let mut state = self.lock();
                 (state.shipper, state.connection) = (None, None);
-                state.refused = matches!(ended, Err(WireError::Refused { .. }));
-                if matches!(ended, Err(WireError::Refused { kind: RefusalKind::Gap, .. })) {
+                let refused = matches!(ended, Err(WireError::Refused { .. }));
+                let gap = matches!(ended, Err(WireError::Refused { kind: RefusalKind::Gap, .. }));
+                if gap {
                     state.suspects.extend(&self.options.accounts);
                 }
+                // What was refused is refused again, most likely; a gap is mended by the next session.
+                let lasts = refused && (!gap || state.refused);
+                state.refused = refused;
                 state.status.state = LinkState::Unavailable;
                 state.status.ended = ended.err().map(|error| error.to_string());
-                state.status.sessions > before
+                state.status.sessions > before && !lasts
             };
             if closed {
                 return;
             }
-            wait = if met { Duration::from_millis(25) } else { (wait * 2).min(self.options.longest_retry) };
+            wait = if soon { Duration::from_millis(25) } else { (wait * 2).min(self.options.longest_retry) };
             // Links that lost their peer together do not come back together.
             let jitter = clock::nonce().map_or(0, |nonce| (nonce % 1000) as u32);
             if !self.pause(wait * (1000 + jitter) / 2000) {

@@ -369,6 +369,23 @@ fn an_account_that_a_lane_carries_only_later_is_bootstrapped() {
 }
 
 #[test]
+fn a_refusal_that_lasts_is_met_less_and_less_often() {
+    let mut pair = Pair::new();
+    let mut options = region_options(&pair.dir.path().join("narrow"));
+    options.max_partitions = 3;
+    pair.east = Arc::new(Region::create(options, ()).unwrap());
+    let listener = pair.listen();
+    let longest_retry = Duration::from_secs(2);
+    let link = pair.link(LinkOptions { longest_retry, ..pair.options(&listener) });
+    fill(&pair.west, pair.account, 100, 100);
+    until("the refusal", || link.status().cause == Cause::Refused);
+    let before = link.status().sessions;
+    std::thread::sleep(Duration::from_millis(1500));
+    let sessions = link.status().sessions - before;
+    assert!(sessions < 12, "{sessions} sessions in 1.5 s: {:?}", link.status().ended);
+}
+
+#[test]
 fn a_bootstrap_that_may_send_nothing_is_refused() {
     let pair = Pair::new();
     let listener = pair.listen();
