@@ -231,9 +231,9 @@ struct State {
     status: LinkStatus,
     refused: bool,
     shipper: Option<Shipper>,
-    /// Holds back trimming from what is not acknowledged on, unless that is more than is to be held back.
-    pin: Option<RetentionPin>,
-    /// Where it is, or was.
+    /// Holds back trimming from what is not acknowledged on, or from where what is to be held back at most begins.
+    pin: RetentionPin,
+    /// Where it is.
     pinned: Lsn,
     /// Accounts whose copies were found to differ or to have a hole: the next session compares them.
     suspects: BTreeSet<AccountId>,
@@ -280,7 +280,7 @@ impl Link {
             round_trip: 0,
             remotely_durable: histogram,
         };
-        let pin = Some(region.pin(Lsn::ZERO));
+        let pin = region.pin(Lsn::ZERO);
         let (stopping, refused, shortest, spent) = (false, false, u64::MAX, [0; SPENT.len()]);
         let (shipper, reader, connection) = (None, None, None);
         let (pinned, suspects, again) = (Lsn::ZERO, BTreeSet::new(), false);
@@ -435,10 +435,13 @@ impl Shared {
     /// Beyond the cap, what the secondary lacks may be trimmed. That it lacks it is seen where it is read.
     fn keep_retention(&self) {
         let Some(most) = self.options.retention_bytes else { return };
-        let committed = self.region.committed();
-        let mut state = self.lock();
-        if self.region.distance(state.pinned, committed) > most {
-            state.pin = None;
+        let least = self.region.before(self.region.committed(), most);
+        self.hold_from(&mut self.lock(), least);
+    }
+
+    fn hold_from(&self, state: &mut State, at: Lsn) {
+        if at > state.pinned {
+            (state.pin, state.pinned) = (self.region.pin(at), at);
         }
     }
 
@@ -526,7 +529,7 @@ impl Shared {
         let mut state = self.lock();
         let bootstrapping = shipper.is_bootstrapping();
         state.shipper = Some(shipper);
-        (state.pin, state.pinned, state.again) = (Some(pin), from, false);
+        (state.pin, state.pinned, state.again) = (pin, from, false);
         state.reader = None;
         (state.shortest, state.spent) = (u64::MAX, [0; SPENT.len()]);
         state.status.state = if bootstrapping { LinkState::Bootstrap } else { LinkState::Live };
@@ -676,10 +679,7 @@ impl Shared {
         let Some(shipper) = state.shipper.as_mut() else { return Ok(()) };
         let acknowledged = shipper.acknowledge(number)?;
         let position = shipper.position();
-        if position > state.pinned && state.pin.is_some() {
-            state.pinned = position;
-            state.pin = Some(self.region.pin(position));
-        }
+        self.hold_from(&mut state, position);
         let status = &mut state.status;
         status.position = position;
         if time > status.last_sync_time {

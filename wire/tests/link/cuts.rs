@@ -66,7 +66,7 @@ fn cuts_at_any_byte_lose_nothing_and_repeat_nothing() {
 }
 
 /// Forwards one connection after the other, so many bytes a second towards the secondary.
-fn slow_proxy(to: SocketAddr, rate: usize) -> SocketAddr {
+pub(crate) fn slow_proxy(to: SocketAddr, rate: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {

@@ -9,6 +9,7 @@ use meridian::{AccountId, Ack, ClientId, Contract, ErrorKind, Gate, Lsn, Partiti
 use meridian_wire::{Cause, Compression, Difference, Link, LinkOptions, LinkState, Listener, WireError};
 
 use crate::common::{Pair, fill, frames, lane, link_options, listener_options, region_options, until, until_shipped};
+use crate::cuts::slow_proxy;
 
 fn wall() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64
@@ -260,6 +261,49 @@ fn beyond_the_retention_cap_the_log_is_trimmed_and_a_bootstrap_follows_the_gap()
     assert_eq!((link.status().bootstraps.0, link.status().gaps), (2, 1));
     assert_eq!(pair.east.digest(pair.account).unwrap(), pair.west.digest(pair.account).unwrap());
     assert_eq!(retained(&pair.east, pair.account), retained(&pair.west, pair.account));
+}
+
+#[test]
+fn what_is_within_the_retention_cap_is_held_back_though_the_secondary_was_beyond_it() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let most = 2 << 20;
+    let proxy = slow_proxy(listener.local_addr(), 3 << 20);
+    let options =
+        LinkOptions { retention_bytes: Some(most), compression: Compression::Off, ..link_options(proxy, pair.account) };
+    let link = pair.link(options);
+    fill(&pair.west, pair.account, 4000, 700);
+    assert!(link.status().unread > most, "the secondary is behind by more than is held back");
+    until_shipped(&link, &pair.west);
+    listener.stop();
+    until("the loss", || link.status().state == LinkState::Unavailable);
+    assert_eq!(link.status().sessions, 1);
+    let position = link.status().position;
+    fill(&pair.west, pair.account, 1000, 700);
+    assert!(pair.west.distance(position, pair.west.committed()) < most);
+    assert!(pair.west.trim(Lsn::MAX).unwrap() <= position, "the secondary lacks it");
+}
+
+#[test]
+fn on_a_log_older_than_the_retention_cap_as_much_as_the_cap_is_held_back() {
+    let pair = Pair::new();
+    fill(&pair.west, pair.account, 6000, 700);
+    let trimmed = pair.west.trim(Lsn::MAX).unwrap();
+    let most = 3 << 20;
+    assert!(pair.west.distance(Lsn::ZERO, trimmed) > most);
+    let nobody = "127.0.0.1:1".parse().unwrap();
+    let _link = pair.link(LinkOptions { retention_bytes: Some(most), ..link_options(nobody, pair.account) });
+    std::thread::sleep(Duration::from_millis(100));
+    fill(&pair.west, pair.account, 900, 700);
+    assert_eq!(pair.west.trim(Lsn::MAX).unwrap(), trimmed, "all of it is within the cap");
+    fill(&pair.west, pair.account, 6000, 700);
+    let committed = pair.west.committed();
+    let held = || pair.west.distance(pair.west.trim(Lsn::MAX).unwrap(), committed);
+    // Whole segments of 1 MiB.
+    until("the rest's being let go", || held() < most + (1 << 20));
+    assert!(held() >= most - (8 << 10), "{} bytes are held back", held());
+    let before = pair.west.before(committed, most);
+    assert_eq!((pair.west.distance(before, committed), pair.west.before(committed, u64::MAX)), (most, Lsn::ZERO));
 }
 
 /// What a region's readers see of ten partitions, from the first retained record of each on.
