@@ -181,6 +181,8 @@ pub struct LinkStatus {
     pub sessions: u64,
     /// Why the last session or attempt ended.
     pub ended: Option<String>,
+    /// Why the last attempt to mark the log failed, if it did: last sync time stands still.
+    pub unmarked: Option<String>,
     /// From a ping to its pong, in nanoseconds; 0 before the first.
     pub round_trip: u64,
     /// From a transaction's time to its durability on the secondary, in nanoseconds, one count a record.
@@ -256,10 +258,11 @@ impl Link {
     /// Begins to ship. From now on nothing that the secondary lacks is trimmed.
     ///
     /// # Errors
-    /// [`InvalidInput`](WireError::InvalidInput) for options; [`Connection`](WireError::Connection) when no thread can be started. A
-    /// secondary that cannot be reached is no error: it is tried again.
+    /// [`InvalidInput`](WireError::InvalidInput) for options, and for an account that is not there or whose primary is elsewhere;
+    /// [`Region`](WireError::Region) when it is closed; [`Connection`](WireError::Connection) when no thread can be started. A secondary that cannot be reached is no error: it is tried again.
     pub fn start(region: Arc<Region>, options: LinkOptions) -> Result<Link> {
         options.check()?;
+        check_accounts(&region, &options.accounts)?;
         let histogram = Histogram::new_with_bounds(1, LONGEST, 3);
         let histogram = histogram.map_err(|error| WireError::InvalidInput(error.to_string()))?;
         let status = LinkStatus {
@@ -277,6 +280,7 @@ impl Link {
             shipped: (0, 0),
             sessions: 0,
             ended: None,
+            unmarked: None,
             round_trip: 0,
             remotely_durable: histogram,
         };
@@ -374,6 +378,19 @@ impl Drop for Link {
     }
 }
 
+/// A mark is made of all accounts or of none: one that cannot be marked would stop last sync time for all.
+fn check_accounts(region: &Region, accounts: &[AccountId]) -> Result<()> {
+    let ours = region.accounts()?.into_iter().filter(|known| known.role.is_primary());
+    let ours: BTreeSet<AccountId> = ours.map(|known| known.id).collect();
+    match accounts.iter().find(|id| !ours.contains(id)) {
+        None => Ok(()),
+        Some(id) => {
+            let what = format!("accounts: {} is not here, or is a copy of another region's", id.0);
+            Err(WireError::InvalidInput(what))
+        }
+    }
+}
+
 fn cause(state: &State, status: &LinkStatus) -> Cause {
     let longest = SPENT.iter().zip(state.spent).filter(|(_, spent)| *spent > 0).max_by_key(|(_, spent)| *spent);
     let longest = longest.map_or(Cause::None, |(cause, _)| *cause);
@@ -409,8 +426,10 @@ impl Shared {
             let (live, now) = (self.lock().status.state != LinkState::Unavailable, self.clock.now());
             if live && Duration::from_nanos(now - marked) >= interval {
                 marked = now;
-                // A region that cannot commit shows that itself; last sync time stands still.
-                drop(self.region.mark(&self.options.accounts));
+                let failed = self.region.mark(&self.options.accounts).err();
+                // A region that has ended shows that itself.
+                let ended = |error: &meridian::Error| matches!(error.kind(), ErrorKind::Closed | ErrorKind::Halted);
+                self.lock().status.unmarked = failed.filter(|error| !ended(error)).map(|error| error.to_string());
                 self.look_for_dropped();
             }
         }

@@ -430,6 +430,37 @@ fn a_refusal_that_lasts_is_met_less_and_less_often() {
 }
 
 #[test]
+fn an_account_that_is_not_here_or_is_a_copy_is_not_shipped_from_here() {
+    let pair = Pair::new();
+    let (listener, link, _) = shipped(&pair, 10, 100);
+    link.stop();
+    let options = pair.options(&listener);
+    let unknown = AccountId(pair.account.0 + 1);
+    for (region, accounts) in [(&pair.west, vec![pair.account, unknown]), (&pair.east, vec![pair.account])] {
+        let named = accounts[accounts.len() - 1].0.to_string();
+        let refused = Link::start(Arc::clone(region), LinkOptions { accounts, ..options.clone() }).err();
+        assert!(matches!(&refused, Some(WireError::InvalidInput(what)) if what.contains(&named)), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_mark_that_cannot_be_made_is_seen() {
+    let mut pair = Pair::new();
+    let mut options = region_options(&pair.dir.path().join("small"));
+    options.max_segments = Some(4);
+    pair.west = Arc::new(Region::create(options, ()).unwrap());
+    pair.account = pair.west.create_account("flights", Ack::Quorum).unwrap();
+    let listener = pair.listen();
+    let link = pair.link(pair.options(&listener));
+    until("a mark", || link.status().last_sync_time > 0);
+    assert_eq!(link.status().unmarked, None);
+    let write = || pair.west.commit(Transaction::new(pair.account, PartitionId(0)).record(vec![7; 60 << 10]));
+    until("the end of the space", || write().is_err());
+    until("what is wrong", || link.status().unmarked.is_some());
+    assert_eq!(link.status().state, LinkState::Live);
+}
+
+#[test]
 fn a_bootstrap_that_may_send_nothing_is_refused() {
     let pair = Pair::new();
     let listener = pair.listen();
