@@ -26,7 +26,7 @@ use crate::stats::Stats;
 use crate::sync::intake::{Intake, Reason, Refused};
 use crate::sync::ticket::{Abandoned, Resolver, ticket};
 use crate::transaction::{Receipt, StateMachine, Transaction};
-use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId};
+use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId, SegmentId};
 
 /// What makes a driver for the thread that it is called on, which is the one that uses it.
 pub trait MakeDriver: FnOnce() -> io::Result<Box<dyn Driver>> + Send + 'static {}
@@ -437,6 +437,15 @@ impl Region {
         let bytes =
             |at: Lsn| u64::from(at.segment().0) * u64::from(self.shared.options.segment_bytes) + u64::from(at.offset());
         bytes(to).saturating_sub(bytes(from))
+    }
+
+    /// The position so many bytes of log before another, as [`Region::distance`] counts; [`Lsn::ZERO`] where there are fewer. No block need begin
+    /// there: it is for pins and trims.
+    #[must_use]
+    pub fn before(&self, at: Lsn, bytes: u64) -> Lsn {
+        let segment = u64::from(self.shared.options.segment_bytes);
+        let left = self.distance(Lsn::ZERO, at).saturating_sub(bytes);
+        Lsn::new(SegmentId((left / segment) as u32), (left % segment) as u32)
     }
 
     fn control<T>(&self, make: impl FnOnce(Resolver<Result<T>>) -> Control) -> Result<T> {

@@ -181,6 +181,8 @@ pub struct LinkStatus {
     pub sessions: u64,
     /// Why the last session or attempt ended.
     pub ended: Option<String>,
+    /// Why the last attempt to mark the log failed, if it did: last sync time stands still.
+    pub unmarked: Option<String>,
     /// From a ping to its pong, in nanoseconds; 0 before the first.
     pub round_trip: u64,
     /// From a transaction's time to its durability on the secondary, in nanoseconds, one count a record.
@@ -231,9 +233,9 @@ struct State {
     status: LinkStatus,
     refused: bool,
     shipper: Option<Shipper>,
-    /// Holds back trimming from what is not acknowledged on, unless that is more than is to be held back.
-    pin: Option<RetentionPin>,
-    /// Where it is, or was.
+    /// Holds back trimming from what is not acknowledged on, or from where what is to be held back at most begins.
+    pin: RetentionPin,
+    /// Where it is.
     pinned: Lsn,
     /// Accounts whose copies were found to differ or to have a hole: the next session compares them.
     suspects: BTreeSet<AccountId>,
@@ -256,10 +258,11 @@ impl Link {
     /// Begins to ship. From now on nothing that the secondary lacks is trimmed.
     ///
     /// # Errors
-    /// [`InvalidInput`](WireError::InvalidInput) for options; [`Connection`](WireError::Connection) when no thread can be started. A
-    /// secondary that cannot be reached is no error: it is tried again.
+    /// [`InvalidInput`](WireError::InvalidInput) for options, and for an account that is not there or whose primary is elsewhere;
+    /// [`Region`](WireError::Region) when it is closed; [`Connection`](WireError::Connection) when no thread can be started. A secondary that cannot be reached is no error: it is tried again.
     pub fn start(region: Arc<Region>, options: LinkOptions) -> Result<Link> {
         options.check()?;
+        check_accounts(&region, &options.accounts)?;
         let histogram = Histogram::new_with_bounds(1, LONGEST, 3);
         let histogram = histogram.map_err(|error| WireError::InvalidInput(error.to_string()))?;
         let status = LinkStatus {
@@ -277,10 +280,11 @@ impl Link {
             shipped: (0, 0),
             sessions: 0,
             ended: None,
+            unmarked: None,
             round_trip: 0,
             remotely_durable: histogram,
         };
-        let pin = Some(region.pin(Lsn::ZERO));
+        let pin = region.pin(Lsn::ZERO);
         let (stopping, refused, shortest, spent) = (false, false, u64::MAX, [0; SPENT.len()]);
         let (shipper, reader, connection) = (None, None, None);
         let (pinned, suspects, again) = (Lsn::ZERO, BTreeSet::new(), false);
@@ -374,6 +378,19 @@ impl Drop for Link {
     }
 }
 
+/// A mark is made of all accounts or of none: one that cannot be marked would stop last sync time for all.
+fn check_accounts(region: &Region, accounts: &[AccountId]) -> Result<()> {
+    let ours = region.accounts()?.into_iter().filter(|known| known.role.is_primary());
+    let ours: BTreeSet<AccountId> = ours.map(|known| known.id).collect();
+    match accounts.iter().find(|id| !ours.contains(id)) {
+        None => Ok(()),
+        Some(id) => {
+            let what = format!("accounts: {} is not here, or is a copy of another region's", id.0);
+            Err(WireError::InvalidInput(what))
+        }
+    }
+}
+
 fn cause(state: &State, status: &LinkStatus) -> Cause {
     let longest = SPENT.iter().zip(state.spent).filter(|(_, spent)| *spent > 0).max_by_key(|(_, spent)| *spent);
     let longest = longest.map_or(Cause::None, |(cause, _)| *cause);
@@ -409,8 +426,10 @@ impl Shared {
             let (live, now) = (self.lock().status.state != LinkState::Unavailable, self.clock.now());
             if live && Duration::from_nanos(now - marked) >= interval {
                 marked = now;
-                // A region that cannot commit shows that itself; last sync time stands still.
-                drop(self.region.mark(&self.options.accounts));
+                let failed = self.region.mark(&self.options.accounts).err();
+                // A region that has ended shows that itself.
+                let ended = |error: &meridian::Error| matches!(error.kind(), ErrorKind::Closed | ErrorKind::Halted);
+                self.lock().status.unmarked = failed.filter(|error| !ended(error)).map(|error| error.to_string());
                 self.look_for_dropped();
             }
         }
@@ -435,10 +454,13 @@ impl Shared {
     /// Beyond the cap, what the secondary lacks may be trimmed. That it lacks it is seen where it is read.
     fn keep_retention(&self) {
         let Some(most) = self.options.retention_bytes else { return };
-        let committed = self.region.committed();
-        let mut state = self.lock();
-        if self.region.distance(state.pinned, committed) > most {
-            state.pin = None;
+        let least = self.region.before(self.region.committed(), most);
+        self.hold_from(&mut self.lock(), least);
+    }
+
+    fn hold_from(&self, state: &mut State, at: Lsn) {
+        if at > state.pinned {
+            (state.pin, state.pinned) = (self.region.pin(at), at);
         }
     }
 
@@ -450,21 +472,25 @@ impl Shared {
             let ended = self.session();
             let closed = matches!(&ended, Err(WireError::Region(error))
                 if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Halted));
-            let met = {
+            let soon = {
                 let mut state = self.lock();
                 (state.shipper, state.connection) = (None, None);
-                state.refused = matches!(ended, Err(WireError::Refused { .. }));
-                if matches!(ended, Err(WireError::Refused { kind: RefusalKind::Gap, .. })) {
+                let refused = matches!(ended, Err(WireError::Refused { .. }));
+                let gap = matches!(ended, Err(WireError::Refused { kind: RefusalKind::Gap, .. }));
+                if gap {
                     state.suspects.extend(&self.options.accounts);
                 }
+                // What was refused is refused again, most likely; a gap is mended by the next session.
+                let lasts = refused && (!gap || state.refused);
+                state.refused = refused;
                 state.status.state = LinkState::Unavailable;
                 state.status.ended = ended.err().map(|error| error.to_string());
-                state.status.sessions > before
+                state.status.sessions > before && !lasts
             };
             if closed {
                 return;
             }
-            wait = if met { Duration::from_millis(25) } else { (wait * 2).min(self.options.longest_retry) };
+            wait = if soon { Duration::from_millis(25) } else { (wait * 2).min(self.options.longest_retry) };
             // Links that lost their peer together do not come back together.
             let jitter = clock::nonce().map_or(0, |nonce| (nonce % 1000) as u32);
             if !self.pause(wait * (1000 + jitter) / 2000) {
@@ -522,7 +548,7 @@ impl Shared {
         let mut state = self.lock();
         let bootstrapping = shipper.is_bootstrapping();
         state.shipper = Some(shipper);
-        (state.pin, state.pinned, state.again) = (Some(pin), from, false);
+        (state.pin, state.pinned, state.again) = (pin, from, false);
         state.reader = None;
         (state.shortest, state.spent) = (u64::MAX, [0; SPENT.len()]);
         state.status.state = if bootstrapping { LinkState::Bootstrap } else { LinkState::Live };
@@ -672,10 +698,7 @@ impl Shared {
         let Some(shipper) = state.shipper.as_mut() else { return Ok(()) };
         let acknowledged = shipper.acknowledge(number)?;
         let position = shipper.position();
-        if position > state.pinned && state.pin.is_some() {
-            state.pinned = position;
-            state.pin = Some(self.region.pin(position));
-        }
+        self.hold_from(&mut state, position);
         let status = &mut state.status;
         status.position = position;
         if time > status.last_sync_time {

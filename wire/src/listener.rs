@@ -14,7 +14,7 @@ use meridian::{AccountId, Lsn, Region, Role, Ticket};
 use crate::codec::{Ask, MOST_FIELDS, MOST_FINGERPRINTS, MOST_HOLDINGS, Message, Trace, Welcome};
 use crate::error::{RefusalKind, Result, WireError};
 use crate::session::{self, Peer};
-use crate::threads::{lock, start};
+use crate::threads::{lock, start, try_lock};
 use crate::transport::{Connection, Security, check_address};
 
 /// Connections that may be in the middle of their handshake; more are closed at once.
@@ -101,8 +101,12 @@ struct Shared {
     /// Connections in the middle of their handshake, and the threads that see to them.
     greeting: Mutex<Vec<(TcpStream, JoinHandle<()>)>>,
     arrivals: Mutex<BTreeMap<Lane, Arrival>>,
-    sessions: Mutex<BTreeMap<Lane, Session>>,
+    /// Never held while anything is waited for: whom one lane waits for stops no other.
+    lanes: Mutex<BTreeMap<Lane, Slot>>,
 }
+
+/// Holds the session of one lane, if there is one; locked while another takes its place.
+type Slot = Arc<Mutex<Option<Session>>>;
 
 /// The session of one lane.
 struct Session {
@@ -128,7 +132,7 @@ impl Listener {
             stopping: AtomicBool::new(false),
             greeting: Mutex::default(),
             arrivals: Mutex::default(),
-            sessions: Mutex::default(),
+            lanes: Mutex::default(),
         });
         let theirs = Arc::clone(&shared);
         let thread = start("meridian-listen", move || theirs.listen(&socket))?;
@@ -162,8 +166,10 @@ impl Listener {
             drop(connection.shutdown(Shutdown::Both));
             drop(greeter.join());
         }
-        let sessions = std::mem::take(&mut *lock(&self.shared.sessions));
-        sessions.into_values().for_each(Session::end);
+        let lanes = std::mem::take(&mut *lock(&self.shared.lanes));
+        for session in lanes.into_values().filter_map(|slot| lock(&slot).take()) {
+            session.end();
+        }
     }
 }
 
@@ -217,15 +223,16 @@ impl Shared {
         let connection = Arc::new(Connection::accept(stream, &options.security, options.patience)?);
         let (hello, peer, carried) =
             session::challenge(&connection, &options.cluster, &options.region, &options.peers, options.patience)?;
-        let mut sessions = lock(&self.sessions);
-        if let Some(before) = sessions.remove(&hello.lane) {
+        let slot = self.slot(hello.lane);
+        // Where another greeting of the lane is not over, the sender tries again.
+        let Some(mut session) = slot.as_ref().and_then(|slot| try_lock(slot)) else {
+            connection.shut();
+            return Ok(());
+        };
+        if let Some(before) = session.take() {
             before.end();
         }
-        let full = || {
-            let arrivals = lock(&self.arrivals);
-            !arrivals.contains_key(&hello.lane) && arrivals.len() >= LANES
-        };
-        if self.stopping.load(Ordering::SeqCst) || full() {
+        if self.stopping.load(Ordering::SeqCst) {
             connection.shut();
             return Ok(());
         }
@@ -261,8 +268,15 @@ impl Shared {
                 arrival.ended = ended.map(|error| error.to_string());
             });
         })?;
-        sessions.insert(hello.lane, Session { connection, thread: Some(thread) });
+        *session = Some(Session { connection, thread: Some(thread) });
         Ok(())
+    }
+
+    /// `None` when there are as many lanes as can be.
+    fn slot(&self, lane: Lane) -> Option<Slot> {
+        let mut lanes = lock(&self.lanes);
+        let known = lanes.contains_key(&lane) || lanes.len() < LANES;
+        known.then(|| Arc::clone(lanes.entry(lane).or_default()))
     }
 
     fn note(&self, lane: Lane, change: impl FnOnce(&mut Arrival)) {

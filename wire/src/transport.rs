@@ -1,5 +1,6 @@
 //! A connection: plain TCP where that is allowed, TLS 1.3 with certificates on both sides elsewhere. Every read and write has a deadline.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,8 +99,8 @@ pub(crate) struct Connection {
 
 struct Tls {
     session: Mutex<rustls::Connection>,
-    /// Held while records go out, so that they do so in order.
-    sending: Mutex<()>,
+    /// What has arrived and the session has not taken: it takes nothing while much plaintext is unread.
+    arrived: Mutex<VecDeque<u8>>,
 }
 
 impl Connection {
@@ -141,7 +142,7 @@ impl Connection {
     ) -> Result<Connection> {
         socket.set_nodelay(true)?;
         socket.set_write_timeout(Some(time))?;
-        let tls = session.map(|session| Tls { session: Mutex::new(session), sending: Mutex::new(()) });
+        let tls = session.map(|session| Tls { session: Mutex::new(session), arrived: Mutex::default() });
         let (writing, heard, clock) = (Mutex::new(()), AtomicU64::new(0), Clock::start());
         let connection = Connection { socket, tls, writing, clock, heard, silence };
         if let Some(tls) = &connection.tls {
@@ -204,22 +205,26 @@ impl Connection {
         }
     }
 
-    /// Takes in what arrives next.
+    /// Takes in some of what arrives next; what comes of it has to be read before there is more.
     fn receive(&self, tls: &Tls, deadline: Deadline) -> Result<()> {
-        let mut records = [0; 16 << 10];
-        let len = self.read_some(&mut records, deadline)?;
-        let mut rest = &records[..len];
-        while !rest.is_empty() {
-            let mut session = lock(&tls.session);
-            session.read_tls(&mut rest)?;
-            session.process_new_packets().map_err(broken)?;
+        let mut arrived = lock(&tls.arrived);
+        if arrived.is_empty() {
+            let mut records = [0; 16 << 10];
+            let len = self.read_some(&mut records, deadline)?;
+            arrived.extend(&records[..len]);
         }
-        // What TLS itself has to say goes out with the next write, but for alerts and key updates.
-        if lock(&tls.session).wants_write() { self.flush(tls) } else { Ok(()) }
+        let mut session = lock(&tls.session);
+        // Behind the other side's goodbye it takes nothing, however often it is asked.
+        if session.read_tls(&mut *arrived)? == 0 {
+            return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
+        }
+        session.process_new_packets().map_err(broken)?;
+        // What TLS itself has to say goes out with the next write: who reads never waits for a slow link.
+        Ok(())
     }
 
+    /// For whoever holds `writing`, and for the handshake: records go out in order.
     fn flush(&self, tls: &Tls) -> Result<()> {
-        let _in_order = lock(&tls.sending);
         let mut records = Vec::new();
         {
             let mut session = lock(&tls.session);
@@ -251,7 +256,8 @@ impl Connection {
     }
 
     fn is_there(&self) -> bool {
-        let silent = Duration::from_nanos(self.clock.now() - self.heard.load(Ordering::Relaxed));
+        // It may have been heard since this was asked.
+        let silent = Duration::from_nanos(self.clock.now().saturating_sub(self.heard.load(Ordering::Relaxed)));
         self.silence.is_some_and(|most| silent < most)
     }
 

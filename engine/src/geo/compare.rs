@@ -102,6 +102,12 @@ impl Region {
         self.shared.first_retained()
     }
 
+    /// Partitions that can exist here, as the [`Options`](crate::Options) said.
+    #[must_use]
+    pub fn max_partitions(&self) -> usize {
+        self.shared.options.max_partitions
+    }
+
     /// What is held of an account's partitions, ascending, of those behind `after` the first `most`.
     ///
     /// # Errors

@@ -108,6 +108,10 @@ impl Shared {
                 return Err(WireError::Protocol("partitions ascend over answers"));
             }
             all.extend(part);
+            // A copy holds what was sent from here; pages of anything else could go on for ever.
+            if all.len() > self.region.max_partitions() {
+                return Err(WireError::Protocol("more partitions than can exist here"));
+            }
             if last {
                 return Ok(all);
             }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use meridian::geo::Standing;
+use meridian::geo::{Digest, Holding, Standing};
+use meridian::{Ack, PartitionId, Region};
 use meridian_wire::codec::{HEADER, Header, MOST_FIELDS, Message, Welcome};
 use meridian_wire::{Cause, Compression, LinkOptions, Listener, ListenerOptions};
 
-use crate::common::{Pair, fill, lane, link_options, listener_options, until, until_shipped};
+use crate::common::{Pair, fill, lane, link_options, listener_options, region_options, until, until_shipped};
 
 /// Forwards connections, each until so many bytes have gone to the secondary: then both ends are cut.
 fn cutting_proxy(to: SocketAddr, cuts: Arc<AtomicU64>, bytes: impl Fn(u64) -> u64 + Send + 'static) -> SocketAddr {
@@ -66,7 +67,7 @@ fn cuts_at_any_byte_lose_nothing_and_repeat_nothing() {
 }
 
 /// Forwards one connection after the other, so many bytes a second towards the secondary.
-fn slow_proxy(to: SocketAddr, rate: usize) -> SocketAddr {
+pub(crate) fn slow_proxy(to: SocketAddr, rate: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -143,6 +144,40 @@ fn hear(socket: &mut TcpStream) -> std::io::Result<Message> {
     Ok(Message::decode(&header, &fields, Vec::new().into()).unwrap())
 }
 
+fn say(socket: &mut TcpStream, message: Message) {
+    socket.write_all(&message.encode()).unwrap();
+}
+
+/// What a secondary without any copy says, up to where it is asked what it holds.
+fn welcome(listener: &TcpListener) -> TcpStream {
+    let (mut socket, _) = listener.accept().unwrap();
+    say(&mut socket, Message::Challenge(1));
+    let Ok(Message::Hello(hello)) = hear(&mut socket) else { panic!("a hello comes first") };
+    let Ok(Message::Carry(accounts)) = hear(&mut socket) else { panic!("what is carried comes next") };
+    let standing = Standing { unknown: accounts.into_iter().collect(), ..Standing::default() };
+    say(&mut socket, Message::Welcome(Welcome { nonce: hello.nonce, time: 0, window: 1 << 20, standing }));
+    let Ok(Message::Ask(_)) = hear(&mut socket) else { panic!("a new copy is compared") };
+    socket
+}
+
+#[test]
+fn a_secondary_that_claims_more_partitions_than_can_exist_is_not_listened_to() {
+    let mut pair = Pair::new();
+    let mut options = region_options(&pair.dir.path().join("narrow"));
+    options.max_partitions = 3;
+    pair.west = Arc::new(Region::create(options, ()).unwrap());
+    pair.account = pair.west.create_account("flights", Ack::Quorum).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let link = pair.link(link_options(listener.local_addr().unwrap(), pair.account));
+    let mut socket = welcome(&listener);
+    let holding =
+        |partition| Holding { partition: PartitionId(partition), next_sequence: 1, digest: Digest::default() };
+    say(&mut socket, Message::Holdings((0..4).map(holding).collect()));
+    until("its end", || link.status().ended.is_some());
+    assert!(link.status().ended.unwrap().contains("more partitions"), "{:?}", link.status().ended);
+    assert_eq!(link.status().sessions, 0);
+}
+
 #[test]
 fn while_a_comparison_takes_long_either_side_hears_that_somebody_is_there() {
     let pair = Pair::new();
@@ -151,14 +186,7 @@ fn while_a_comparison_takes_long_either_side_hears_that_somebody_is_there() {
     let patience = Duration::from_millis(400);
     let options = LinkOptions { patience, ..link_options(listener.local_addr().unwrap(), pair.account) };
     let link = pair.link(options);
-    let (mut socket, _) = listener.accept().unwrap();
-    let say = |socket: &mut TcpStream, message: Message| socket.write_all(&message.encode()).unwrap();
-    say(&mut socket, Message::Challenge(1));
-    let Ok(Message::Hello(hello)) = hear(&mut socket) else { panic!("a hello comes first") };
-    let Ok(Message::Carry(accounts)) = hear(&mut socket) else { panic!("what is carried comes next") };
-    let standing = Standing { unknown: accounts.into_iter().collect(), ..Standing::default() };
-    say(&mut socket, Message::Welcome(Welcome { nonce: hello.nonce, time: 0, window: 1 << 20, standing }));
-    let Ok(Message::Ask(_)) = hear(&mut socket) else { panic!("a new copy is compared") };
+    let mut socket = welcome(&listener);
     // An answer that takes four times anybody's patience.
     let (mut pings, start) = (0, Instant::now());
     socket.set_read_timeout(Some(patience / 4)).unwrap();

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian::geo::Lane;
+use meridian::{PartitionId, Transaction};
 use meridian_wire::codec::{HEADER, Header, Hello, Message};
-use meridian_wire::{Link, LinkOptions, Listener, ListenerOptions, Security, TlsIdentity, WireError};
+use meridian_wire::{Compression, Link, LinkOptions, Listener, ListenerOptions, Security, TlsIdentity, WireError};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::common::{CLUSTER, Pair, fill, listener_options, peer, until, until_shipped};
 
@@ -21,12 +25,31 @@ impl Authority {
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn identity(&self, name: &str) -> Security {
+    /// A certificate and its key, as PEM.
+    fn certify(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
-        let (chain, authorities) = (certificate.pem(), self.0.pem());
-        let identity = TlsIdentity::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), authorities.as_bytes());
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn identity(&self, name: &str) -> Security {
+        let (chain, key) = self.certify(name);
+        let identity = TlsIdentity::from_pem(chain.as_bytes(), key.as_bytes(), self.0.pem().as_bytes());
         Security::Tls(identity.unwrap())
+    }
+
+    /// The sender's end of a TLS connection to `east`, to say with it what no link says.
+    fn client(&self, name: &str) -> ClientConnection {
+        let (chain, key) = self.certify(name);
+        let certificate = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate(&self.0.pem())).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![certificate(&chain)], PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap());
+        ClientConnection::new(Arc::new(config.unwrap()), "east.meridian.test".try_into().unwrap()).unwrap()
     }
 }
 
@@ -49,6 +72,53 @@ fn regions_with_certificates_of_one_authority_ship_over_tls() {
     }
     until_shipped(&link, &pair.west);
     pair.assert_equal();
+}
+
+#[test]
+fn messages_of_any_size_go_through_one_tls_session() {
+    let pair = Pair::new();
+    let authority = Authority::new();
+    // Just over a few whole TLS records: a short one follows full ones, at once.
+    let sizes = (0..400).map(|number| (16 << 10) * (1 + number % 5) + number * 97 % 2048);
+    let commits: Vec<_> = sizes
+        .map(|size| pair.west.submit(Transaction::new(pair.account, PartitionId(0)).record(vec![7; size])).unwrap())
+        .collect();
+    for commit in commits {
+        commit.wait().unwrap();
+    }
+    let listener = secure_listener(&pair, &authority);
+    let security = authority.identity("west.meridian.test");
+    let compression = Compression::Off;
+    let link = pair.link(LinkOptions { security, compression, batch_bytes: 1, ..pair.options(&listener) });
+    until_shipped(&link, &pair.west);
+    pair.assert_equal();
+    let status = link.status();
+    assert_eq!(status.sessions, 1, "{:?}", status.ended);
+}
+
+#[test]
+fn bytes_behind_the_end_of_a_tls_session_end_the_connection() {
+    let pair = Pair::new();
+    let authority = Authority::new();
+    let listener = secure_listener(&pair, &authority);
+    let mut client = authority.client("west.meridian.test");
+    let mut socket = TcpStream::connect(listener.local_addr()).unwrap();
+    while client.is_handshaking() {
+        client.complete_io(&mut socket).unwrap();
+    }
+    client.send_close_notify();
+    let mut last = Vec::new();
+    client.write_tls(&mut last).unwrap();
+    last.extend([0; 10_000]);
+    socket.write_all(&last).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let start = Instant::now();
+    // What it said before, then its end.
+    drop(socket.read_to_end(&mut Vec::new()));
+    let kept = start.elapsed();
+    let stopped = std::thread::spawn(move || listener.stop());
+    until("the listener's end", || stopped.is_finished());
+    assert!(kept < Duration::from_secs(4), "it keeps the connection");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use meridian::{AccountId, Ack, ClientId, Contract, ErrorKind, Gate, Lsn, Partiti
 use meridian_wire::{Cause, Compression, Difference, Link, LinkOptions, LinkState, Listener, WireError};
 
 use crate::common::{Pair, fill, frames, lane, link_options, listener_options, region_options, until, until_shipped};
+use crate::cuts::slow_proxy;
 
 fn wall() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64
@@ -262,6 +263,49 @@ fn beyond_the_retention_cap_the_log_is_trimmed_and_a_bootstrap_follows_the_gap()
     assert_eq!(retained(&pair.east, pair.account), retained(&pair.west, pair.account));
 }
 
+#[test]
+fn what_is_within_the_retention_cap_is_held_back_though_the_secondary_was_beyond_it() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let most = 2 << 20;
+    let proxy = slow_proxy(listener.local_addr(), 3 << 20);
+    let options =
+        LinkOptions { retention_bytes: Some(most), compression: Compression::Off, ..link_options(proxy, pair.account) };
+    let link = pair.link(options);
+    fill(&pair.west, pair.account, 4000, 700);
+    assert!(link.status().unread > most, "the secondary is behind by more than is held back");
+    until_shipped(&link, &pair.west);
+    listener.stop();
+    until("the loss", || link.status().state == LinkState::Unavailable);
+    assert_eq!(link.status().sessions, 1);
+    let position = link.status().position;
+    fill(&pair.west, pair.account, 1000, 700);
+    assert!(pair.west.distance(position, pair.west.committed()) < most);
+    assert!(pair.west.trim(Lsn::MAX).unwrap() <= position, "the secondary lacks it");
+}
+
+#[test]
+fn on_a_log_older_than_the_retention_cap_as_much_as_the_cap_is_held_back() {
+    let pair = Pair::new();
+    fill(&pair.west, pair.account, 6000, 700);
+    let trimmed = pair.west.trim(Lsn::MAX).unwrap();
+    let most = 3 << 20;
+    assert!(pair.west.distance(Lsn::ZERO, trimmed) > most);
+    let nobody = "127.0.0.1:1".parse().unwrap();
+    let _link = pair.link(LinkOptions { retention_bytes: Some(most), ..link_options(nobody, pair.account) });
+    std::thread::sleep(Duration::from_millis(100));
+    fill(&pair.west, pair.account, 900, 700);
+    assert_eq!(pair.west.trim(Lsn::MAX).unwrap(), trimmed, "all of it is within the cap");
+    fill(&pair.west, pair.account, 6000, 700);
+    let committed = pair.west.committed();
+    let held = || pair.west.distance(pair.west.trim(Lsn::MAX).unwrap(), committed);
+    // Whole segments of 1 MiB.
+    until("the rest's being let go", || held() < most + (1 << 20));
+    assert!(held() >= most - (8 << 10), "{} bytes are held back", held());
+    let before = pair.west.before(committed, most);
+    assert_eq!((pair.west.distance(before, committed), pair.west.before(committed, u64::MAX)), (most, Lsn::ZERO));
+}
+
 /// What a region's readers see of ten partitions, from the first retained record of each on.
 fn retained(region: &Region, account: AccountId) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
@@ -366,6 +410,54 @@ fn an_account_that_a_lane_carries_only_later_is_bootstrapped() {
     until_shipped(&link, &pair.west);
     assert_eq!(frames(&pair.east, later), frames(&pair.west, later));
     pair.assert_equal();
+}
+
+#[test]
+fn a_refusal_that_lasts_is_met_less_and_less_often() {
+    let mut pair = Pair::new();
+    let mut options = region_options(&pair.dir.path().join("narrow"));
+    options.max_partitions = 3;
+    pair.east = Arc::new(Region::create(options, ()).unwrap());
+    let listener = pair.listen();
+    let longest_retry = Duration::from_secs(2);
+    let link = pair.link(LinkOptions { longest_retry, ..pair.options(&listener) });
+    fill(&pair.west, pair.account, 100, 100);
+    until("the refusal", || link.status().cause == Cause::Refused);
+    let before = link.status().sessions;
+    std::thread::sleep(Duration::from_millis(1500));
+    let sessions = link.status().sessions - before;
+    assert!(sessions < 12, "{sessions} sessions in 1.5 s: {:?}", link.status().ended);
+}
+
+#[test]
+fn an_account_that_is_not_here_or_is_a_copy_is_not_shipped_from_here() {
+    let pair = Pair::new();
+    let (listener, link, _) = shipped(&pair, 10, 100);
+    link.stop();
+    let options = pair.options(&listener);
+    let unknown = AccountId(pair.account.0 + 1);
+    for (region, accounts) in [(&pair.west, vec![pair.account, unknown]), (&pair.east, vec![pair.account])] {
+        let named = accounts[accounts.len() - 1].0.to_string();
+        let refused = Link::start(Arc::clone(region), LinkOptions { accounts, ..options.clone() }).err();
+        assert!(matches!(&refused, Some(WireError::InvalidInput(what)) if what.contains(&named)), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_mark_that_cannot_be_made_is_seen() {
+    let mut pair = Pair::new();
+    let mut options = region_options(&pair.dir.path().join("small"));
+    options.max_segments = Some(4);
+    pair.west = Arc::new(Region::create(options, ()).unwrap());
+    pair.account = pair.west.create_account("flights", Ack::Quorum).unwrap();
+    let listener = pair.listen();
+    let link = pair.link(pair.options(&listener));
+    until("a mark", || link.status().last_sync_time > 0);
+    assert_eq!(link.status().unmarked, None);
+    let write = || pair.west.commit(Transaction::new(pair.account, PartitionId(0)).record(vec![7; 60 << 10]));
+    until("the end of the space", || write().is_err());
+    until("what is wrong", || link.status().unmarked.is_some());
+    assert_eq!(link.status().state, LinkState::Live);
 }
 
 #[test]
