@@ -68,7 +68,20 @@ impl AccountGate {
         its.map(|(_, contract)| contract.most).filter(|most| !most.is_zero()).min()
     }
 
-    /// Everything before this position is durable on the secondary: those who wait for it are answered.
+    /// Of these of its accounts nothing is known to be there, whatever else is said: their contracts are broken, and nobody who waits for them is
+    /// answered.
+    pub fn lacking(&self, accounts: BTreeSet<AccountId>) {
+        self.shared.gates.change(|state| {
+            let Some(gated) = state.gated.get_mut(&self.key) else { return false };
+            let changed = gated.lacking != accounts;
+            gated.broken.extend(accounts.intersection(&gated.accounts));
+            gated.lacking = accounts;
+            changed
+        });
+    }
+
+    /// Everything before this position is durable on the secondary, but for accounts that are [`lacking`](AccountGate::lacking): those who wait
+    /// for it are answered.
     pub fn arrived(&self, position: Lsn) {
         self.shared.gates.change(|state| {
             let Some(gated) = state.gated.get_mut(&self.key) else { return false };
@@ -115,6 +128,14 @@ struct Gated {
     /// Those whose contracts are broken, or not known to be kept.
     broken: BTreeSet<AccountId>,
     arrived: Lsn,
+    /// For these nothing has arrived.
+    lacking: BTreeSet<AccountId>,
+}
+
+impl Gated {
+    fn arrived(&self, account: AccountId) -> Lsn {
+        if self.lacking.contains(&account) { Lsn::ZERO } else { self.arrived }
+    }
 }
 
 impl State {
@@ -169,7 +190,8 @@ impl Gates {
         self.change(|state| {
             let Some(gated) = state.gated.get_mut(&key) else { return false };
             let broken = state.contracts.iter().filter(|(account, contract)| {
-                gated.accounts.contains(account) && contract.is_broken(now, last_sync_time)
+                let lacks = gated.lacking.contains(account);
+                gated.accounts.contains(account) && (lacks || contract.is_broken(now, last_sync_time))
             });
             let broken: BTreeSet<AccountId> = broken.map(|(account, _)| *account).collect();
             all.extend(&broken);
@@ -193,7 +215,7 @@ impl Gates {
         let its = state.gated.values().filter(|gated| gated.accounts.contains(&account));
         let waits =
             || !state.closed && state.contracts.get(&account).is_some_and(|contract| contract.then == Gate::Wait);
-        its.map(|gated| gated.arrived).min().or_else(|| waits().then_some(Lsn::ZERO))
+        its.map(|gated| gated.arrived(account)).min().or_else(|| waits().then_some(Lsn::ZERO))
     }
 
     /// Counts the changes.
@@ -227,7 +249,8 @@ impl Region {
         self.shared.gates.change(|state| {
             state.next += 1;
             key = state.next;
-            state.gated.insert(key, Gated { broken: accounts.clone(), accounts, arrived: Lsn::ZERO });
+            let (broken, lacking) = (accounts.clone(), BTreeSet::new());
+            state.gated.insert(key, Gated { broken, accounts, arrived: Lsn::ZERO, lacking });
             true
         });
         AccountGate { shared: Arc::clone(&self.shared), key }

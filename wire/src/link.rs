@@ -330,7 +330,10 @@ impl Link {
     /// # Errors
     /// [`Region`](WireError::Region) when the log cannot be read.
     pub fn lag_by_partition(&self, most: usize) -> Result<Vec<PartitionLag>> {
-        let from = self.shared.lock().status.position;
+        let from = {
+            let state = self.shared.lock();
+            state.shipper.as_ref().map_or(state.status.position, Shipper::settled)
+        };
         let mut log = self.shared.region.subscribe(from);
         let mut lags: BTreeMap<(AccountId, PartitionId), Lag> = BTreeMap::new();
         while let Some(block) = log.try_next()? {
@@ -542,11 +545,11 @@ impl Shared {
         }
     }
 
-    fn begin(&self, welcome: &Welcome, shipper: Shipper, from: Lsn) {
+    fn begin(&self, welcome: &Welcome, mut shipper: Shipper, from: Lsn) {
         let (position, time) = (welcome.standing.position, welcome.time);
         let pin = self.region.pin(from);
         let mut state = self.lock();
-        let bootstrapping = shipper.is_bootstrapping();
+        let (bootstrapping, lacking) = (shipper.is_bootstrapping(), shipper.lacking());
         state.shipper = Some(shipper);
         (state.pin, state.pinned, state.again) = (pin, from, false);
         state.reader = None;
@@ -556,6 +559,7 @@ impl Shared {
         state.status.position = position;
         state.status.last_sync_time = if bootstrapping { 0 } else { time };
         drop(state);
+        lacking.into_iter().for_each(|lacking| self.gate.lacking(lacking));
         // What the last session's answers were lost for is there all the same.
         self.gate.arrived(position);
     }
@@ -697,8 +701,8 @@ impl Shared {
         let mut state = self.lock();
         let Some(shipper) = state.shipper.as_mut() else { return Ok(()) };
         let acknowledged = shipper.acknowledge(number)?;
-        let position = shipper.position();
-        self.hold_from(&mut state, position);
+        let (position, settled, lacking) = (shipper.position(), shipper.settled(), shipper.lacking());
+        self.hold_from(&mut state, settled);
         let status = &mut state.status;
         status.position = position;
         if time > status.last_sync_time {
@@ -715,6 +719,7 @@ impl Shared {
             state.status.differ = differ;
         }
         drop(state);
+        lacking.into_iter().for_each(|lacking| self.gate.lacking(lacking));
         self.gate.arrived(position);
         self.changed.notify_all();
         Ok(())

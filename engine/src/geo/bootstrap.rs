@@ -23,9 +23,9 @@ pub struct Standing {
 pub enum Need {
     /// To send what is new.
     Nothing,
-    /// To say first how the account is now: its bootstrap goes on, or it is to be dropped.
+    /// To say that it is to be dropped.
     Account,
-    /// To compare what is there with what is here, and to bootstrap it.
+    /// To compare what is there with what is here, and to send what it lacks.
     Comparison,
     /// To leave it alone: it was dropped as it was to be.
     Drop,
@@ -43,8 +43,8 @@ pub fn need(account: &Account, standing: &Standing, first: Lsn, suspect: bool) -
         Role::Local if dropped => Need::Drop,
         Role::Local if lacks || unfinished => Need::Account,
         Role::Local => Need::Nothing,
-        _ if lacks || dropped || suspect => Need::Comparison,
-        _ if unfinished => Need::Account,
+        // A bootstrap that was cut off goes on with what the copy lacks, too.
+        _ if lacks || dropped || suspect || unfinished => Need::Comparison,
         _ => Need::Nothing,
     }
 }

@@ -143,7 +143,7 @@ pub struct Arrived {
     pub session: Session,
     /// An account made or changed at the start of the stretch.
     pub account: Option<Account>,
-    /// Copies that begin anew; the position may go back.
+    /// Copies that begin anew.
     pub restart: Option<Restart>,
     /// Whole frames back to back as the primary wrote them; each item holds one or more.
     pub frames: Vec<Bytes>,

@@ -48,10 +48,10 @@ impl Receiver {
     /// Takes in a batch; returns what to import. The imports are started in this order.
     ///
     /// # Errors
-    /// [`Gap`](ErrorKind::Gap) when it is not the next one, or goes back in the log without a restart: end the session.
+    /// [`Gap`](ErrorKind::Gap) when it is not the next one, or goes back in the log: end the session.
     pub fn receive(&mut self, batch: Delivered) -> Result<Arrived> {
         let Delivered { number, account, restart, frames, mark, position } = batch;
-        let back = position < self.position && restart.is_none();
+        let back = position < self.position;
         if (number != self.next || back) && !planted!(ReceiverTakesHoles) {
             let message = format!(
                 "batch {number} up to {position} arrived, {} from {} on comes next in this session",

@@ -59,9 +59,9 @@ pub struct Batch {
 /// They are whole, and can be read, with the first mark behind `until` (FAULT-MODEL invariant 15).
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
-    /// Where the log is read from: its first retained position, or where the other side said that it is when the bootstrap only goes on.
+    /// Where the log is read from: its first retained position, or where the other side said that it is when nothing is compared.
     pub first: Lsn,
-    /// Where the other side said that it is: what is not bootstrapped is sent from here on.
+    /// Where the other side said that it is: what is not bootstrapped is sent from here on, and no batch says less.
     pub live: Lsn,
     /// The end of the committed log before the accounts were looked up: what the log says of them before is older.
     pub known: Lsn,
@@ -76,7 +76,7 @@ pub struct Bootstrap {
 pub struct Copy {
     /// The account as it is here, all of that committed.
     pub account: Account,
-    /// What it lacks; `None` where the bootstrap goes on.
+    /// What it lacks; `None` for one that is to be dropped.
     pub compared: Option<Comparison>,
 }
 
@@ -158,6 +158,8 @@ pub struct Shipper {
     bootstrap: Bootstrapping,
     /// Accounts that were switched off, and the batch that says so.
     dropped: BTreeMap<AccountId, u64>,
+    /// Whether [`Shipper::lacking`] is not what it was.
+    news: bool,
     acknowledged_number: u64,
     open: Open,
     ready: VecDeque<Closed>,
@@ -254,6 +256,7 @@ impl Shipper {
             resume,
             bootstrap: Bootstrapping { live: resume, ..Bootstrapping::default() },
             dropped: BTreeMap::new(),
+            news: true,
             acknowledged_number: 0,
             open: Open::default(),
             ready: VecDeque::new(),
@@ -276,9 +279,7 @@ impl Shipper {
         accounts: impl IntoIterator<Item = AccountId>,
         bootstrap: Bootstrap,
     ) -> Shipper {
-        let Bootstrap { first, live, known, until, mut copies } = bootstrap;
-        // What begins anew goes back in the log; everything behind that is at the first position.
-        copies.sort_by_key(|copy| copy.compared.is_none());
+        let Bootstrap { first, live, known, until, copies } = bootstrap;
         let mut shipper = Shipper::new(options, accounts, first);
         shipper.bootstrap = Bootstrapping { live, known, until, ..Bootstrapping::default() };
         shipper.bootstrap.accounts = copies.iter().map(|copy| (copy.account.id, copy.account.epoch)).collect();
@@ -287,11 +288,11 @@ impl Shipper {
             // Until everything has begun anew, nothing is known to be there.
             (shipper.shipped, shipper.acknowledged) = (Lsn::ZERO, Lsn::ZERO);
         }
+        let at = shipper.shipped;
         for Copy { account, compared } in copies {
             let (id, dropped) = (account.id, account.role == Role::Local);
-            // A restart that says nothing still hides a copy until it is whole, and lets the position go back.
+            // A restart that says nothing still hides a copy until it is whole.
             let restart = compared.is_some().then(|| Restart { account: id, partitions: Vec::new() });
-            let at = if restart.is_some() { Lsn::ZERO } else { first };
             shipper.ready.push_back(Closed::at(at, Open { account: Some(account), restart, ..Open::default() }));
             if dropped {
                 shipper.leave_out(id);
@@ -303,7 +304,8 @@ impl Shipper {
                 shipper.ready.push_back(Closed::at(at, Open { restart, ..Open::default() }));
             }
         }
-        if begins && let Some(last) = shipper.ready.iter_mut().rfind(|closed| closed.open.restart.is_some()) {
+        // The other side may say that it is here only when everything that lacks what was before has begun anew.
+        if let Some(last) = shipper.ready.back_mut() {
             last.position = first;
         }
         shipper
@@ -427,6 +429,7 @@ impl Shipper {
     /// bootstrap of another session.
     pub fn leave_out(&mut self, account: AccountId) {
         self.accounts.remove(&account);
+        self.news = true;
         self.dropped.insert(account, self.next_number + self.ready.len() as u64 - 1);
     }
 
@@ -455,6 +458,7 @@ impl Shipper {
         self.flying.push_back(Flying { number, sent: now, position, bytes: bytes as u64, records, time });
         assert!(self.shipped <= position && position <= self.offered, "shipped <= offered");
         self.shipped = position;
+        let position = position.max(self.bootstrap.live);
         Some(Batch { number, account, restart, frames, mark, position, bytes })
     }
 
@@ -494,6 +498,7 @@ impl Shipper {
         }
         let count = if planted!(AcknowledgesAll) { self.flying.len() } else { (number - first + 1) as usize };
         self.acknowledged_number = first + count as u64 - 1;
+        let bootstrapping = self.is_bootstrapping();
         let mut acknowledged = Vec::with_capacity(count);
         for Flying { position, bytes, records, time, .. } in self.flying.drain(..count) {
             self.flying_bytes -= bytes;
@@ -501,14 +506,30 @@ impl Shipper {
             self.acknowledged = position;
             acknowledged.push(Acknowledged { time, records });
         }
+        self.news |= bootstrapping != self.is_bootstrapping();
         acknowledged.retain(|batch| batch.records > 0);
         Ok(acknowledged)
     }
 
-    /// The other side holds everything before this position.
+    /// The other side holds everything before this position, of copies that are whole.
     #[must_use]
     pub fn position(&self) -> Lsn {
+        self.acknowledged.max(self.bootstrap.live)
+    }
+
+    /// What lies before this position need not be read again, neither for whole copies nor for others: what they lacked of it is there.
+    #[must_use]
+    pub fn settled(&self) -> Lsn {
         self.acknowledged
+    }
+
+    /// The accounts of which [`Shipper::position`] says nothing, when they are not those of the last call: they are made whole, or are not sent.
+    pub fn lacking(&mut self) -> Option<BTreeSet<AccountId>> {
+        if !std::mem::take(&mut self.news) {
+            return None;
+        }
+        let copies = self.bootstrap.accounts.keys().filter(|_| self.is_bootstrapping());
+        Some(copies.chain(self.dropped.keys()).copied().collect())
     }
 
     /// For how long the oldest batch has been on its way; 0 when none is.

@@ -353,10 +353,10 @@ impl Log {
     fn progress_after(&self, arrived: &Arrived) -> (Progress, Vec<AccountId>) {
         let tables = self.tables.borrow();
         let lane = arrived.lane;
-        if arrived.restart.is_some() {
-            return (Progress { lane, position: arrived.position, time: 0 }, Vec::new());
-        }
         let known = tables.progress(lane).unwrap_or(Progress { lane, position: Lsn::ZERO, time: 0 });
+        if arrived.restart.is_some() {
+            return (Progress { position: arrived.position.max(known.position), time: 0, ..known }, Vec::new());
+        }
         let (time, accounts) = arrived.mark.as_ref().map_or((0, &[][..]), |mark| (mark.time, &mark.accounts));
         let differ = accounts.iter().filter(|(account, digest)| tables.digest(*account) != *digest);
         let differ: Vec<AccountId> = differ.map(|(account, _)| *account).collect();

@@ -185,11 +185,10 @@ impl Pair {
         let Ok(Ok(progress)) = asked.wait() else { return };
         let (position, time) = progress.map_or((Lsn::ZERO, 0), |progress| (progress.position, progress.time));
         let standing = self.standing(position);
-        let back = position < self.link.position || time < self.link.claimed;
-        let excused = self.link.restarting;
+        let back = position < self.link.position || (time < self.link.claimed && !self.link.restarting);
         let (committed, first) = (Lsn(west.shared.committed.get()), west.shared.first_retained());
         let Some(known) = west.account(account) else { return };
-        if back && !excused {
+        if back {
             return self.complain(format!("east was at {} and is at {position}, {time}", self.link.position));
         }
         let holdings = |side: &Process| {
@@ -281,8 +280,9 @@ impl Pair {
         self.world.note(|| format!("a session begins at {from}, the secondary at {position}, last sync time {time}"));
         self.link.position = position;
         self.claim(time);
+        let whole = self.link.session.as_ref().is_some_and(|session| !session.shipper.is_bootstrapping());
         let missing = self.missing(|seen| seen.lsn < position);
-        if missing > 0 {
+        if whole && missing > 0 {
             self.complain(format!("east says that it is at {position}, and lacks {missing} frames before"));
         }
     }
@@ -430,7 +430,7 @@ impl Pair {
             if session.shipper.acknowledge(acknowledgement.number).is_err() {
                 return false;
             }
-            let position = session.shipper.position();
+            let position = session.shipper.settled();
             self.link.position = acknowledgement.position;
             self.link.restarting &= acknowledgement.time == 0;
             let missing = self.missing(|seen| seen.lsn < position);

@@ -566,3 +566,47 @@ fn a_difference_is_narrowed_to_the_record() {
     assert_eq!(pair.east.digest(account).unwrap(), pair.west.digest(account).unwrap());
     assert_eq!(retained(&pair.east, account), retained(&pair.west, account), "what was forged is void");
 }
+
+#[test]
+fn a_commit_that_waits_for_the_secondary_is_not_answered_for_what_another_account_of_the_lane_has_there() {
+    let pair = Pair::new();
+    let later = pair.west.create_account("later", Ack::Quorum).unwrap();
+    let contract = Contract { most: Duration::ZERO, then: Gate::Wait };
+    pair.west.set_account_contract("later", Some(contract)).unwrap();
+    let waits = Transaction::new(later, PartitionId(1)).record("there or not");
+    let mut waits = pair.west.submit(waits).unwrap();
+    let (listener, link, _) = shipped(&pair, 100, 100);
+    link.stop();
+    assert!(waits.wait_timeout(Duration::from_millis(50)).is_none(), "no link ships it");
+    let options = pair.options(&listener);
+    let _link = pair.link(LinkOptions { accounts: vec![pair.account, later], ..options });
+    waits.wait_timeout(Duration::from_secs(60)).expect("it arrives").unwrap();
+    assert_eq!(pair.east.digest(later).unwrap().records, 1, "answered, and not there");
+}
+
+#[test]
+fn a_bootstrap_that_was_cut_off_goes_on_beside_an_account_that_was_fenced_meanwhile() {
+    let pair = Pair::new();
+    let (listener, link, name) = shipped(&pair, 100, 100);
+    let later = pair.west.create_account("later", Ack::Quorum).unwrap();
+    fill(&pair.west, later, 2000, 700);
+    fill(&pair.west, pair.account, 100, 100);
+    pair.west.fence_account(&name).unwrap();
+    fill(&pair.west, pair.account, 100, 100);
+    until_shipped(&link, &pair.west);
+    link.stop();
+    let both = LinkOptions { accounts: vec![pair.account, later], ..pair.options(&listener) };
+    let slow = LinkOptions { bootstrap_bytes_per_second: Some(1 << 20), batch_bytes: 10_000, ..both.clone() };
+    let link = pair.link(slow);
+    until("some of the copy", || pair.east.digest(later).is_ok_and(|digest| digest.records > 100));
+    link.stop();
+    assert_eq!(role(&pair.east, later), Role::Bootstrap);
+    let position = pair.east.progress(lane(&pair.west)).unwrap().unwrap().position;
+    let link = pair.link(both);
+    until("the copy", || role(&pair.east, later) == Role::Secondary);
+    until_shipped(&link, &pair.west);
+    assert!(link.status().position >= position, "what a lane has does not become less");
+    assert_eq!(link.status().sessions, 1, "{:?}", link.status().ended);
+    assert_eq!(frames(&pair.east, later), frames(&pair.west, later));
+    pair.assert_equal();
+}
