@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::gate::Gate;
+use crate::geo::Lane;
 use crate::types::{AccountId, Ack, Role};
 
 /// An account's settings.
@@ -23,6 +24,8 @@ pub struct Account {
     pub read_access: bool,
     /// How far its secondary may be behind; `None` for as far as it is.
     pub contract: Option<Contract>,
+    /// Of a copy: the lane that brings it; `None` where no lane does any more, and in its primary.
+    pub lane: Option<Lane>,
 }
 
 /// How far an account's secondary may be behind, and what happens beyond that: the recovery point that a disaster leaves.

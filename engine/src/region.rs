@@ -289,6 +289,16 @@ impl Region {
         self.shared.ask(|done| Request::Geo(Geo::Progress { lane, done }))
     }
 
+    /// Says at the beginning of a session which accounts a lane brings from now on, durably. A copy that it did not bring until now is in bootstrap
+    /// from then on: it may lack what the lane had meanwhile.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed), [`Halted`](ErrorKind::Halted), [`NoSpace`](ErrorKind::NoSpace).
+    pub fn carry(&self, lane: Lane, accounts: impl IntoIterator<Item = AccountId>) -> Result<()> {
+        let accounts = accounts.into_iter().collect();
+        self.shared.ask(|done| Request::Geo(Geo::Carry { lane, accounts, done })).map(drop)
+    }
+
     /// The last moment of a lane that can be read here; `None` before the first mark arrived, and while a copy begins anew. Read the log, or a
     /// partition, up to its position: what comes after belongs to a later moment that is not whole yet.
     ///

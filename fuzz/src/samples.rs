@@ -152,6 +152,7 @@ pub(crate) fn account(random: &mut Random) -> Account {
         role: [Role::Primary, Role::Local, Role::Secondary, Role::Bootstrap, Role::Dropped][random.below(5)],
         read_access: random.below(2) == 0,
         contract: (random.below(2) == 0).then_some(contract),
+        lane: (random.below(2) == 0).then_some(Lane { log: LogId(random.wide() | 1), number: random.any() as u32 }),
     }
 }
 

@@ -605,6 +605,7 @@ mod tests {
             role: Role::Local,
             read_access: false,
             contract: Some(Contract { most: Duration::from_secs(5), then: Gate::Refuse }),
+            lane: None,
         });
         let mark = Some(Mark { time: 8, accounts: vec![(id, Digest { sum: 1 << 99, records: 3 })] });
         let restart = Some(Restart { account: id, partitions: vec![holding(4)] });

@@ -236,6 +236,7 @@ impl Shared {
             connection.shut();
             return Ok(());
         }
+        self.region.carry(hello.lane, carried.iter().copied())?;
         let accounts = self.region.accounts()?;
         // The answer waits until what the accounts say is committed.
         let known = self.region.progress(hello.lane)?;

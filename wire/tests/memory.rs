@@ -120,6 +120,7 @@ fn a_sender_that_reads_no_answer_and_sends_what_it_likes_is_held_within_the_budg
         role: Role::Primary,
         read_access: true,
         contract: None,
+        lane: None,
     };
     let made = encode_batch(&Batch { account: Some(account), ..batch(1, 0) }, None);
     // Built beforehand: what the attacker holds is not what is measured.

@@ -26,7 +26,7 @@ const RESTART_KIND: u16 = 4;
 const VERSION: u16 = 1;
 const AT_VERSION: usize = 2;
 
-const ACCOUNT_HEADER: usize = 40;
+const ACCOUNT_HEADER: usize = 56;
 const AT_FLAGS: usize = 4;
 const ALL: u8 = 1;
 const CLOSED: u8 = 2;
@@ -37,6 +37,8 @@ const AT_EPOCH: usize = 16;
 const AT_MOST: usize = 24;
 const AT_THEN: usize = 32;
 const AT_ACCOUNT_ZEROS: usize = 33;
+const AT_ACCOUNT_LANE: usize = 36;
+const AT_ACCOUNT_LOG: usize = 40;
 
 /// What the other records have before what is theirs: kind, version, zeros; a progress record has its lane's number there.
 const HEADER: usize = 8;
@@ -97,6 +99,10 @@ pub fn encode_account(account: &Account) -> Vec<u8> {
         put(&mut record, AT_MOST, &(most.as_nanos() as u64).to_le_bytes());
         record[AT_THEN] = gate_code(then);
     }
+    if let Some(Lane { log, number }) = account.lane {
+        put(&mut record, AT_ACCOUNT_LANE, &number.to_le_bytes());
+        put(&mut record, AT_ACCOUNT_LOG, &log.0.to_le_bytes());
+    }
     put(&mut record, ACCOUNT_HEADER, name);
     record
 }
@@ -123,7 +129,11 @@ pub fn decode_account(record: &[u8]) -> Result<Account> {
     let most = Duration::from_nanos(u64_at(record, AT_MOST));
     let contract = gate(record[AT_THEN])?.map(|then| Contract { most, then });
     let zeros = if contract.is_some() { AT_ACCOUNT_ZEROS } else { AT_MOST };
-    expect_zero(record, zeros..ACCOUNT_HEADER, "account: reserved")?;
+    expect_zero(record, zeros..AT_ACCOUNT_LANE, "account: reserved")?;
+    let lane = Lane { log: LogId(u128_at(record, AT_ACCOUNT_LOG)), number: u32_at(record, AT_ACCOUNT_LANE) };
+    if lane.log == LogId(0) {
+        expect(AT_ACCOUNT_LANE, "account: a lane of no log", 0, u64::from(lane.number))?;
+    }
     Ok(Account {
         id: AccountId(u64_at(record, AT_ID)),
         name: name.to_owned(),
@@ -132,6 +142,7 @@ pub fn decode_account(record: &[u8]) -> Result<Account> {
         role,
         read_access: record[AT_FLAGS] & CLOSED == 0,
         contract,
+        lane: (lane.log != LogId(0)).then_some(lane),
     })
 }
 

@@ -166,6 +166,7 @@ impl Log {
                     role: Role::Primary,
                     read_access: true,
                     contract: None,
+                    lane: None,
                 })
             }
             (_, None) => Err(Error::new(ErrorKind::NotFound, format!("there is no account {name:?}"))),

@@ -1,5 +1,6 @@
 //! The log's side of the geo link: what arrives from another region is admitted, marks are entered, both sides are asked how they stand.
 
+use std::collections::BTreeSet;
 use std::task::Waker;
 
 use crate::account::Account;
@@ -20,6 +21,7 @@ pub(crate) enum Geo {
     Digest { account: AccountId, partition: Option<PartitionId>, done: Resolver<Result<(u64, Digest)>> },
     Holdings { account: AccountId, after: Option<PartitionId>, most: usize, done: Resolver<Result<Vec<Holding>>> },
     Progress { lane: Lane, done: Resolver<Result<Option<Progress>>> },
+    Carry { lane: Lane, accounts: BTreeSet<AccountId>, done: Resolver<Result<Option<Progress>>> },
 }
 
 impl Geo {
@@ -30,7 +32,7 @@ impl Geo {
             Geo::Mark { done, .. } => (done.resolve_quietly(Err(error)), 0),
             Geo::Digest { done, .. } => (done.resolve_quietly(Err(error)), 0),
             Geo::Holdings { done, .. } => (done.resolve_quietly(Err(error)), 0),
-            Geo::Progress { done, .. } => (done.resolve_quietly(Err(error)), 0),
+            Geo::Progress { done, .. } | Geo::Carry { done, .. } => (done.resolve_quietly(Err(error)), 0),
         }
     }
 }
@@ -104,6 +106,11 @@ impl Log {
                 let holdings = self.tables.borrow().holdings(account, after, most);
                 self.answer_behind(pending(GeoDone::Holdings(holdings, done), BEHIND, 0, 0));
             }
+            Geo::Carry { lane, accounts, done } => match self.enter_carried(lane, &accounts) {
+                Ok(true) => return self.admit_geo(Geo::Progress { lane, done }),
+                Ok(false) => return Some(Geo::Carry { lane, accounts, done }),
+                Err(error) => self.refuse_geo(Geo::Carry { lane, accounts, done }, error),
+            },
             Geo::Progress { lane, done } => {
                 let progress = self.tables.borrow().progress(lane);
                 self.answer_behind(pending(GeoDone::Progress(progress, done), BEHIND, 0, 0));
@@ -177,7 +184,7 @@ impl Log {
     fn enter_import(&self, import: &mut Import) -> Result<Option<(Option<Receipt>, Imported)>> {
         self.tables.borrow().admits_lane(import.arrived.lane)?;
         if let Some(account) = &import.arrived.account {
-            if !self.enter_account(account)? {
+            if !self.enter_account(account, import.arrived.lane)? {
                 return Ok(None);
             }
             import.arrived.account = None;
@@ -242,6 +249,26 @@ impl Log {
         Ok(entered)
     }
 
+    /// From now on a lane brings these accounts, and no others. A copy that it did not bring before may lack what the lane had meanwhile: it is in
+    /// bootstrap. False: there is no room now.
+    fn enter_carried(&self, lane: Lane, accounts: &BTreeSet<AccountId>) -> Result<bool> {
+        let change = |known: &Account| {
+            let (carried, its) = (accounts.contains(&known.id), known.lane == Some(lane));
+            if known.role.is_primary() || carried == its {
+                return None;
+            }
+            let role = if carried && known.role == Role::Secondary { Role::Bootstrap } else { known.role };
+            Some(Account { role, lane: carried.then_some(lane), ..known.clone() })
+        };
+        loop {
+            let next = self.tables.borrow().accounts().find_map(change);
+            let Some(next) = next else { return Ok(true) };
+            if self.enter_record(next)?.is_none() {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Lets copies begin anew, from the `done`th on. Nobody reads the account until it is whole. False: there is no room now.
     fn enter_restart(&self, restart: &Restart, done: &mut usize) -> Result<bool> {
         let known = self.tables.borrow().account(restart.account).cloned();
@@ -276,9 +303,9 @@ impl Log {
     }
 
     /// Makes or changes a copy of an account. False: there is no room now.
-    fn enter_account(&self, account: &Account) -> Result<bool> {
+    fn enter_account(&self, account: &Account, lane: Lane) -> Result<bool> {
         let Account { id, epoch, role, .. } = *account;
-        let mut record = Account { role: Role::Bootstrap, ..account.clone() };
+        let mut record = Account { role: Role::Bootstrap, lane: Some(lane), ..account.clone() };
         {
             let tables = self.tables.borrow();
             match (tables.account(id), tables.account_named(&record.name)) {

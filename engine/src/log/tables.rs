@@ -370,6 +370,7 @@ mod tests {
             role: Role::Primary,
             read_access: true,
             contract: None,
+            lane: None,
         });
         tables.append(AccountId(1), PartitionId(4), 7, &options, |_| 99).expect("room");
         tables.remember(commit(1), 4);

@@ -610,3 +610,31 @@ fn a_bootstrap_that_was_cut_off_goes_on_beside_an_account_that_was_fenced_meanwh
     assert_eq!(frames(&pair.east, later), frames(&pair.west, later));
     pair.assert_equal();
 }
+
+#[test]
+fn a_copy_that_a_lane_left_out_for_a_while_counts_for_nothing_until_it_is_compared() {
+    let pair = Pair::new();
+    let later = pair.west.create_account("later", Ack::Quorum).unwrap();
+    let listener = pair.listen();
+    let both = LinkOptions { accounts: vec![pair.account, later], ..pair.options(&listener) };
+    let link = pair.link(both.clone());
+    fill(&pair.west, later, 10, 100);
+    until_shipped(&link, &pair.west);
+    until("both copies", || role(&pair.east, later) == Role::Secondary);
+    link.stop();
+    let link = pair.link(pair.options(&listener));
+    let contract = Contract { most: Duration::ZERO, then: Gate::Wait };
+    pair.west.set_account_contract("later", Some(contract)).unwrap();
+    let waits = Transaction::new(later, PartitionId(1)).record("while it was left out");
+    let mut waits = pair.west.submit(waits).unwrap();
+    fill(&pair.west, pair.account, 100, 100);
+    until_shipped(&link, &pair.west);
+    link.stop();
+    assert!(waits.wait_timeout(Duration::from_millis(50)).is_none(), "no link ships it");
+    let link = pair.link(both);
+    waits.wait_timeout(Duration::from_secs(60)).expect("it arrives").unwrap();
+    assert_eq!(pair.east.digest(later).unwrap(), pair.west.digest(later).unwrap(), "answered, and not there");
+    until_shipped(&link, &pair.west);
+    assert_eq!((link.status().gaps, link.status().sessions), (0, 1));
+    assert_eq!(frames(&pair.east, later), frames(&pair.west, later));
+}

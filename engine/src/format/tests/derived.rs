@@ -94,7 +94,7 @@ prop_compose! {
         progress in vec(any::<(u128, u64, u64, u64)>(), 0..5), time in any::<u64>(),
     ) -> SystemState {
         let account = |(id, name, (ack, role, read_access, contract)): (u64, String, Settings)| {
-            Account { id: AccountId(id), name, epoch: id ^ 5, ack, role, read_access, contract }
+            Account { id: AccountId(id), name, epoch: id ^ 5, ack, role, read_access, contract, lane: some_lane(id) }
         };
         let restart = |(account, partitions)| Restart { account: AccountId(account), partitions };
         let progress = progress.into_iter().map(|(source, position, time, cut)| {
@@ -156,6 +156,10 @@ prop_compose! {
     }
 }
 
+fn some_lane(any: u64) -> Option<Lane> {
+    (any % 2 == 1).then_some(Lane { log: LogId(u128::from(any)), number: any as u32 })
+}
+
 proptest! {
     #[test]
     fn a_superblock_comes_back_as_it_went_in(superblock in any_superblock()) {
@@ -181,7 +185,8 @@ proptest! {
     #[test]
     fn an_account_comes_back_as_it_went_in(id: u64, name in ".{0,200}", epoch: u64, settings in any_settings()) {
         let (ack, role, read_access, contract) = settings;
-        let account = Account { id: AccountId(id), name, epoch, ack, role, read_access, contract };
+        let lane = some_lane(id);
+        let account = Account { id: AccountId(id), name, epoch, ack, role, read_access, contract, lane };
         let record = encode_account(&account);
         prop_assert_eq!(decode_account(&record), Ok(account.clone()));
         prop_assert_eq!(SystemRecord::decode(&record), Ok(SystemRecord::Account(account)));
@@ -318,7 +323,7 @@ fn an_account_record_is_exactly_one_account() {
         change(&mut record);
         decode_account(&record)
     };
-    refused(decode(|r| r.truncate(39)), "account: bytes");
+    refused(decode(|r| r.truncate(55)), "account: bytes");
     refused(decode(|r| r[0] = 2), "kind");
     refused(decode(|r| r[2] = 2), "version");
     refused(decode(|r| r[4] = 4), "flags");
@@ -327,9 +332,10 @@ fn an_account_record_is_exactly_one_account() {
     refused(decode(|r| r[7] = 0xFF), "bytes of the name");
     refused(decode(|r| r.push(0)), "bytes of the name");
     refused(decode(|r| r[32] = 5), "contract");
+    refused(decode(|r| r[40..56].fill(0)), "a lane of no log");
     refused(decode(|r| r[32] = 0), "reserved");
     refused(decode(|r| r[33] = 1), "reserved");
-    refused(decode(|r| r[42] = 0xFF), "UTF-8");
+    refused(decode(|r| r[58] = 0xFF), "UTF-8");
     assert_eq!(decode_account(&record()), Ok(account("flights")));
 }
 

@@ -174,7 +174,8 @@ fn checkpoint() -> Checkpoint {
 fn account(name: &str) -> Account {
     let contract = Some(Contract { most: Duration::from_secs(60), then: Gate::Throttle });
     let (role, read_access) = (Role::Secondary, false);
-    Account { id: AccountId(7), name: name.into(), epoch: 2, ack: Ack::All, role, read_access, contract }
+    let lane = Some(Lane { log: LOG, number: 3 });
+    Account { id: AccountId(7), name: name.into(), epoch: 2, ack: Ack::All, role, read_access, contract, lane }
 }
 
 fn progress() -> Progress {
@@ -293,8 +294,8 @@ fn the_bytes_of_this_version_have_not_changed() {
         ("segment header", 0xF50D_4C8C_9A8F_8F0D),
         ("seal", 0x0958_1FDA_4197_6DDE),
         ("superblock", 0x540F_4486_1700_904A),
-        ("index", 0x58A9_13E6_5863_11DC),
-        ("checkpoint", 0xA13C_496D_9809_ED08),
+        ("index", 0xB7EF_6F8E_C987_17D9),
+        ("checkpoint", 0xBE3E_38B5_C8D7_C2C0),
     ];
     assert_eq!(found, golden);
 }
