@@ -101,6 +101,12 @@ impl Disk {
         self.is_live() && !self.joining && (!self.full || !self.free.is_empty())
     }
 
+    /// Whether it may serve where otherwise nothing could go on: though what it holds of older segments is still being reread.
+    pub(crate) fn serves_at_worst(&self) -> bool {
+        let answers = matches!(self.state, DiskState::Healthy | DiskState::Rebuilding);
+        answers && !self.joining && (!self.full || !self.free.is_empty())
+    }
+
     pub(crate) fn set(&mut self, state: DiskState, reason: impl Into<String>) {
         self.state = state;
         self.reason = reason.into();

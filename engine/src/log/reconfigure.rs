@@ -107,6 +107,19 @@ impl Log {
         self.choose_set_from(Disk::takes_segments)
     }
 
+    /// As [`Log::choose_set`]; where that would be fewer than two, drained and full disks serve, too, and at worst those that are still being
+    /// reread: what they are sent from now on they have.
+    pub(crate) fn set_in_need(&self) -> Vec<DiskIndex> {
+        let ways: [fn(&Disk) -> bool; 3] = [Disk::takes_segments, Disk::serves_in_need, Disk::serves_at_worst];
+        let mut sets = ways.into_iter().map(|takes| self.choose_set_from(takes));
+        let set = sets.find(|set| set.len() >= QUORUM).unwrap_or_default();
+        let mut disks = self.disks.borrow_mut();
+        for &at in set.iter().filter(|at| !disks[**at].is_live()).collect::<Vec<_>>() {
+            disks[at].set(DiskState::Healthy, "stale, taken for new segments; its copies are being checked");
+        }
+        set.into_iter().map(DiskIndex).collect()
+    }
+
     fn choose_set_from(&self, takes: impl Fn(&Disk) -> bool) -> Vec<usize> {
         let disks = self.disks.borrow();
         let members: Vec<usize> = match self.pipeline.borrow().as_ref() {
@@ -127,11 +140,7 @@ impl Log {
         loop {
             // What is prepared was prepared for the old epoch: its slots are free for the new one.
             self.release_prepared();
-            let mut set = self.choose_set();
-            if set.len() < QUORUM {
-                set = self.choose_set_from(Disk::serves_in_need);
-            }
-            let set: Vec<DiskIndex> = set.into_iter().map(DiskIndex).collect();
+            let set = self.set_in_need();
             if set.len() < QUORUM {
                 let message =
                     "fewer than two healthy disks in different domains are left: restore disks and open again";

@@ -12,7 +12,7 @@ use crate::log::catalog::Segment;
 use crate::log::disk::Slot;
 use crate::log::index::IndexBuilder;
 use crate::log::pipeline::{Active, Pipeline};
-use crate::log::placement::{COPIES, QUORUM, choose};
+use crate::log::placement::{COPIES, QUORUM};
 use crate::log::prepare::Need;
 use crate::log::seal::{Checkpointer, checkpoint_name, index_name};
 use crate::log::tables::Tables;
@@ -396,27 +396,14 @@ impl Log {
         }
     }
 
-    /// The best set of healthy disks; if they are fewer than a quorum, disks that came back stale serve new segments too.
     fn first_set(&self) -> Result<Vec<DiskIndex>> {
-        let mut set = self.choose_set();
+        let set = self.set_in_need();
         if set.len() < QUORUM {
-            let disks = self.disks.borrow();
-            let usable =
-                |at: &usize| matches!(disks[*at].state, DiskState::Healthy | DiskState::Rebuilding) && !disks[*at].full;
-            let eligible: Vec<usize> = (0..disks.len()).filter(usable).collect();
-            set = choose(self.options.placement, &self.options.disks, &[], &eligible);
-            drop(disks);
-            if set.len() < QUORUM {
-                let message = "fewer than two usable disks in different domains: restore disks or add space";
-                return Err(Error::new(self.without_disks(), message));
-            }
-            for &at in &set {
-                self.disks.borrow_mut()[at]
-                    .set(DiskState::Healthy, "stale, taken for new segments; its copies are being checked");
-            }
+            let message = "fewer than two usable disks in different domains: restore disks or add space";
+            return Err(Error::new(self.without_disks(), message));
         }
         debug_assert!(set.len() <= COPIES, "a set has three disks at most");
-        Ok(set.into_iter().map(DiskIndex).collect())
+        Ok(set)
     }
 
     /// What to do where too few disks can be written: give them space, if one is full, or bring one back.

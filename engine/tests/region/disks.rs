@@ -131,3 +131,29 @@ fn a_refused_opening_gives_a_stale_disk_no_vote_in_the_next() {
     let region = Region::open(options, ()).unwrap();
     assert!(region.read(last.lsn).unwrap().transaction(last.lsn).is_some(), "what was acknowledged is there");
 }
+
+#[test]
+fn where_a_disk_is_lost_while_another_is_reread_the_region_goes_on_with_that_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(&dir, 3);
+    options.rebuild_bytes_per_second = 10_000;
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    fill(&region, account, 300);
+    region.fail_disk(2).unwrap();
+    fill(&region, account, 300);
+    until("return", || region.return_disk(2).is_ok());
+    assert_eq!(region.health().unwrap().disks[2].state, meridian::DiskState::Rebuilding);
+    region.fail_disk(1).unwrap();
+    fill(&region, account, 300);
+    let memory = Memory::default();
+    region.close().unwrap();
+    options.rebuild_bytes_per_second = 0;
+    let region = Region::open(options, memory.clone()).unwrap();
+    assert_eq!(memory.0.lock().unwrap().len(), 900);
+    until("return", || match region.return_disk(1) {
+        Err(error) => error.kind() != ErrorKind::Busy,
+        Ok(()) => true,
+    });
+    whole(&region);
+}
