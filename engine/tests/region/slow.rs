@@ -2,21 +2,45 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use meridian::format::DATA_START;
+use meridian::format::{DATA_START, SUPERBLOCK_SLOT};
 use meridian::io::{Completion, DiskIndex, Doorbell, Driver, DriverChoice, Environment, Op, OpId, ReadAt, driver};
 use meridian::{AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, PartitionId, Region, StateMachine, Transaction};
 
-use crate::common::options;
+use crate::common::{Memory, options};
 use crate::disks::until;
+use crate::input::copy_directory;
 
-/// The real driver, but that a block on its way to the third disk is kept back while that is held.
+/// What is kept back.
+const NOTHING: u8 = 0;
+/// The next block on its way to the third disk.
+const ONE: u8 = 1;
+/// First blocks of segments on their way to the second disk.
+const FIRST: u8 = 2;
+/// All blocks and pages, for ever: what is left is what a crash would leave.
+const ALL: u8 = 3;
+
+/// The real driver, but that some writes are kept back.
 struct Slow {
     inner: Box<dyn Driver>,
-    held: Arc<AtomicBool>,
-    kept: Option<(OpId, Op)>,
+    keeps: Arc<AtomicU8>,
+    kept: Vec<(OpId, Op)>,
+}
+
+impl Slow {
+    fn keeps(&self, op: &Op) -> bool {
+        let Op::Write { disk, offset, data, .. } = op else { return false };
+        let first = u64::from(DATA_START);
+        let block = *offset >= first && data.len() != SUPERBLOCK_SLOT;
+        match self.keeps.load(Ordering::SeqCst) {
+            ONE => block && *disk == DiskIndex(2) && self.kept.is_empty(),
+            FIRST => *offset == first && *disk == DiskIndex(1),
+            ALL => block || *offset == first / 2,
+            _ => false,
+        }
+    }
 }
 
 impl Driver for Slow {
@@ -25,20 +49,18 @@ impl Driver for Slow {
     }
 
     fn submit(&mut self, id: OpId, op: Op) {
-        let block =
-            matches!(op, Op::Write { disk, offset, .. } if disk == DiskIndex(2) && offset >= u64::from(DATA_START));
-        if block && self.kept.is_none() && self.held.load(Ordering::SeqCst) {
-            self.kept = Some((id, op));
+        if self.keeps(&op) {
+            self.kept.push((id, op));
         } else {
             self.inner.submit(id, op);
         }
     }
 
     fn poll(&mut self, wait: Option<Duration>, done: &mut Vec<Completion>) {
-        if !self.held.load(Ordering::SeqCst)
-            && let Some((id, op)) = self.kept.take()
-        {
-            self.inner.submit(id, op);
+        if self.keeps.load(Ordering::SeqCst) == NOTHING {
+            for (id, op) in self.kept.drain(..) {
+                self.inner.submit(id, op);
+            }
         }
         self.inner.poll(wait, done);
     }
@@ -56,33 +78,33 @@ impl Driver for Slow {
     }
 }
 
-/// A region, an account, and what holds the third disk.
-fn region(dir: &tempfile::TempDir, machine: impl StateMachine + 'static) -> (Region, AccountId, Arc<AtomicBool>) {
-    let held = Arc::new(AtomicBool::new(false));
-    let theirs = Arc::clone(&held);
+/// A region, an account, and what is kept back of its writes.
+fn region(dir: &tempfile::TempDir, machine: impl StateMachine + 'static) -> (Region, AccountId, Arc<AtomicU8>) {
+    let keeps = Arc::new(AtomicU8::new(NOTHING));
+    let theirs = Arc::clone(&keeps);
     let make = move || -> io::Result<Box<dyn Driver>> {
-        Ok(Box::new(Slow { inner: driver(DriverChoice::Auto)?, held: theirs, kept: None }))
+        Ok(Box::new(Slow { inner: driver(DriverChoice::Auto)?, keeps: theirs, kept: Vec::new() }))
     };
     let mut options = options(dir, 3);
     options.stall_timeout = Duration::from_secs(60);
     options.lag_bytes = 64 << 20;
     let region = Region::create_with(options, machine, make).unwrap();
     let account = region.create_account("flights", Ack::Quorum).unwrap();
-    (region, account, held)
+    (region, account, keeps)
 }
 
 #[test]
 fn a_retry_of_a_commit_to_all_waits_for_the_third_copy_as_the_first_try_does() {
     let dir = tempfile::tempdir().unwrap();
-    let (region, account, held) = region(&dir, ());
-    held.store(true, Ordering::SeqCst);
+    let (region, account, keeps) = region(&dir, ());
+    keeps.store(ONE, Ordering::SeqCst);
     let transaction =
         || Transaction::new(account, PartitionId(1)).client(ClientId(7), 1).ack(Ack::All).record("UA 1545");
     let mut first = region.submit(transaction()).unwrap();
     assert!(first.wait_timeout(Duration::from_millis(100)).is_none(), "the third copy is not there");
     let mut again = region.submit(transaction()).unwrap();
     assert!(again.wait_timeout(Duration::from_millis(200)).is_none(), "nor is it for a retry");
-    held.store(false, Ordering::SeqCst);
+    keeps.store(NOTHING, Ordering::SeqCst);
     let first = first.wait().unwrap();
     let again = again.wait().unwrap();
     assert!(again.repeated && again.lsn == first.lsn);
@@ -93,8 +115,8 @@ fn a_retry_of_a_commit_to_all_waits_for_the_third_copy_as_the_first_try_does() {
 #[test]
 fn a_segment_that_a_member_still_writes_is_not_trimmed() {
     let dir = tempfile::tempdir().unwrap();
-    let (region, account, held) = region(&dir, ());
-    held.store(true, Ordering::SeqCst);
+    let (region, account, keeps) = region(&dir, ());
+    keeps.store(ONE, Ordering::SeqCst);
     let fill = || {
         for _ in 0..60 {
             region.commit(Transaction::new(account, PartitionId(1)).record(vec![7; 100_000])).unwrap();
@@ -104,7 +126,7 @@ fn a_segment_that_a_member_still_writes_is_not_trimmed() {
     let first = region.health().unwrap().first.segment();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(region.trim(Lsn::MAX).unwrap().segment(), first, "the third disk's writes are under way");
-    held.store(false, Ordering::SeqCst);
+    keeps.store(NOTHING, Ordering::SeqCst);
     until("the trim", || region.trim(Lsn::MAX).unwrap().segment() > first);
     fill();
     region.close().unwrap();
@@ -135,7 +157,7 @@ impl StateMachine for Fails {
 fn behind_a_transaction_on_which_the_machine_failed_none_is_handed_to_it() {
     let dir = tempfile::tempdir().unwrap();
     let seen = Arc::default();
-    let (region, account, _held) = region(&dir, Fails { seen: Arc::clone(&seen) });
+    let (region, account, _keeps) = region(&dir, Fails { seen: Arc::clone(&seen) });
     let transaction = || Transaction::new(account, PartitionId(1)).record(vec![7; 100_000]);
     let tickets: Vec<_> = (0..6).map_while(|_| region.submit(transaction()).ok()).collect();
     for ticket in tickets {
@@ -144,4 +166,39 @@ fn behind_a_transaction_on_which_the_machine_failed_none_is_handed_to_it() {
     }
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(*seen.lock().unwrap(), [0]);
+}
+
+/// A set of two loses a disk just behind the end of a segment, and the process is killed as soon as that is in the superblocks: the segment that
+/// the change had ended empty is begun again by the opening, with other contents.
+#[test]
+fn the_end_that_a_change_of_the_set_gave_a_segment_does_not_outlive_the_opening_that_begins_it_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (region, account, keeps) = region(&dir, ());
+    let upgrade_domain = options(&dir, 3).disks[2].upgrade_domain.clone();
+    region.drain(&upgrade_domain).unwrap();
+    let transaction = || Transaction::new(account, PartitionId(1)).record(vec![7; 50_000]);
+    region.commit(transaction()).unwrap();
+    keeps.store(FIRST, Ordering::SeqCst);
+    let waits = |mut ticket: meridian::Ticket| ticket.wait_timeout(Duration::from_millis(500)).is_none();
+    let acknowledged = 1 + (0..100).take_while(|_| !waits(region.submit(transaction()).unwrap())).count();
+    assert!((10..100).contains(&acknowledged), "the first block of the next segment waits");
+    keeps.store(ALL, Ordering::SeqCst);
+    let epoch = region.health().unwrap().epoch;
+    drop(region.fail_disk(1));
+    until("the next set", || region.health().unwrap().epoch > epoch);
+    let crashed = tempfile::tempdir().unwrap();
+    for disk in ["disk-0", "disk-1", "disk-2"] {
+        copy_directory(&dir.path().join(disk), &crashed.path().join(disk));
+    }
+    let options = options(&crashed, 3);
+    let memory = Memory::default();
+    let again = Region::open(options.clone(), memory.clone()).unwrap();
+    let there = memory.0.lock().unwrap().len();
+    assert!(there >= acknowledged, "{there} of {acknowledged}");
+    again.commit(transaction()).unwrap();
+    again.close().unwrap();
+    let memory = Memory::default();
+    drop(Region::open(options, memory.clone()).unwrap());
+    assert_eq!(memory.0.lock().unwrap().len(), there + 1, "what was acknowledged after the crash is there");
+    keeps.store(NOTHING, Ordering::SeqCst);
 }
