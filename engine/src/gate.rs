@@ -68,13 +68,13 @@ impl AccountGate {
         its.map(|(_, contract)| contract.most).filter(|most| !most.is_zero()).min()
     }
 
-    /// Of these of its accounts nothing is known to be there, whatever else is said: their contracts are broken, and nobody who waits for them is
-    /// answered.
-    pub fn lacking(&self, accounts: BTreeSet<AccountId>) {
+    /// Of these of its accounts nothing behind the given positions is known to be there, whatever else is said: their contracts are broken, and
+    /// nobody who waits for that is answered.
+    pub fn lacking(&self, accounts: BTreeMap<AccountId, Lsn>) {
         self.shared.gates.change(|state| {
             let Some(gated) = state.gated.get_mut(&self.key) else { return false };
             let changed = gated.lacking != accounts;
-            gated.broken.extend(accounts.intersection(&gated.accounts));
+            gated.broken.extend(accounts.keys().filter(|account| gated.accounts.contains(account)));
             gated.lacking = accounts;
             changed
         });
@@ -128,13 +128,13 @@ struct Gated {
     /// Those whose contracts are broken, or not known to be kept.
     broken: BTreeSet<AccountId>,
     arrived: Lsn,
-    /// For these nothing has arrived.
-    lacking: BTreeSet<AccountId>,
+    /// Of these nothing behind these positions has arrived.
+    lacking: BTreeMap<AccountId, Lsn>,
 }
 
 impl Gated {
     fn arrived(&self, account: AccountId) -> Lsn {
-        if self.lacking.contains(&account) { Lsn::ZERO } else { self.arrived }
+        self.lacking.get(&account).map_or(self.arrived, |at| self.arrived.min(*at))
     }
 }
 
@@ -190,7 +190,7 @@ impl Gates {
         self.change(|state| {
             let Some(gated) = state.gated.get_mut(&key) else { return false };
             let broken = state.contracts.iter().filter(|(account, contract)| {
-                let lacks = gated.lacking.contains(account);
+                let lacks = gated.lacking.contains_key(account);
                 gated.accounts.contains(account) && (lacks || contract.is_broken(now, last_sync_time))
             });
             let broken: BTreeSet<AccountId> = broken.map(|(account, _)| *account).collect();
@@ -208,14 +208,14 @@ impl Gates {
         lock(&self.state).of(account)
     }
 
-    /// How far an account has arrived at every secondary that somebody keeps a gate for. Where nobody does, nothing has if its commits are to
-    /// wait for that; else `None`.
-    pub(crate) fn arrived(&self, account: AccountId) -> Option<Lsn> {
+    /// How far an account has arrived at every secondary that somebody keeps a gate for, and whether more of it may: where nobody does, or it was
+    /// switched off, only if its commits are to wait for that.
+    pub(crate) fn arrived(&self, account: AccountId) -> (Lsn, bool) {
         let state = lock(&self.state);
-        let its = state.gated.values().filter(|gated| gated.accounts.contains(&account));
-        let waits =
-            || !state.closed && state.contracts.get(&account).is_some_and(|contract| contract.then == Gate::Wait);
-        its.map(|gated| gated.arrived(account)).min().or_else(|| waits().then_some(Lsn::ZERO))
+        let waits = !state.closed && state.contracts.get(&account).is_some_and(|contract| contract.then == Gate::Wait);
+        let its = || state.gated.values().filter(|gated| gated.accounts.contains(&account));
+        let shipped = its().next().is_some() && its().all(|gated| !gated.lacking.contains_key(&account));
+        (its().map(|gated| gated.arrived(account)).min().unwrap_or(Lsn::ZERO), waits || shipped)
     }
 
     /// Counts the changes.
@@ -249,7 +249,7 @@ impl Region {
         self.shared.gates.change(|state| {
             state.next += 1;
             key = state.next;
-            let (broken, lacking) = (accounts.clone(), BTreeSet::new());
+            let (broken, lacking) = (accounts.clone(), BTreeMap::new());
             state.gated.insert(key, Gated { broken, accounts, arrived: Lsn::ZERO, lacking });
             true
         });

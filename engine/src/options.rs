@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::format::{ALIGN, BLOCK_HEADER, DATA_START};
+use crate::format::{ALIGN, BLOCK_HEADER, DATA_START, MAX_BLOCK};
 use crate::io::DriverChoice;
 use crate::read::ReadAhead;
 
@@ -154,10 +154,10 @@ impl Options {
         let largest = padded_transaction(self.transaction_bytes).max(self.block_bytes);
         range("segment_bytes", segment, 64 << 10, 2 << 30)?;
         range("block_bytes", self.block_bytes, 2 * ALIGN, 4 << 20)?;
-        range("transaction_bytes", self.transaction_bytes, 256, 64 << 20)?;
+        range("transaction_bytes", self.transaction_bytes, 256, MAX_BLOCK - ALIGN)?;
         range("commit_depth", self.commit_depth, 1, 64)?;
         range("queue_transactions", self.queue_transactions, 1, 1 << 20)?;
-        range("queue_bytes", self.queue_bytes, self.transaction_bytes, 1 << 40)?;
+        range("queue_bytes", self.queue_bytes, self.transaction_bytes, (1 << 40) - 1)?;
         range("lag_bytes", self.lag_bytes, largest, 1 << 40)?;
         range("max_accounts", self.max_accounts, 1, 1 << 24)?;
         range("max_partitions", self.max_partitions, 1, 1 << 24)?;

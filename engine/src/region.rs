@@ -23,7 +23,7 @@ use crate::log::{Core, Mode, Phase, placement};
 use crate::options::{Options, check_account_name};
 use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
 use crate::stats::Stats;
-use crate::sync::intake::{Intake, Reason, Refused};
+use crate::sync::intake::{AHEAD, Intake, Reason, Refused};
 use crate::sync::ticket::{Abandoned, Resolver, ticket};
 use crate::transaction::{Receipt, StateMachine, Transaction};
 use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId, SegmentId};
@@ -493,7 +493,12 @@ impl Shared {
     /// Asks the log thread and waits for its answer.
     pub(crate) fn ask<T>(&self, make: impl FnOnce(Resolver<Result<T>>) -> Request) -> Result<T> {
         let (done, answer) = ticket();
-        self.intake.push_blocking(make(done), 0).map_err(|refused| self.refused(&refused))?;
+        // Commits may fill the queue and wait for a secondary that comes back only once this is answered.
+        match self.intake.push_ahead(make(done)) {
+            Err(Refused { reason: Reason::Full, item }) => self.intake.push_blocking(item, 0),
+            pushed => pushed,
+        }
+        .map_err(|refused| self.refused(&refused))?;
         answer.wait().unwrap_or_else(|Abandoned| Err(stopped()))
     }
 }
@@ -573,7 +578,7 @@ fn run(
             return;
         }
     };
-    let intake = Intake::new(options.queue_transactions, options.queue_bytes as u64, driver.doorbell());
+    let intake = Intake::new(options.queue_transactions, AHEAD, options.queue_bytes as u64, driver.doorbell());
     let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
     let mut told = false;
     let served = catch_unwind(AssertUnwindSafe(|| {

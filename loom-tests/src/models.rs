@@ -114,7 +114,7 @@ pub(crate) fn quiet_answers_arrive_before_they_are_announced() {
 /// An intake and the doorbell of its consumer.
 fn intake<T>(items: usize, bytes: u64) -> (Arc<Intake<T>>, Arc<Signal>) {
     let bell = Signal::new();
-    (Arc::new(Intake::new(items, bytes, bell.clone())), bell)
+    (Arc::new(Intake::new(items, 0, bytes, bell.clone())), bell)
 }
 
 /// Pops one item, sleeping for it like the log thread.

@@ -525,8 +525,9 @@ impl Shared {
         if welcome.standing.position > self.region.committed() {
             return Err(WireError::Protocol("the secondary holds more of this log than there is"));
         }
-        let (shipper, from) = self.prepare(&connection, &welcome)?;
+        let (shipper, from, all) = self.prepare(&connection, &welcome)?;
         self.begin(&welcome, shipper, from);
+        drop(all);
         let (shared, theirs) = (Arc::clone(self), Arc::clone(&connection));
         let reader = start("meridian-acked", move || {
             let ended = shared.take_answers(&theirs).err();

@@ -21,6 +21,8 @@ pub struct Comparison {
     pub have: BTreeMap<PartitionId, u64>,
     /// Those to begin anew because the copy holds something else, and not just less.
     pub differ: Vec<PartitionId>,
+    /// All that is to be sent lies from this position on.
+    pub from: Lsn,
 }
 
 /// A transaction of a partition, told from any other by its checksum, which covers account, partition, sequence, time and records.
@@ -141,6 +143,19 @@ impl Shared {
         Lsn::new(self.readable().first, DATA_START)
     }
 
+    /// The first retained position from which on the log may hold something of an account that a copy lacks, which has the first `have` of each
+    /// partition that is named.
+    fn first_lacking(&self, account: AccountId, have: &BTreeMap<PartitionId, u64>) -> Result<Lsn> {
+        let (first, last) = (self.first_retained().segment(), Lsn(self.committed.get()).segment());
+        for segment in (first.0..=last.0).map(SegmentId) {
+            let held = self.partitions_of(segment, account)?;
+            if held.iter().any(|held| held.next_sequence > have.get(&held.partition).copied().unwrap_or_default()) {
+                return Ok(Lsn::new(segment, DATA_START));
+            }
+        }
+        Ok(Lsn(self.committed.get()))
+    }
+
     pub(crate) fn compare(
         self: &Arc<Shared>,
         account: AccountId,
@@ -187,6 +202,7 @@ impl Shared {
             comparison.restart.push(Holding { next_sequence: 0, digest: Digest::default(), ..**held });
             comparison.differ.push(held.partition);
         }
+        comparison.from = self.first_lacking(account, &comparison.have)?;
         Ok(comparison)
     }
 

@@ -59,7 +59,7 @@ pub struct Batch {
 /// They are whole, and can be read, with the first mark behind `until` (FAULT-MODEL invariant 15).
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
-    /// Where the log is read from: its first retained position, or where the other side said that it is when nothing is compared.
+    /// Where the log is read from: where the other side said that it is, or before, where something lies that a copy lacks. A retained position.
     pub first: Lsn,
     /// Where the other side said that it is: what is not bootstrapped is sent from here on, and no batch says less.
     pub live: Lsn,
@@ -156,8 +156,8 @@ pub struct Shipper {
     accounts: BTreeSet<AccountId>,
     resume: Lsn,
     bootstrap: Bootstrapping,
-    /// Accounts that were switched off, and the batch that says so.
-    dropped: BTreeMap<AccountId, u64>,
+    /// Accounts that were switched off: the batch that says so, and up to where they were sent.
+    dropped: BTreeMap<AccountId, (u64, Lsn)>,
     /// Whether [`Shipper::lacking`] is not what it was.
     news: bool,
     acknowledged_number: u64,
@@ -295,7 +295,7 @@ impl Shipper {
             let restart = compared.is_some().then(|| Restart { account: id, partitions: Vec::new() });
             shipper.ready.push_back(Closed::at(at, Open { account: Some(account), restart, ..Open::default() }));
             if dropped {
-                shipper.leave_out(id);
+                shipper.leave_out(id, Lsn::ZERO);
             }
             let Some(Comparison { restart, have, .. }) = compared else { continue };
             shipper.bootstrap.have.insert(id, have);
@@ -315,7 +315,7 @@ impl Shipper {
     /// whole.
     #[must_use]
     pub fn has_dropped(&self, account: AccountId) -> bool {
-        self.dropped.get(&account).is_some_and(|number| *number <= self.acknowledged_number)
+        self.dropped.get(&account).is_some_and(|(number, _)| *number <= self.acknowledged_number)
     }
 
     /// Whether copies are being made whole.
@@ -421,16 +421,16 @@ impl Shipper {
         self.open.since.get_or_insert(now);
         self.close(None, self.offered);
         if known.role == Role::Local {
-            self.leave_out(known.id);
+            self.leave_out(known.id, lsn);
         }
     }
 
     /// Sends nothing more for an account: its copy was dropped, or the last batch that is ready says so. Should there be one again, that is a
-    /// bootstrap of another session.
-    pub fn leave_out(&mut self, account: AccountId) {
+    /// bootstrap of another session. What lies before `sent` was sent.
+    pub fn leave_out(&mut self, account: AccountId, sent: Lsn) {
         self.accounts.remove(&account);
         self.news = true;
-        self.dropped.insert(account, self.next_number + self.ready.len() as u64 - 1);
+        self.dropped.insert(account, (self.next_number + self.ready.len() as u64 - 1, sent));
     }
 
     /// The open batch is complete: everything before `position` is in it or in one before.
@@ -523,13 +523,14 @@ impl Shipper {
         self.acknowledged
     }
 
-    /// The accounts of which [`Shipper::position`] says nothing, when they are not those of the last call: they are made whole, or are not sent.
-    pub fn lacking(&mut self) -> Option<BTreeSet<AccountId>> {
+    /// The accounts of which [`Shipper::position`] says nothing behind another position, when they are not those of the last call: they are made
+    /// whole, or are not sent.
+    pub fn lacking(&mut self) -> Option<BTreeMap<AccountId, Lsn>> {
         if !std::mem::take(&mut self.news) {
             return None;
         }
-        let copies = self.bootstrap.accounts.keys().filter(|_| self.is_bootstrapping());
-        Some(copies.chain(self.dropped.keys()).copied().collect())
+        let copies = self.bootstrap.accounts.keys().filter(|_| self.is_bootstrapping()).map(|id| (*id, Lsn::ZERO));
+        Some(copies.chain(self.dropped.iter().map(|(id, (_, sent))| (*id, *sent))).collect())
     }
 
     /// For how long the oldest batch has been on its way; 0 when none is.

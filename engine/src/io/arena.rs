@@ -70,7 +70,8 @@ impl Arena {
             // Refused where the system has no huge pages: plain ones do as well, at a price.
             let _plain = map.advise_range(memmap2::Advice::HugePage, skip, capacity);
         }
-        let start = NonNull::from(&mut map[skip]);
+        // SAFETY: `skip` lies inside the mapping, whose pointer is not null; it may reach all of it.
+        let start = unsafe { NonNull::new_unchecked(map.as_mut_ptr().add(skip)) };
         Ok(Arena { ring: Arc::new(Ring { _map: map, start, capacity, pieces: Mutex::default() }) })
     }
 

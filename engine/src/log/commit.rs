@@ -298,12 +298,12 @@ impl Log {
         self.arrivals.set(self.shared.gates.version());
         let now = self.ops.now();
         for (account, mut waiting) in std::mem::take(&mut pipeline.remote) {
-            let arrived = self.shared.gates.arrived(account);
-            while let Some(pending) = waiting.pop_front_if(|pending| arrived.is_none_or(|at| pending.receipt.lsn < at))
-            {
-                match arrived {
-                    Some(_) => self.answer_now(pipeline, pending, now),
-                    None => pipeline.resolve(pending, Err(not_there())),
+            let (arrived, more) = self.shared.gates.arrived(account);
+            while let Some(pending) = waiting.pop_front_if(|pending| !more || pending.receipt.lsn < arrived) {
+                if pending.receipt.lsn < arrived {
+                    self.answer_now(pipeline, pending, now);
+                } else {
+                    pipeline.resolve(pending, Err(not_there()));
                 }
             }
             if !waiting.is_empty() {

@@ -153,9 +153,10 @@ impl Log {
         let patience = self.ops.now() + CLOSE_PATIENCE.as_nanos() as u64;
         while self.halted.borrow().is_none() && !self.is_drained() {
             if self.ops.now() > patience {
-                self.with(|pipeline| {
-                    pipeline.fail_all("the region was closed before all that was asked for was durable")
-                });
+                // Sequences were given out that nothing will hold: nothing may be entered behind them.
+                let message = "the region was closed before all that was asked for was durable";
+                self.halt(Error::new(ErrorKind::Indeterminate, message));
+                break;
             }
             self.ops.sleep(Duration::from_millis(1)).await;
         }

@@ -23,7 +23,7 @@ impl Slot {
     }
 
     pub(crate) fn parse(name: &str) -> Option<u32> {
-        name.strip_prefix("slot-").filter(|digits| digits.len() == 6)?.parse().ok()
+        name.strip_prefix("slot-").filter(|digits| digits.len() >= 6)?.parse().ok()
     }
 }
 

@@ -190,7 +190,7 @@ impl Log {
             import.arrived.account = None;
         }
         if let Some(restart) = &import.arrived.restart
-            && !self.enter_restart(restart, &mut import.restarted)?
+            && !self.enter_restart(restart, import.arrived.lane, &mut import.restarted)?
         {
             return Ok(None);
         }
@@ -205,7 +205,7 @@ impl Log {
                 import.next = (import.next.0 + 1, 0);
                 continue;
             };
-            match self.enter_arrived(&frame)? {
+            match self.enter_arrived(&frame, import.arrived.lane)? {
                 None if planted!(NoRoomDrops) => {}
                 None => return Ok(None),
                 Some(true) => import.records += frame.count() as u64,
@@ -237,7 +237,8 @@ impl Log {
         let tables = self.tables.borrow();
         let marked = arrived.mark.iter().flat_map(|mark| &mark.accounts);
         let marked = marked.filter_map(|(id, _)| tables.account(*id));
-        let mut whole = marked.filter(|known| known.role == Role::Bootstrap && !differ.contains(&known.id));
+        let its = |known: &&Account| known.role == Role::Bootstrap && known.lane == Some(arrived.lane);
+        let mut whole = marked.filter(its).filter(|known| !differ.contains(&known.id));
         whole.next().cloned()
     }
 
@@ -260,19 +261,22 @@ impl Log {
             let role = if carried && known.role == Role::Secondary { Role::Bootstrap } else { known.role };
             Some(Account { role, lane: carried.then_some(lane), ..known.clone() })
         };
-        loop {
-            let next = self.tables.borrow().accounts().find_map(change);
-            let Some(next) = next else { return Ok(true) };
+        let changes: Vec<Account> = self.tables.borrow().accounts().filter_map(change).collect();
+        for next in changes {
             if self.enter_record(next)?.is_none() {
                 return Ok(false);
             }
         }
+        Ok(true)
     }
 
     /// Lets copies begin anew, from the `done`th on. Nobody reads the account until it is whole. False: there is no room now.
-    fn enter_restart(&self, restart: &Restart, done: &mut usize) -> Result<bool> {
+    fn enter_restart(&self, restart: &Restart, lane: Lane, done: &mut usize) -> Result<bool> {
         let known = self.tables.borrow().account(restart.account).cloned();
         let known = known.ok_or_else(|| unknown(restart.account))?;
+        if known.lane != Some(lane) {
+            return Err(not_its_lane(&known));
+        }
         match known.role {
             Role::Bootstrap => {}
             Role::Secondary if planted!(RestartStaysOpen) => {}
@@ -314,6 +318,9 @@ impl Log {
                 }
                 (None, None) => {}
                 (Some(known), Some(named)) if known.id == named.id && !known.role.is_primary() => {
+                    if known.lane.is_some_and(|its| its != lane) {
+                        return Err(not_its_lane(known));
+                    }
                     match known.role {
                         // What is read again from the primary's log may be older than what began the bootstrap.
                         Role::Bootstrap if known.epoch > epoch => return Ok(true),
@@ -339,7 +346,7 @@ impl Log {
 
     /// Enters a verified frame of another log as it is (invariant 10): true when it is new, false when it had arrived before, `None` when
     /// there is no room now.
-    fn enter_arrived(&self, frame: &Frame<'_>) -> Result<Option<bool>> {
+    fn enter_arrived(&self, frame: &Frame<'_>, lane: Lane) -> Result<Option<bool>> {
         let header = frame.header();
         let (account, partition, count) = (header.account, header.partition, frame.count() as u64);
         {
@@ -347,6 +354,7 @@ impl Log {
             let known = tables.account(account).ok_or_else(|| unknown(account))?;
             match known.role {
                 Role::Primary | Role::Local | Role::Dropped => return Err(not_a_copy(known)),
+                _ if known.lane != Some(lane) => return Err(not_its_lane(known)),
                 // What a bootstrap brings was written in the epochs up to the account's.
                 Role::Bootstrap if header.epoch <= known.epoch => {}
                 Role::Bootstrap | Role::Secondary if header.epoch == known.epoch => {}
@@ -415,6 +423,12 @@ fn unknown(account: AccountId) -> Error {
 fn not_a_copy(known: &Account) -> Error {
     let message = format!("account {:?} is {:?} here: nothing can arrive for it", known.name, known.role);
     Error::invalid(message)
+}
+
+/// What is left of a session of a lane that brought it before.
+fn not_its_lane(known: &Account) -> Error {
+    let message = format!("account {:?} is brought by another lane here, {:?}", known.name, known.lane);
+    Error::new(ErrorKind::Fenced, message)
 }
 
 fn fenced(known: &Account, epoch: u64) -> Error {

@@ -192,10 +192,11 @@ impl Core {
         };
         let wait = wait.map(|wait| if self.log.has_arrivals() { Duration::ZERO } else { wait });
         // What was found when a block went out is seen to before anything is waited for.
-        let wait = wait.filter(|_| !std::mem::take(&mut self.looked));
+        let looked = std::mem::take(&mut self.looked);
+        let wait = wait.filter(|_| !looked);
         let away = self.log.ops.poll(wait, &mut self.done);
         self.log.shared.intake.awake();
-        if let (Some(wanted), true) = (requests, gathers) {
+        if let (Some(wanted), true) = (requests, gathers && !looked) {
             let in_time = self.log.shared.intake.len() >= wanted;
             self.log.with(|pipeline| pipeline.gathered(in_time));
         }

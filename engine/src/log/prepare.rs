@@ -113,8 +113,7 @@ impl Log {
             self.ops.sleep(LOOK).await;
             for disk in full {
                 self.note_space(disk).await;
-                let has_room = self.has_space(disk);
-                if has_room {
+                if self.has_space(disk) {
                     self.disks.borrow_mut()[disk.0].full = false;
                     self.changed.raise();
                 }
@@ -222,7 +221,13 @@ impl Log {
         let life = self.lives(&[disk]);
         let made = self.make_slot(disk, number).await;
         if made.is_err() && self.lives(&[disk]) == life {
-            self.disks.borrow_mut()[disk.0].slots -= 1;
+            {
+                let disk = &mut self.disks.borrow_mut()[disk.0];
+                disk.slots -= 1;
+                if disk.next_slot == number + 1 {
+                    disk.next_slot = number;
+                }
+            }
             drop(self.ops.remove(disk, Slot::name(number)).await);
         }
         made

@@ -1,5 +1,6 @@
 //! Opening a region: superblocks, promise, end of the log, seals, tables, replay, in FAULT-MODEL's order.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -213,8 +214,7 @@ impl Log {
         let places: Vec<Place> = self.unsealed(id, found).voters.iter().map(|voter| voter.place).collect();
         let mut headers = Vec::new();
         for place in places {
-            let len = self.largest_block().min((self.options.segment_bytes - DATA_START) as usize);
-            let Ok(bytes) = self.ops.read(place.disk, place.file, u64::from(DATA_START), len).await else { continue };
+            let Ok(bytes) = self.read_block(&place, DATA_START, self.largest_block()).await else { continue };
             let block = crate::format::Block::verify_at(&bytes, place.log, place.epoch, id, DATA_START);
             headers.extend(block.ok().map(|block| block.header()));
         }
@@ -354,6 +354,10 @@ impl Log {
             let sealed_now = self.meta.borrow().seals.iter().map(|seal| seal.segment).collect::<Vec<_>>();
             catalog.iter().filter(|(id, segment)| thin(segment) && sealed_now.contains(id)).map(|(id, _)| id).collect()
         };
+        if !tail.is_empty() {
+            // A page tells its disk what the end is: the superblocks know it first, or another opening could find another end.
+            self.persist(&[]).await?;
+        }
         for id in tail {
             while self.catalog.borrow().get(id).is_some_and(|s| s.copies.iter().filter(|c| c.held).count() < QUORUM) {
                 // A disk that fails on the way makes room for another one.
@@ -371,13 +375,15 @@ impl Log {
     /// The first epoch of this opening: a new segment on a new set, durable before anything is served.
     async fn begin(&self, link: Link, end: Lsn) -> Result<()> {
         let id = SegmentId(self.catalog.borrow().iter().last().map_or(self.meta.borrow().trim.0, |(id, _)| id.0 + 1));
+        let live = self.live();
         let mut again = false;
         loop {
-            if std::mem::replace(&mut again, true) {
-                // Another epoch, so that no slot of the attempt that failed passes for one of this.
+            let set: Vec<DiskIndex> = self.first_set()?;
+            // Another epoch, so that no slot of an attempt that failed passes for one of this, and every disk of the set promises it
+            // while it counts.
+            if std::mem::replace(&mut again, true) || set.iter().any(|disk| !live.contains(disk)) {
                 self.promise_next().await?;
             }
-            let set: Vec<DiskIndex> = self.first_set()?;
             let ids = self.ids(&set);
             let epoch = self.meta.borrow().promised;
             let Ok(slots) = self.prepare(epoch, id, &set, &ids, Need::Epoch).await else { continue };
@@ -500,10 +506,12 @@ impl Log {
     async fn sweep(&self) {
         let written = self.checkpointer.borrow().as_ref().map(|checkpointer| checkpointer.written);
         let trim = self.meta.borrow().trim;
+        // An older checkpoint may be the only one that another disk has.
+        let safe = self.safe_checkpoint().is_some();
         for disk in self.attached() {
             for (name, _) in self.ops.list(disk).await.unwrap_or_default() {
                 let number = |prefix| name.strip_prefix(prefix).and_then(|number| number.parse().ok()).map(SegmentId);
-                let old = number("checkpoint-").is_some_and(|next| Some(next) != written)
+                let old = number("checkpoint-").is_some_and(|next| safe && Some(next) != written)
                     || number("index-").is_some_and(|id| id < trim);
                 if old || name.ends_with(".tmp") {
                     // Left again, it takes space until the next opening.
@@ -511,6 +519,10 @@ impl Log {
                 }
             }
         }
+    }
+
+    fn live(&self) -> BTreeSet<DiskIndex> {
+        self.disks.borrow().iter().filter(|disk| disk.is_live()).map(|disk| disk.index).collect()
     }
 
     /// The disks whose files can be read.

@@ -96,21 +96,34 @@ impl Log {
         if let Some((name, _)) = names.iter().find(|(name, _)| name != "LOCK") {
             return Err(Error::invalid(format!("a replacement has to be empty; it holds {name:?}")));
         }
+        let replaced = {
+            let disks = self.disks.borrow();
+            let fresh = member(DiskId(0), &disks[disk.0].config);
+            let known =
+                disks[disk.0].id.filter(|id| self.meta.borrow().members.iter().any(|member| member.disk == *id));
+            drop(disks);
+            known.or_else(|| self.member_without_disk(&fresh))
+        };
+        // With one member more, a majority would be more than the disks that are left.
+        let Some(replaced) = replaced else {
+            return Err(Error::invalid(
+                "no disk that is missing has these labels: it would be one more, not a replacement",
+            ));
+        };
         let file = self.make_superblock(disk).await.map_err(refuse)?;
         let id = DiskId(self.ops.environment().random());
-        let (old, fresh) = {
+        let fresh = {
             let mut disks = self.disks.borrow_mut();
             let disk = &mut disks[disk.0];
-            let old = disk.id.replace(id);
+            disk.id = Some(id);
             disk.superblock = Some(file);
             disk.turn = 0;
             (disk.flushed, disk.sound) = (Lsn::ZERO, Epoch(0));
-            (old, member(id, &disk.config))
+            member(id, &disk.config)
         };
-        let old = old.or_else(|| self.member_without_disk(&fresh));
         {
             let mut meta = self.meta.borrow_mut();
-            meta.members.retain(|member| Some(member.disk) != old);
+            meta.members.retain(|member| member.disk != replaced);
             meta.members.push(fresh);
         }
         // First the disks that stay, a majority by themselves: the fresh disk and the one that it replaces must never

@@ -107,21 +107,14 @@ impl Log {
         }
         let place = voter.place;
         // A block that the window cuts off is read again with all its bytes.
-        for len in [WINDOW, self.largest_block()] {
-            let cached = voter
-                .window
-                .take()
-                .filter(|(start, bytes)| (*start..*start + bytes.len() as u32).contains(&at) && len == WINDOW);
-            let (start, bytes) = match cached {
+        for again in [false, true] {
+            let inside = |(start, bytes): &(u32, Buffer)| (*start..*start + bytes.len() as u32).contains(&at) && !again;
+            let (start, bytes) = match voter.window.take().filter(inside) {
                 Some(window) => window,
-                None => {
-                    let len = len.min((size - at) as usize);
-                    self.recovery_bytes.set(self.recovery_bytes.get() + len as u64);
-                    match self.ops.read(place.disk, place.file, u64::from(at), len).await {
-                        Ok(bytes) => (at, bytes),
-                        Err(_) => return Standing::Unreadable,
-                    }
-                }
+                None => match self.read_block(&place, at, WINDOW).await {
+                    Ok(bytes) => (at, bytes),
+                    Err(_) => return Standing::Unreadable,
+                },
             };
             let here = bytes.get((at - start) as usize..).unwrap_or(&[]);
             let verdict = check(&place, at, link, here).map(|block| block.padded_len());
@@ -142,6 +135,21 @@ impl Log {
 
     pub(crate) fn largest_block(&self) -> usize {
         padded_transaction(self.options.transaction_bytes).max(self.options.block_bytes).max(8 << 20)
+    }
+
+    /// Reads from `at` on at least `len` bytes, and all of the block that begins there, as far as the segment goes: it may have been written
+    /// under other options.
+    pub(crate) async fn read_block(&self, place: &Place, at: u32, len: usize) -> std::io::Result<Buffer> {
+        let left = (self.options.segment_bytes - at) as usize;
+        let read = async |len: usize| {
+            self.recovery_bytes.set(self.recovery_bytes.get() + len as u64);
+            self.ops.read(place.disk, place.file, u64::from(at), len).await
+        };
+        let bytes = read(len.min(left)).await?;
+        match peek_block_len(&bytes) {
+            Some(claimed) if claimed > bytes.len() && bytes.len() < left => read((claimed + len).min(left)).await,
+            _ => Ok(bytes),
+        }
     }
 
     /// Any Present keeps the block: it goes to every voter that lacks it, before anything of it is shown.
@@ -228,12 +236,7 @@ impl Log {
     /// largest block's length.
     async fn later_commit(&self, voter: &Voter, at: u32) -> u64 {
         let place = voter.place;
-        let left = (self.options.segment_bytes - at) as usize;
-        let Ok(bytes) = self.ops.read(place.disk, place.file, u64::from(at), left.min(self.largest_block())).await
-        else {
-            return 0;
-        };
-        self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
+        let Ok(bytes) = self.read_block(&place, at, self.largest_block()).await else { return 0 };
         let offsets = (ALIGN..bytes.len()).step_by(ALIGN);
         let commits = offsets.filter_map(|offset| {
             let rest = &bytes[offset..];

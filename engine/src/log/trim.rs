@@ -72,7 +72,8 @@ impl Log {
             });
             for copy in segment.copies {
                 self.free_slot(copy.disk, copy.slot);
-                if segment.seal.is_some() {
+                // A disk that was given up answers late or never.
+                if segment.seal.is_some() && self.disks.borrow()[copy.disk.0].is_live() {
                     // An index left behind only takes space until the next opening.
                     drop(self.ops.remove(copy.disk, index_name(id)).await);
                 }

@@ -16,7 +16,7 @@ use crate::io::Driver;
 use crate::log::disk::{Disk, Slot};
 use crate::log::{Core, Mode, Phase};
 use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
-use crate::sync::intake::Intake;
+use crate::sync::intake::{AHEAD, Intake};
 use crate::sync::ticket::{Resolver, Ticket, ticket};
 use crate::transaction::{Committed, Receipt, StateMachine, Transaction};
 use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId, SegmentId};
@@ -96,7 +96,7 @@ impl<'a> Life<'a> {
         let resume = run.draw_resume();
         run.oracle().begin_life(resume);
         let options = run.options.clone();
-        let intake = Intake::new(options.queue_transactions, options.queue_bytes as u64, driver.doorbell());
+        let intake = Intake::new(options.queue_transactions, AHEAD, options.queue_bytes as u64, driver.doorbell());
         let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
         let machine = Machine { oracle: Arc::clone(&run.oracle), resume };
         let core = Core::start(mode, Box::<SimDriver>::new(driver), Box::new(machine), Arc::clone(&shared));

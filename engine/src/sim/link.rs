@@ -203,7 +203,7 @@ impl Pair {
                 // What was trimmed is not wanted there.
                 let from = position.max(first);
                 let mut shipper = Shipper::new(self.link.options, [account], from);
-                shipper.leave_out(account);
+                shipper.leave_out(account, Lsn::ZERO);
                 self.begin_session(shipper, from, position, time);
             }
             Need::Account | Need::Comparison => {
@@ -252,7 +252,7 @@ impl Pair {
             compared = Some(comparison);
             self.link.restarting = true;
         }
-        let from = if compared.is_some() { first } else { live.max(first) };
+        let from = compared.as_ref().map_or(Lsn::MAX, |compared| compared.from.max(first)).min(live.max(first));
         let copies = vec![Copy { account, compared }];
         let shipper =
             Shipper::bootstrap(self.link.options, [id], Bootstrap { first: from, live, known, until, copies });

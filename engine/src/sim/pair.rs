@@ -23,7 +23,7 @@ use crate::log::{Core, Mode, Phase};
 use crate::options::Options;
 use crate::region::check_arrived;
 use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
-use crate::sync::intake::Intake;
+use crate::sync::intake::{AHEAD, Intake};
 use crate::sync::ticket::{Ticket, ticket};
 use crate::transaction::{Committed, StateMachine, Transaction};
 use crate::types::{AccountId, Ack, ClientId, LogId, Lsn, PartitionId, Role};
@@ -170,7 +170,7 @@ impl Side {
     fn start(&mut self) {
         let driver = self.world.driver();
         let options = self.options.clone();
-        let intake = Intake::new(options.queue_transactions, options.queue_bytes as u64, driver.doorbell());
+        let intake = Intake::new(options.queue_transactions, AHEAD, options.queue_bytes as u64, driver.doorbell());
         let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
         // Nothing is trimmed before the link says what the other side has.
         lock(&shared.pins).add(Lsn::ZERO);

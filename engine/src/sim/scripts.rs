@@ -11,7 +11,7 @@ use crate::io::{Driver, OpId};
 use crate::log::{Core, Mode, Phase};
 use crate::options::{DiskConfig, Options};
 use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared};
-use crate::sync::intake::Intake;
+use crate::sync::intake::{AHEAD, Intake};
 use crate::sync::ticket::{Resolver, Ticket, ticket};
 use crate::transaction::{Receipt, Transaction};
 use crate::types::{AccountId, Ack, Lsn, PartitionId, SegmentId};
@@ -59,7 +59,7 @@ impl Script {
 
     fn start(world: World, options: Options, mode: Mode) -> Result<Script> {
         let driver = world.driver();
-        let intake = Intake::new(options.queue_transactions, options.queue_bytes as u64, driver.doorbell());
+        let intake = Intake::new(options.queue_transactions, AHEAD, options.queue_bytes as u64, driver.doorbell());
         let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
         let mut core = Core::start(mode, Box::<SimDriver>::new(driver), Box::new(()), Arc::clone(&shared));
         loop {

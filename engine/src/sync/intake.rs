@@ -42,7 +42,9 @@ const WAITING: u64 = 1 << 63;
 /// The most bytes that an intake can bound.
 pub(crate) const MOST_BYTES: u64 = ITEM - 1;
 /// The most items that an intake can bound.
-pub(crate) const MOST_ITEMS: u64 = CLOSED / ITEM - 1;
+pub(crate) const MOST_ITEMS: u64 = CLOSED / ITEM - 1 - AHEAD as u64;
+/// So many items more than the bound a region lets in, of those that go ahead of others.
+pub(crate) const AHEAD: usize = 64;
 
 /// What the log thread does, as its producers need to know it: it is awake or gone, or sleeps until so many items are queued.
 const AWAKE: usize = 0;
@@ -62,6 +64,8 @@ pub(crate) struct Intake<T> {
     /// Those who wait for room. [`WAITING`] is set while it holds any, and changed only under this lock.
     line: Mutex<VecDeque<InLine<T>>>,
     max_items: u64,
+    /// So many items more are let in of those that go ahead.
+    ahead: u64,
     max_bytes: u64,
     bell: Arc<dyn Doorbell>,
 }
@@ -74,19 +78,20 @@ struct InLine<T> {
 }
 
 impl<T> Intake<T> {
-    /// An empty intake.
+    /// An empty intake, which takes `ahead` items more than its bound by [`Intake::push_ahead`].
     ///
     /// # Panics
     /// When a bound is 0 or above [`MOST_ITEMS`] or [`MOST_BYTES`].
-    pub(crate) fn new(max_items: usize, max_bytes: u64, bell: Arc<dyn Doorbell>) -> Intake<T> {
+    pub(crate) fn new(max_items: usize, ahead: usize, max_bytes: u64, bell: Arc<dyn Doorbell>) -> Intake<T> {
         assert!((1..=MOST_ITEMS).contains(&(max_items as u64)), "{max_items} items cannot be the bound");
         assert!((1..=MOST_BYTES).contains(&max_bytes), "{max_bytes} bytes cannot be the bound");
         Intake {
             used: CachePadded::new(AtomicU64::new(0)),
             consumer: CachePadded::new(AtomicUsize::new(AWAKE)),
-            queue: Queue::new(max_items),
+            queue: Queue::new(max_items + ahead),
             line: Mutex::new(VecDeque::new()),
             max_items: max_items as u64,
+            ahead: ahead as u64,
             max_bytes,
             bell,
         }
@@ -118,6 +123,30 @@ impl<T> Intake<T> {
     /// `Closed` or `TooLarge`, with the item.
     pub(crate) fn push_blocking(&self, item: T, bytes: u64) -> Result<(), Refused<T>> {
         park::block_on(self.push(item, bytes))
+    }
+
+    /// Hands over an item that takes no bytes and must not wait for others: what makes room may depend on it. It goes in also where others wait
+    /// for room, up to a few more than the bound.
+    ///
+    /// # Errors
+    /// The item comes back with the reason.
+    pub(crate) fn push_ahead(&self, item: T) -> Result<(), Refused<T>> {
+        let mut used = self.used.load(Ordering::Relaxed);
+        loop {
+            let full = items_in(used) >= self.max_items + self.ahead;
+            if full || used & CLOSED != 0 {
+                let reason = if full { Reason::Full } else { Reason::Closed };
+                return Err(Refused { reason, item });
+            }
+            // As in `reserve`.
+            match self.used.compare_exchange_weak(used, used + ITEM, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    self.enqueue(item);
+                    return Ok(());
+                }
+                Err(now) => used = now,
+            }
+        }
     }
 
     /// The next item. For the consumer only.

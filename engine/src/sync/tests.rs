@@ -49,7 +49,7 @@ fn poll_once<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output
 
 fn intake<T>(items: usize, bytes: u64) -> (Intake<T>, Arc<Count>) {
     let bell = Arc::new(Count::default());
-    (Intake::new(items, bytes, bell.clone()), bell)
+    (Intake::new(items, 0, bytes, bell.clone()), bell)
 }
 
 #[test]
@@ -250,7 +250,7 @@ impl Doorbell for Unparks {
 fn many_clients_with_little_room_get_everything_through_once_and_in_their_order() {
     const CLIENTS: usize = 8;
     const EACH: usize = 2_000;
-    let intake = Arc::new(Intake::<(usize, usize)>::new(16, 100, Arc::new(Unparks(thread::current()))));
+    let intake = Arc::new(Intake::<(usize, usize)>::new(16, 0, 100, Arc::new(Unparks(thread::current()))));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|client| {
             let intake = Arc::clone(&intake);
@@ -366,4 +366,20 @@ fn the_ends_go_to_any_thread() {
     shared::<Intake<std::cell::Cell<u8>>>();
     shared::<Watermark>();
     shared::<super::intake::Push<'static, u8>>();
+}
+
+#[test]
+fn what_goes_ahead_is_let_in_past_a_full_queue_and_a_line_up_to_its_own_bound() {
+    let intake = Intake::new(1, 1, 100, Arc::new(Count::default()) as Arc<_>);
+    intake.try_push("first", 0).expect("room");
+    let (_, waker) = counting_waker();
+    let mut waits = Box::pin(intake.push("in line", 0));
+    assert!(poll_once(&mut waits, &waker).is_pending());
+    intake.push_ahead("ahead").expect("it need not wait");
+    assert_eq!(intake.push_ahead("too many").expect_err("its bound").reason, Reason::Full);
+    assert_eq!((intake.pop(), intake.pop(), intake.pop()), (Some("first"), Some("ahead"), None));
+    intake.release(2, 0);
+    assert!(poll_once(&mut waits, &waker).is_ready(), "the line moves on");
+    intake.close();
+    assert_eq!(intake.push_ahead("late").expect_err("closed").reason, Reason::Closed);
 }

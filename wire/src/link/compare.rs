@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::{self, RecvTimeoutError};
 use meridian::geo::{Bootstrap, Copy, Fingerprint, Holding, Need, Parting, Shipper, ShipperOptions, need};
-use meridian::{AccountId, Lsn, PartitionId};
+use meridian::{AccountId, Lsn, PartitionId, RetentionPin};
 
 use super::{Difference, Shared};
 use crate::codec::{Ask, MOST_FIELDS, MOST_FINGERPRINTS, MOST_HOLDINGS, Message, Trace, Welcome};
@@ -23,7 +23,7 @@ impl Shared {
         self: &Arc<Shared>,
         connection: &Arc<Connection>,
         welcome: &Welcome,
-    ) -> Result<(Shipper, Lsn)> {
+    ) -> Result<(Shipper, Lsn, RetentionPin)> {
         let (ready, waiting) = channel::bounded::<()>(0);
         let (shared, theirs, beat) = (Arc::clone(self), Arc::clone(connection), self.options.patience / 4);
         let alive = start("meridian-alive", move || {
@@ -49,11 +49,11 @@ impl Shared {
         connection: &Connection,
         welcome: &Welcome,
         suspects: &BTreeSet<AccountId>,
-    ) -> Result<(Shipper, Lsn)> {
+    ) -> Result<(Shipper, Lsn, RetentionPin)> {
         let (batch_bytes, batch_time) = (self.options.batch_bytes, self.options.batch_time.as_nanos() as u64);
         let options = ShipperOptions { batch_bytes, batch_time, window: welcome.window };
-        // Nothing goes away until it is known what is needed.
-        let _all = self.region.pin(Lsn::ZERO);
+        // Nothing goes away until it is known what is needed, and that is pinned.
+        let all = self.region.pin(Lsn::ZERO);
         let (first, known) = (self.region.first(), self.region.committed());
         let standing = &welcome.standing;
         let position = standing.position;
@@ -85,13 +85,14 @@ impl Shared {
                     state.status.gaps += u64::from(position > Lsn::ZERO && position < first);
                     state.status.bootstraps.0 += u64::from(begins);
                 }
-                let from = if begins { first } else { position.max(first) };
+                let lacking = copies.iter().filter_map(|copy| copy.compared.as_ref()).map(|compared| compared.from);
+                let from = lacking.min().map_or(Lsn::MAX, |from| from.max(first)).min(position.max(first));
                 let bootstrap = Bootstrap { first: from, live: position, known, until, copies };
                 (Shipper::bootstrap(options, carried, bootstrap), from)
             }
         };
-        dropped.into_iter().for_each(|id| shipper.leave_out(id));
-        Ok((shipper, from))
+        dropped.into_iter().for_each(|id| shipper.leave_out(id, Lsn::ZERO));
+        Ok((shipper, from, all))
     }
 
     /// What the other side holds of an account.
