@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Args;
 use hdrhistogram::Histogram;
-use meridian::{AccountId, Ack, Lsn, PartitionId, Region, Transaction};
+use meridian::geo::Lane;
+use meridian::{AccountId, Ack, LogId, Lsn, PartitionId, Region, Transaction};
 use meridian_wire::{Compression, Link, LinkOptions, LinkState, Listener, ListenerOptions, Peer};
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +67,8 @@ pub(crate) enum Ask {
     Alone,
     /// Whether the other region is to hold a copy of an account.
     Geo { account: String, on: bool },
+    /// How far the first lane of the log of this identity has arrived here, by the region's own durable record.
+    Held { log: u128 },
     /// Measure from here on what shipping takes.
     Reset,
     /// Give back the space of what is shipped.
@@ -126,6 +129,10 @@ pub(crate) struct Shipping {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Status {
     pub(crate) address: Option<SocketAddr>,
+    /// The identity of its log.
+    pub(crate) log: u128,
+    /// Position and last sync time that [`Ask::Held`] asked for.
+    pub(crate) held: Option<(u64, u64)>,
     pub(crate) driver: String,
     pub(crate) committed: u64,
     /// Of each account: name, records, sum.
@@ -241,6 +248,11 @@ impl Node {
             }
             Ask::Alone => self.beside = None,
             Ask::Geo { account, on } => drop(self.region.set_account_geo(&account, on).map_err(text)?),
+            Ask::Held { log } => {
+                let progress = self.region.progress(Lane { log: LogId(log), number: 0 }).map_err(text)?;
+                let held = progress.map(|progress| (progress.position.0, progress.time));
+                return Ok(Status { held, ..self.status()? });
+            }
             Ask::Reset => {
                 self.shipped_before = self.link.as_ref().map(|link| link.status().remotely_durable);
                 self.committed_before = Some(self.region.stats().map_err(text)?.acknowledged);
@@ -285,6 +297,8 @@ impl Node {
         let arrived = arrivals.values().next().cloned().unwrap_or_default();
         Ok(Status {
             address: self.listener.as_ref().map(Listener::local_addr),
+            log: self.region.log_id().0,
+            held: None,
             driver: self.region.health().map_err(text)?.driver,
             committed: self.region.committed().0,
             accounts: accounts.collect::<Result<_, String>>()?,

@@ -131,6 +131,21 @@ impl Remote {
         }
     }
 
+    /// Whether `done` comes to say so in the time that anything may take.
+    ///
+    /// # Errors
+    /// As [`Remote::ask`].
+    pub(crate) fn comes_to(&mut self, mut done: impl FnMut(&Status) -> bool) -> Result<bool, String> {
+        let start = Instant::now();
+        while !done(&self.status()?) {
+            if start.elapsed() > PATIENCE {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(true)
+    }
+
     /// Waits until everything that is committed now has arrived.
     ///
     /// # Errors
