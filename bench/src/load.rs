@@ -34,6 +34,10 @@ pub(crate) struct Answer {
 pub(crate) trait Plan {
     /// The transaction of this number; numbers are dense, from the first that [`drive`] was given.
     fn make(&mut self, number: u64) -> Transaction;
+    /// Whether the transaction of this number is to be sent at all; the sending stops at the first that is not.
+    fn wants(&self, _number: u64) -> bool {
+        true
+    }
     /// Takes an answer. Answers come in the order of their numbers.
     fn answered(&mut self, answer: Answer);
     /// Called often; `false` stops the sending. What is outstanding is still waited for.
@@ -58,11 +62,14 @@ pub(crate) fn drive(region: &Region, pace: Pace, first: u64, plan: &mut dyn Plan
     let mut refused = None;
     while refused.is_none() {
         let now = Instant::now();
-        if !plan.goes_on(now) {
+        if !plan.goes_on(now) || !plan.wants(number) {
             break;
         }
         let due = due(pace, start, now, outstanding.len(), number - first);
         for _ in 0..due {
+            if !plan.wants(number) {
+                break;
+            }
             let issued = match pace {
                 Pace::Closed(_) => now,
                 Pace::Open(rate) => start + Duration::from_secs_f64((number - first) as f64 / rate),

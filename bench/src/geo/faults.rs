@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Ask, Job, text};
+use super::{Ask, Job, Load, text};
 use crate::report::{Table, number};
 
 /// Transactions a second meanwhile.
@@ -51,7 +51,7 @@ impl Job {
             ["cut", "cut in the middle of a message", "nothing passed for half a second"].map(Recovered::from);
         for round in 0..3 * rounds {
             let kind = (round % 3) as usize;
-            self.under_load()?;
+            let load = self.under_load()?;
             let (start, before) = (Instant::now(), self.west.shipping()?.sessions);
             match kind {
                 0 => self.wan.cut(),
@@ -64,7 +64,7 @@ impl Job {
             }
             // Where nothing passed for a while the session outlives it.
             let sessions = if kind == 2 { before } else { before + 1 };
-            self.recover(&mut kinds[kind], start, sessions)?;
+            self.recover(&mut kinds[kind], start, sessions, Some(&load))?;
             self.progress.at(u64::from(round + 1), kinds[kind].fault);
         }
         self.progress.done(&format!("the link was cut {} times", 3 * rounds));
@@ -80,7 +80,7 @@ impl Job {
         let mut kept = Vec::new();
         for round in 0..2 * rounds {
             let kind = (round % 2) as usize;
-            self.under_load()?;
+            let load = self.under_load()?;
             let (start, before) = (Instant::now(), self.west.shipping()?.sessions);
             if kind == 0 {
                 kept.push(self.kill_secondary()?);
@@ -93,7 +93,8 @@ impl Job {
             }
             // A primary that was started again counts anew.
             let sessions = if kind == 0 { before + 1 } else { 1 };
-            self.recover(&mut kinds[kind], start, sessions)?;
+            // The load of a primary that was killed died with it.
+            self.recover(&mut kinds[kind], start, sessions, (kind == 0).then_some(&load))?;
             self.progress.at(u64::from(round + 1), kinds[kind].fault);
         }
         self.progress.done(&format!("each side was killed {rounds} times"));
@@ -124,16 +125,22 @@ impl Job {
     }
 
     /// Starts a load that outlasts what is done to it.
-    fn under_load(&mut self) -> Result<(), String> {
+    fn under_load(&mut self) -> Result<Load, String> {
         let count = (RATE * (BEFORE + AFTER).as_secs_f64()) as u64;
         let load = self.next_flights(count, Some(RATE));
-        self.west.ask(&Ask::Load(load))?;
+        self.west.ask(&Ask::Load(load.clone()))?;
         std::thread::sleep(BEFORE);
-        Ok(())
+        Ok(load)
     }
 
-    /// Waits for the session of this number, and for everything to arrive.
-    fn recover(&mut self, recovered: &mut Recovered, start: Instant, sessions: u64) -> Result<(), String> {
+    /// Waits for the session of this number, for the load's end, and for everything to arrive.
+    fn recover(
+        &mut self,
+        recovered: &mut Recovered,
+        start: Instant,
+        sessions: u64,
+        load: Option<&Load>,
+    ) -> Result<(), String> {
         recovered.times += 1;
         // One that does not come is told of by the claim below, and by what then does not arrive.
         if self
@@ -143,9 +150,9 @@ impl Job {
             recovered.live.push(start.elapsed().as_secs_f64() * 1e3);
         }
         self.west.until("the load's end", |status| status.load.as_ref().is_none_or(|load| !load.running))?;
-        let failed = self.west.status()?.load.map_or(0, |load| load.failed);
-        if failed > 0 {
-            return Err(format!("{failed} commits of the primary failed because of the secondary"));
+        if let Some(load) = load {
+            let loaded = self.west.status()?.load.unwrap_or_default();
+            loaded.whole(load).map_err(|message| format!("the primary, because of the secondary: {message}"))?;
         }
         recovered.caught_up.push(self.west.until_shipped()?.as_secs_f64() * 1e3);
         Ok(())

@@ -166,6 +166,11 @@ impl Job {
             number(loaded.seconds * 1e3),
             number(behind.as_secs_f64() * 1e3)
         ));
+        self.claim(
+            "Every transaction of the data set was acknowledged",
+            loaded.acknowledged == self.transactions,
+            format!("{} of {}", number(loaded.acknowledged as f64), number(self.transactions as f64)),
+        );
         let link = self.west.shipping()?;
         let (raw, wire) = link.shipped;
         let mebi = |bytes: u64| number(bytes as f64 / 1_048_576.0);

@@ -102,6 +102,8 @@ pub(crate) struct Loaded {
     pub(crate) running: bool,
     pub(crate) acknowledged: u64,
     pub(crate) failed: u64,
+    /// Why it ended early: what was refused at once, or could not be begun.
+    pub(crate) error: Option<String>,
     pub(crate) seconds: f64,
     pub(crate) latency: Summary,
 }
@@ -280,7 +282,9 @@ impl Node {
         let loading = thread.spawn(move || {
             let done = commit(&region, account, &load, &state);
             if let Err(message) = done {
-                eprintln!("meridian-bench region: the load failed: {message}");
+                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                let loaded = state.get_or_insert_default();
+                (loaded.running, loaded.error) = (false, Some(message));
             }
         });
         self.loading = Some(loading.map_err(text)?);
@@ -371,7 +375,6 @@ fn commit(region: &Region, account: AccountId, load: &Load, state: &Mutex<Option
         payload: incompressible(load.payload),
         skew: load.skew,
         last: load.flights.map_or(u64::MAX, |(first, count)| first + count),
-        sent: 0,
         start,
         until: start + Duration::from_secs_f64(load.seconds),
         loaded: Loaded { running: true, ..Loaded::default() },
@@ -384,9 +387,10 @@ fn commit(region: &Region, account: AccountId, load: &Load, state: &Mutex<Option
         None => Pace::Closed(load.outstanding.min(MOST_OUTSTANDING)),
     };
     let driven = drive(region, pace, load.flights.map_or(0, |(first, _)| first), &mut plan);
-    plan.loaded.running = false;
+    // One reading must not show it ended without its error.
+    (plan.loaded.running, plan.loaded.error) = (false, driven.err().map(text));
     plan.show();
-    driven.map(drop).map_err(text)
+    Ok(())
 }
 
 struct Committing<'a> {
@@ -395,7 +399,6 @@ struct Committing<'a> {
     payload: Bytes,
     skew: u64,
     last: u64,
-    sent: u64,
     start: Instant,
     until: Instant,
     loaded: Loaded,
@@ -421,9 +424,34 @@ impl Committing<'_> {
     }
 }
 
+impl Loaded {
+    /// This, if nothing failed or was refused and every flight that was asked for was acknowledged.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub(crate) fn whole(self, load: &Load) -> Result<Loaded, String> {
+        if let Some(error) = self.error {
+            return Err(format!("the load ended early: {error}"));
+        }
+        if self.failed > 0 {
+            return Err(format!("{} commits failed", self.failed));
+        }
+        match load.flights {
+            Some((_, asked)) if asked != self.acknowledged => {
+                Err(format!("{} of {asked} flight transactions were acknowledged", self.acknowledged))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
 impl Plan for Committing<'_> {
+    /// No more than were asked for, or the next load's would be among them.
+    fn wants(&self, number: u64) -> bool {
+        number < self.last
+    }
+
     fn make(&mut self, number: u64) -> Transaction {
-        self.sent = number + 1;
         match &self.flights {
             Some(flights) => flights.transaction(number),
             None => Transaction::new(self.account, self.partition(number)).record(self.payload.clone()),
@@ -445,11 +473,64 @@ impl Plan for Committing<'_> {
             self.shown = now;
             self.show();
         }
-        now < self.until && self.sent < self.last && self.loaded.failed == 0
+        now < self.until && self.loaded.failed == 0
     }
 }
 
 /// A folder for each of a region's three disks below `home`.
 pub(crate) fn disks(home: &Path) -> Vec<PathBuf> {
     ["disk-1", "disk-2", "disk-3"].map(|name| home.join(name)).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(payload: usize) -> Load {
+        let (flights, account, rate) = (None, None, None);
+        Load { flights, account, payload, skew: 50, rate, outstanding: 4, seconds: 0.05 }
+    }
+
+    #[test]
+    fn a_load_that_is_refused_is_no_success() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let region = Region::create(options(&disks(dir.path())), ()).expect("made");
+        let id = account(&region, RECORDS).expect("an account");
+        let run = |payload: usize| {
+            let state = Mutex::default();
+            commit(&region, id, &load(payload), &state).expect("begun");
+            state.into_inner().expect("no panic").expect("shown")
+        };
+        let good = run(100);
+        assert!(good.acknowledged > 0 && good.whole(&load(100)).is_ok());
+        // Larger than any transaction may be.
+        let refused = run(64 << 20);
+        assert!(!refused.running && refused.failed == 0, "{refused:?}");
+        assert!(refused.whole(&load(100)).is_err(), "no commit failed, but the load was refused");
+        region.close().expect("closed");
+    }
+
+    #[test]
+    fn as_many_flights_are_committed_as_were_asked_for() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let region = Region::create(options(&disks(dir.path())), ()).expect("made");
+        let id = account(&region, ACCOUNT).expect("an account");
+        for rate in [None, Some(1e6)] {
+            // More may be outstanding than there are.
+            let asked = Load { flights: Some((0, 7)), outstanding: 1_000, rate, seconds: 60.0, ..load(0) };
+            let state = Mutex::default();
+            commit(&region, id, &asked, &state).expect("begun");
+            let loaded = state.into_inner().expect("no panic").expect("shown");
+            assert_eq!(loaded.acknowledged, 7);
+        }
+        region.close().expect("closed");
+    }
+
+    #[test]
+    fn flights_that_were_asked_for_and_not_acknowledged_are_missed() {
+        let asked = Load { flights: Some((0, 3)), ..load(0) };
+        let loaded = |acknowledged| Loaded { acknowledged, ..Loaded::default() };
+        assert!(loaded(3).whole(&asked).is_ok());
+        assert!(loaded(2).whole(&asked).is_err());
+    }
 }

@@ -166,7 +166,7 @@ impl Remote {
     /// Commits a load to its end.
     ///
     /// # Errors
-    /// As [`Remote::until`]; when a commit failed.
+    /// As [`Remote::until`]; when it was not committed as a whole.
     pub(crate) fn load(&mut self, load: &Load, mut seen: impl FnMut(&Status)) -> Result<Loaded, String> {
         self.ask(&Ask::Load(load.clone()))?;
         let mut last = None;
@@ -176,8 +176,7 @@ impl Remote {
             std::thread::sleep(Duration::from_millis(19));
             status.load.as_ref().is_some_and(|load| !load.running)
         })?;
-        let loaded = last.unwrap_or_default();
-        if loaded.failed > 0 { Err(format!("{} commits failed", loaded.failed)) } else { Ok(loaded) }
+        last.unwrap_or_default().whole(load).map_err(|message| format!("region {}: {message}", self.name))
     }
 
     /// SIGKILL.
