@@ -413,15 +413,6 @@ impl Committing<'_> {
         self.loaded.latency = summarize(&self.latency);
         set(self.state, self.loaded.clone());
     }
-
-    /// A partition: of every two records one goes to the first `skew` percent of the partitions.
-    fn partition(&self, number: u64) -> PartitionId {
-        let few = (PARTITIONS * self.skew / 100).max(1);
-        // Any fixed mixing will do: neighbours do not go to neighbours.
-        let mixed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-        let at = if number.is_multiple_of(2) { mixed % few } else { mixed % PARTITIONS };
-        PartitionId(u128::from(at) + 1)
-    }
 }
 
 impl Loaded {
@@ -454,7 +445,7 @@ impl Plan for Committing<'_> {
     fn make(&mut self, number: u64) -> Transaction {
         match &self.flights {
             Some(flights) => flights.transaction(number),
-            None => Transaction::new(self.account, self.partition(number)).record(self.payload.clone()),
+            None => Transaction::new(self.account, partition(number, self.skew)).record(self.payload.clone()),
         }
     }
 
@@ -475,6 +466,23 @@ impl Plan for Committing<'_> {
         }
         now < self.until && self.loaded.failed == 0
     }
+}
+
+/// The partitions that loads write to in the account of this name.
+pub(crate) fn written(account: &str, flights: &Flights) -> Vec<PartitionId> {
+    if account == ACCOUNT {
+        return flights.partitions.iter().map(|name| PartitionId::named(name)).collect();
+    }
+    (1..=PARTITIONS).map(|partition| PartitionId(u128::from(partition))).collect()
+}
+
+/// Of every two records one goes to the first `skew` percent of the partitions.
+fn partition(number: u64, skew: u64) -> PartitionId {
+    let few = (PARTITIONS * skew / 100).max(1);
+    // Any fixed mixing will do: neighbours do not go to neighbours.
+    let mixed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    let at = if number.is_multiple_of(2) { mixed % few } else { mixed % PARTITIONS };
+    PartitionId(u128::from(at) + 1)
 }
 
 /// A folder for each of a region's three disks below `home`.
@@ -524,6 +532,17 @@ mod tests {
             assert_eq!(loaded.acknowledged, 7);
         }
         region.close().expect("closed");
+    }
+
+    #[test]
+    fn every_partition_that_a_load_writes_to_is_compared() {
+        let flights = Flights::load().expect("built in");
+        for skew in [1, 50, 100] {
+            let known = written(RECORDS, &flights);
+            assert!((0..10_000).all(|number| known.contains(&partition(number, skew))));
+        }
+        let known = written(ACCOUNT, &flights);
+        assert!(known.len() == flights.partitions.len() && known.contains(&PartitionId::named(&flights.partitions[7])));
     }
 
     #[test]
