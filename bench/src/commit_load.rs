@@ -5,13 +5,13 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use clap::ValueEnum;
 use futures::executor::LocalPool;
 use futures::future::join_all;
 use hdrhistogram::Histogram;
 use meridian::{AccountId, Ack, Error, PartitionId, Region, Transaction};
 
+use crate::compare::Payloads;
 use crate::latency;
 use crate::limit::Slice;
 use crate::load::{Answer, Pace, Plan, drive};
@@ -36,8 +36,8 @@ pub(crate) enum By {
 pub(crate) struct CommitLoad {
     /// The account to commit to.
     pub(crate) account: AccountId,
-    /// Each record's payload.
-    pub(crate) payload: Bytes,
+    /// The records' payloads.
+    pub(crate) payloads: Payloads,
     /// Commits outstanding in a closed loop.
     pub(crate) clients: usize,
     /// Commits a second in an open loop.
@@ -51,7 +51,7 @@ pub(crate) struct CommitLoad {
 impl CommitLoad {
     fn transaction(&self, number: u64) -> Transaction {
         let partition = PartitionId(u128::from(number % PARTITIONS) + 1);
-        Transaction::new(self.account, partition).record(self.payload.clone()).ack(self.ack)
+        Transaction::new(self.account, partition).record(self.payloads.of(number)).ack(self.ack)
     }
 
     /// Commits for `duration`, waits for the last, and says what was measured.

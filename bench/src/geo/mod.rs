@@ -68,6 +68,7 @@ pub(crate) fn run(place: &Place, arguments: &GeoArguments) -> Outcome {
         title: "Beside something else".into(),
         note: "What each figure is set against is in its name; both were measured in this run, on the same two processors and one disk.".into(),
     };
+    report.notes.push("The link is plain TCP, without TLS: no figure here has the cost of encryption in it.".into());
     let mut job = Job::start(&home, arguments.clone())?;
     job.break_it()?;
     if !arguments.faults_only {

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use clap::Args;
 use hdrhistogram::Histogram;
 use meridian::geo::Lane;
@@ -16,7 +15,7 @@ use meridian_wire::{Compression, Link, LinkOptions, LinkState, Listener, Listene
 use serde::{Deserialize, Serialize};
 
 use crate::Outcome;
-use crate::compare::{incompressible, region_options};
+use crate::compare::{Payloads, region_options};
 use crate::flight_load::{ACCOUNT, FlightLoad, MOST_OUTSTANDING};
 use crate::flights::Flights;
 use crate::latency::{self, Summary, summarize};
@@ -372,7 +371,7 @@ fn commit(region: &Region, account: AccountId, load: &Load, state: &Mutex<Option
     let mut plan = Committing {
         flights: flights.as_ref().map(|flights| FlightLoad::new(flights, account)),
         account,
-        payload: incompressible(load.payload),
+        payloads: Payloads::new(load.payload),
         skew: load.skew,
         last: load.flights.map_or(u64::MAX, |(first, count)| first + count),
         start,
@@ -396,7 +395,7 @@ fn commit(region: &Region, account: AccountId, load: &Load, state: &Mutex<Option
 struct Committing<'a> {
     flights: Option<FlightLoad<'a>>,
     account: AccountId,
-    payload: Bytes,
+    payloads: Payloads,
     skew: u64,
     last: u64,
     start: Instant,
@@ -445,7 +444,7 @@ impl Plan for Committing<'_> {
     fn make(&mut self, number: u64) -> Transaction {
         match &self.flights {
             Some(flights) => flights.transaction(number),
-            None => Transaction::new(self.account, partition(number, self.skew)).record(self.payload.clone()),
+            None => Transaction::new(self.account, partition(number, self.skew)).record(self.payloads.of(number)),
         }
     }
 

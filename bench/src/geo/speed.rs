@@ -333,17 +333,25 @@ impl Job {
         self.west.restart(self.arguments.catch_up + 64)?;
         let from = Lsn(self.west.status()?.committed);
         let bytes = self.backlog()?;
-        let plain = plain_stream(bytes as u64).map_err(text)? / MEBI;
+        // In turns: before and after each pass that it is held against.
+        let plain = || plain_stream(bytes as u64).map(|rate| rate / MEBI).map_err(text);
+        let before = plain()?;
         let hot = self.discarded(from, bytes)?;
+        let beside_hot = f64::midpoint(before, plain()?);
         self.west.restart(64)?;
         let cold = self.discarded(from, bytes)?;
+        let before = plain()?;
         let cached = self.discarded(from, bytes)?;
+        let beside_cached = f64::midpoint(before, plain()?);
         let [from_hot, from_cold, from_cached] = [&hot, &cold, &cached].map(|pass| number(pass.rate));
         self.progress.done(&format!(
-            "to a receiver that verifies and discards {from_hot} MiB/s from hot blocks, {from_cold} MiB/s from the disks, {from_cached} MiB/s from the system's cache; a plain stream {} MiB/s",
-            number(plain)
+            "to a receiver that verifies and discards {from_hot} MiB/s from hot blocks, {from_cold} MiB/s from the disks, {from_cached} MiB/s from the system's cache; plain streams beside the first {} MiB/s, beside the last {}",
+            number(beside_hot),
+            number(beside_cached)
         ));
-        for (name, pass) in [("from hot blocks", &hot), ("from segments in the system's cache", &cached)] {
+        let passes =
+            [("from hot blocks", &hot, beside_hot), ("from segments in the system's cache", &cached, beside_cached)];
+        for (name, pass, plain) in passes {
             let figure = format!("to a receiver that discards, {name}, against a plain stream");
             report.ratios.push(at_least(&figure, "MiB/s", pass.rate, plain, 0.8));
             let figure = format!("MiB a core-second of the sender, {name}");

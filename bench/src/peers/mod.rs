@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::Outcome;
 use crate::cli::Load;
 use crate::commit_load::By;
-use crate::compare::{Bench, Work, incompressible};
+use crate::compare::{Bench, Payloads, Work};
 use crate::latency::summarize;
 use crate::limit::Slice;
 use crate::limit_job;
@@ -65,7 +65,7 @@ impl Subject {
 /// Runs the subcommand.
 pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
     let run = Run::start(place, &load.disks, ROOM)?;
-    let payload = incompressible(load.payload as usize);
+    let payload = Payloads::new(load.payload as usize).of(0);
     let rounds = ((load.seconds / SLICE.as_secs_f64()).ceil() as usize).max(1);
     let mut report = Report::new(
         "Beside other libraries",
