@@ -147,6 +147,10 @@ impl Plan for Pipelined<'_> {
         self.load.transaction(number)
     }
 
+    fn wants(&self, _: u64) -> bool {
+        self.failed.is_none()
+    }
+
     fn answered(&mut self, answer: Answer) {
         match answer.outcome {
             Ok(_) => {

@@ -1,7 +1,7 @@
 //! One client that keeps many transactions on their way: closed loop with a fixed number outstanding, open loop at a rate.
 //!
 //! In an open loop a transaction is timed from when it was due, whether or not it could be sent then: a stall is paid
-//! for by all that it delayed (no coordinated omission).
+//! for by all that it delayed (no coordinated omission), those included that were due and not sent when the load ended.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,6 +17,9 @@ pub(crate) enum Pace {
     /// So many a second, evenly.
     Open(f64),
 }
+
+/// How long an answer is waited for where the queue is full.
+const FULL: Duration = Duration::from_millis(1);
 
 /// A transaction's end.
 pub(crate) struct Answer {
@@ -59,17 +62,19 @@ pub(crate) fn drive(region: &Region, pace: Pace, first: u64, plan: &mut dyn Plan
     let start = Instant::now();
     let mut outstanding: VecDeque<Sent> = VecDeque::new();
     let mut number = first;
-    let mut refused = None;
+    let (mut refused, mut end) = (None, None);
     while refused.is_none() {
         let now = Instant::now();
-        if !plan.goes_on(now) || !plan.wants(number) {
-            break;
+        // In an open loop that has ended, only what was due by then is left to be sent.
+        if end.is_none() && !plan.goes_on(now) {
+            end = Some(now);
         }
-        let due = due(pace, start, now, outstanding.len(), number - first);
-        for _ in 0..due {
-            if !plan.wants(number) {
-                break;
-            }
+        let due = due(pace, start, end.unwrap_or(now), outstanding.len(), number - first);
+        let mut left = match (pace, end) {
+            (Pace::Closed(_), Some(_)) => 0,
+            _ => due,
+        };
+        while left > 0 && plan.wants(number) {
             let issued = match pace {
                 Pace::Closed(_) => now,
                 Pace::Open(rate) => start + Duration::from_secs_f64((number - first) as f64 / rate),
@@ -82,13 +87,17 @@ pub(crate) fn drive(region: &Region, pace: Pace, first: u64, plan: &mut dyn Plan
                     break;
                 }
             }
-            number += 1;
+            (number, left) = (number + 1, left - 1);
+        }
+        if (end.is_some() && left == 0) || !plan.wants(number) {
+            break;
         }
         let wait = match pace {
             Pace::Closed(_) => Duration::from_millis(100),
             Pace::Open(rate) => {
                 let next = start + Duration::from_secs_f64((number - first) as f64 / rate);
-                next.saturating_duration_since(Instant::now())
+                // Behind what was due there is no time to wait for, but the queue is full.
+                next.saturating_duration_since(Instant::now()).max(if left > 0 { FULL } else { Duration::ZERO })
             }
         };
         collect(&mut outstanding, wait, plan);
@@ -127,5 +136,55 @@ fn collect(outstanding: &mut VecDeque<Sent>, wait: Duration, plan: &mut dyn Plan
             Some(sent) => (&mut sent.ticket).now_or_never(),
             None => None,
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian::{AccountId, Ack, PartitionId};
+
+    use super::*;
+    use crate::compare::region_options;
+
+    /// An open loop whose first transaction takes longer than the load lasts.
+    struct Stalls {
+        account: AccountId,
+        until: Instant,
+        latencies: Vec<Duration>,
+    }
+
+    const STALL: Duration = Duration::from_millis(200);
+
+    impl Plan for Stalls {
+        fn make(&mut self, number: u64) -> Transaction {
+            if number == 0 {
+                std::thread::sleep(STALL);
+            }
+            Transaction::new(self.account, PartitionId(1)).record(vec![7; 10])
+        }
+
+        fn answered(&mut self, answer: Answer) {
+            answer.outcome.expect("committed");
+            self.latencies.push(answer.latency);
+        }
+
+        fn goes_on(&mut self, now: Instant) -> bool {
+            now < self.until
+        }
+    }
+
+    #[test]
+    fn what_was_due_and_not_sent_when_an_open_loop_ends_counts_as_late() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disks: Vec<_> = (1..=3).map(|disk| dir.path().join(disk.to_string())).collect();
+        let region = Region::create(region_options(&disks, "region", 4, false), ()).expect("made");
+        let account = region.create_account("bench", Ack::Quorum).expect("an account");
+        let mut plan = Stalls { account, until: Instant::now() + STALL / 2, latencies: Vec::new() };
+        let next = drive(&region, Pace::Open(1_000.0), 0, &mut plan).expect("driven");
+        region.close().expect("closed");
+        // One was due each millisecond of the stall.
+        assert!(next > 200 && plan.latencies.len() as u64 == next, "{next} sent, {} timed", plan.latencies.len());
+        let late = plan.latencies.iter().filter(|latency| **latency > STALL / 2).count();
+        assert!(late >= 90, "{late} were later than half of the stall");
     }
 }

@@ -367,11 +367,13 @@ fn set(state: &Mutex<Option<Loaded>>, loaded: Loaded) {
 /// Commits a load to its end.
 fn commit(region: &Region, account: AccountId, load: &Load, state: &Mutex<Option<Loaded>>) -> Result<(), String> {
     let flights = load.flights.map(|_| Flights::load()).transpose()?;
+    let payloads = Payloads::new(load.payload);
+    // What is made beforehand is no part of the load's time.
     let start = Instant::now();
     let mut plan = Committing {
         flights: flights.as_ref().map(|flights| FlightLoad::new(flights, account)),
         account,
-        payloads: Payloads::new(load.payload),
+        payloads,
         skew: load.skew,
         last: load.flights.map_or(u64::MAX, |(first, count)| first + count),
         start,
@@ -438,7 +440,7 @@ impl Loaded {
 impl Plan for Committing<'_> {
     /// No more than were asked for, or the next load's would be among them.
     fn wants(&self, number: u64) -> bool {
-        number < self.last
+        number < self.last && self.loaded.failed == 0
     }
 
     fn make(&mut self, number: u64) -> Transaction {
