@@ -58,25 +58,25 @@ impl CommitLoad {
     ///
     /// # Errors
     /// The first commit that failed.
-    pub(crate) fn run(&self, region: &Region, duration: Duration) -> Result<Slice, Error> {
+    pub(crate) fn run(&self, region: &Region, duration: Duration) -> Result<Slice, String> {
         let cpu = CpuSample::now();
         let mut slice = match (self.by, self.rate) {
             (By::Pipeline, None) => self.pipeline(region, Pace::Closed(self.clients), duration),
             // An open loop has as many clients as are needed: one thread that never waits stands for them.
             (_, Some(rate)) => self.pipeline(region, Pace::Open(rate), duration),
-            (By::Async, None) => self.futures(region, duration),
-            (By::Threads, None) => self.threads(region, duration),
+            (By::Async, None) => self.futures(region, duration).map_err(text),
+            (By::Threads, None) => self.threads(region, duration).map_err(text),
         }?;
         slice.cpu = cpu.until(&CpuSample::now());
         Ok(slice)
     }
 
-    fn pipeline(&self, region: &Region, pace: Pace, duration: Duration) -> Result<Slice, Error> {
+    fn pipeline(&self, region: &Region, pace: Pace, duration: Duration) -> Result<Slice, String> {
         let start = Instant::now();
         let mut plan = Pipelined { load: self, slice: Slice::empty(), until: start + duration, failed: None };
         drive(region, pace, 0, &mut plan)?;
         plan.slice.elapsed = start.elapsed();
-        plan.failed.map_or(Ok(plan.slice), Err)
+        plan.failed.map_or(Ok(plan.slice), |error| Err(text(error)))
     }
 
     fn futures(&self, region: &Region, duration: Duration) -> Result<Slice, Error> {
@@ -128,6 +128,11 @@ impl CommitLoad {
         })?;
         Ok(finished(elapsed, latencies))
     }
+}
+
+/// The text of any error.
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }
 
 fn finished(elapsed: Duration, latency: Histogram<u64>) -> Slice {

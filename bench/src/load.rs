@@ -18,6 +18,8 @@ pub(crate) enum Pace {
     Open(f64),
 }
 
+/// How long there may be no answer at all, once nothing new is sent.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long an answer is waited for where the queue is full.
 const FULL: Duration = Duration::from_millis(1);
 
@@ -57,9 +59,11 @@ struct Sent {
 /// Sends transactions numbered from `first` until the plan stops; returns the number after the last.
 ///
 /// # Errors
-/// The first transaction that was refused at once, but for a full queue, which is waited for.
-pub(crate) fn drive(region: &Region, pace: Pace, first: u64, plan: &mut dyn Plan) -> Result<u64, Error> {
+/// The first transaction that was refused at once, but for a full queue, which is waited for; that no answer came for [`PATIENCE`] after the
+/// load had ended.
+pub(crate) fn drive(region: &Region, pace: Pace, first: u64, plan: &mut dyn Plan) -> Result<u64, String> {
     let start = Instant::now();
+    let mut silence = Silence::new(PATIENCE);
     let mut outstanding: VecDeque<Sent> = VecDeque::new();
     let mut number = first;
     let (mut refused, mut end) = (None, None);
@@ -68,6 +72,7 @@ pub(crate) fn drive(region: &Region, pace: Pace, first: u64, plan: &mut dyn Plan
         // In an open loop that has ended, only what was due by then is left to be sent.
         if end.is_none() && !plan.goes_on(now) {
             end = Some(now);
+            silence.broken();
         }
         let due = due(pace, start, end.unwrap_or(now), outstanding.len(), number - first);
         let mut left = match (pace, end) {
@@ -83,7 +88,7 @@ pub(crate) fn drive(region: &Region, pace: Pace, first: u64, plan: &mut dyn Plan
                 Ok(ticket) => outstanding.push_back(Sent { number, issued, ticket }),
                 Err(error) if error.kind() == ErrorKind::Busy => break,
                 Err(error) => {
-                    refused = Some(error);
+                    refused = Some(error.to_string());
                     break;
                 }
             }
@@ -100,12 +105,53 @@ pub(crate) fn drive(region: &Region, pace: Pace, first: u64, plan: &mut dyn Plan
                 next.saturating_duration_since(Instant::now()).max(if left > 0 { FULL } else { Duration::ZERO })
             }
         };
-        collect(&mut outstanding, wait, plan);
+        silence.after(collect(&mut outstanding, wait, plan));
+        // What is left may find the queue full for ever.
+        if end.is_some() {
+            silence.endured(outstanding.len())?;
+        }
     }
+    silence.broken();
     while !outstanding.is_empty() {
-        collect(&mut outstanding, Duration::from_secs(1), plan);
+        silence.after(collect(&mut outstanding, Duration::from_secs(1), plan));
+        silence.endured(outstanding.len())?;
     }
     refused.map_or(Ok(number), Err)
+}
+
+/// How long there has been no answer.
+struct Silence {
+    since: Instant,
+    patience: Duration,
+}
+
+impl Silence {
+    fn new(patience: Duration) -> Silence {
+        Silence { since: Instant::now(), patience }
+    }
+
+    /// An answer came, or answers are waited for only from here on.
+    fn broken(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// So many answers came.
+    fn after(&mut self, answers: usize) {
+        if answers > 0 {
+            self.broken();
+        }
+    }
+
+    /// An error once it has lasted too long.
+    fn endured(&self, outstanding: usize) -> Result<(), String> {
+        if self.since.elapsed() <= self.patience {
+            return Ok(());
+        }
+        Err(format!(
+            "no answer in {} s, {outstanding} outstanding: one is lost, or the region hangs",
+            self.patience.as_secs()
+        ))
+    }
 }
 
 /// How many transactions are to be sent now.
@@ -119,24 +165,27 @@ fn due(pace: Pace, start: Instant, now: Instant, outstanding: usize, sent: u64) 
     }
 }
 
-/// Waits for the oldest answer, not longer than `wait`, and takes all that have come with it.
-fn collect(outstanding: &mut VecDeque<Sent>, wait: Duration, plan: &mut dyn Plan) {
+/// Waits for the oldest answer, not longer than `wait`, and takes all that have come with it. Returns how many.
+fn collect(outstanding: &mut VecDeque<Sent>, wait: Duration, plan: &mut dyn Plan) -> usize {
     let Some(oldest) = outstanding.front_mut() else {
         std::thread::sleep(wait);
-        return;
+        return 0;
     };
+    let mut answers = 0;
     let mut next = oldest.ticket.wait_timeout(wait);
     let at = Instant::now();
     while let Some(outcome) = next {
         if let Some(sent) = outstanding.pop_front() {
             let latency = at.saturating_duration_since(sent.issued);
             plan.answered(Answer { number: sent.number, at, latency, outcome });
+            answers += 1;
         }
         next = match outstanding.front_mut() {
             Some(sent) => (&mut sent.ticket).now_or_never(),
             None => None,
         };
     }
+    answers
 }
 
 #[cfg(test)]
@@ -171,6 +220,17 @@ mod tests {
         fn goes_on(&mut self, now: Instant) -> bool {
             now < self.until
         }
+    }
+
+    #[test]
+    fn a_silence_is_an_error_once_it_lasts_too_long() {
+        let mut silence = Silence::new(Duration::from_millis(20));
+        assert!(silence.endured(1).is_ok());
+        std::thread::sleep(Duration::from_millis(30));
+        silence.after(0);
+        assert!(silence.endured(1).is_err(), "nothing was answered");
+        silence.after(1);
+        assert!(silence.endured(1).is_ok());
     }
 
     #[test]

@@ -389,7 +389,7 @@ fn commit(region: &Region, account: AccountId, load: &Load, state: &Mutex<Option
     };
     let driven = drive(region, pace, load.flights.map_or(0, |(first, _)| first), &mut plan);
     // One reading must not show it ended without its error.
-    (plan.loaded.running, plan.loaded.error) = (false, driven.err().map(text));
+    (plan.loaded.running, plan.loaded.error) = (false, driven.err());
     plan.show();
     Ok(())
 }
