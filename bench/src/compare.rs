@@ -111,7 +111,7 @@ impl Bench {
         }
     }
 
-    /// One slice of each side after a slice to warm up, `rounds` times. `seen` is told of each engine slice.
+    /// One slice of each side after a slice to warm up, `rounds` times; who comes first changes. `seen` is told of each engine slice.
     ///
     /// # Errors
     /// A message with the first commit or write that failed.
@@ -125,14 +125,21 @@ impl Bench {
         let mut bare = with_limit.then(|| Limit::open(limit_config(&self.disks, work))).transpose().map_err(text)?;
         let load = self.load(work);
         self.slice(&load, SLICE)?;
+        if let Some(bare) = &mut bare {
+            bare.warm_up(SLICE).map_err(text)?;
+        }
         let before = self.region.stats().map_err(text)?;
         let (mut ours, mut limit) = (Slice::empty(), Slice::empty());
-        for _ in 0..rounds {
-            let one = self.slice(&load, SLICE)?;
-            seen(&one);
-            ours.add(&one);
-            if let Some(bare) = &mut bare {
-                limit.add(&bare.run(SLICE).map_err(text)?);
+        for round in 0..rounds {
+            // Who comes first finds a disk that has rested.
+            for turn in [round % 2, (round + 1) % 2] {
+                if turn == 0 {
+                    let one = self.slice(&load, SLICE)?;
+                    seen(&one);
+                    ours.add(&one);
+                } else if let Some(bare) = &mut bare {
+                    limit.add(&bare.run(SLICE).map_err(text)?);
+                }
             }
         }
         let stats = since(self.region.stats().map_err(text)?, &before);

@@ -23,6 +23,7 @@ pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
     let run = Run::start(place, &load.disks, FILE_SIZE)?;
     let config = config(load, run.disks());
     let mut limit = Limit::open(config).map_err(|error| format!("cannot prepare the files: {error}"))?;
+    limit.warm_up(SLICE).map_err(|error| format!("a write failed: {error}"))?;
     let mut progress = Progress::new(false);
     progress.step("durable writes", (load.seconds * 1_000.0) as u64);
     let mut all = Slice::empty();
