@@ -229,7 +229,7 @@ impl Job {
             detail: format!("{} frames, {} differ", number(compared.frames as f64), compared.differ),
         });
         report.checks.push(Check {
-            claim: "Every partition has the same digest and the same next sequence, trimmed records included".into(),
+            claim: "Every partition of the copies that are kept has the same digest and the same next sequence, trimmed records included".into(),
             holds: compared.partitions_differ == 0 && compared.partitions > 0,
             detail: format!("{} partitions, {} differ", compared.partitions, compared.partitions_differ),
         });
