@@ -76,7 +76,7 @@ pub(crate) fn run(disks: &[PathBuf], first: u64, rate: f64) -> Outcome {
     plan.say(Message::Serving(start.elapsed()));
     let account = account(&region)?;
     plan.load = Some(FlightLoad::new(&flights, account));
-    drive(&region, Pace::Open(rate), first, &mut plan).map_err(|error| error.to_string())?;
+    drive(&region, Pace::Open(rate), first, &mut plan)?;
     Ok(true)
 }
 

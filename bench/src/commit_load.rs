@@ -5,13 +5,13 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use clap::ValueEnum;
 use futures::executor::LocalPool;
 use futures::future::join_all;
 use hdrhistogram::Histogram;
 use meridian::{AccountId, Ack, Error, PartitionId, Region, Transaction};
 
+use crate::compare::Payloads;
 use crate::latency;
 use crate::limit::Slice;
 use crate::load::{Answer, Pace, Plan, drive};
@@ -36,8 +36,8 @@ pub(crate) enum By {
 pub(crate) struct CommitLoad {
     /// The account to commit to.
     pub(crate) account: AccountId,
-    /// Each record's payload.
-    pub(crate) payload: Bytes,
+    /// The records' payloads.
+    pub(crate) payloads: Payloads,
     /// Commits outstanding in a closed loop.
     pub(crate) clients: usize,
     /// Commits a second in an open loop.
@@ -51,32 +51,32 @@ pub(crate) struct CommitLoad {
 impl CommitLoad {
     fn transaction(&self, number: u64) -> Transaction {
         let partition = PartitionId(u128::from(number % PARTITIONS) + 1);
-        Transaction::new(self.account, partition).record(self.payload.clone()).ack(self.ack)
+        Transaction::new(self.account, partition).record(self.payloads.of(number)).ack(self.ack)
     }
 
     /// Commits for `duration`, waits for the last, and says what was measured.
     ///
     /// # Errors
     /// The first commit that failed.
-    pub(crate) fn run(&self, region: &Region, duration: Duration) -> Result<Slice, Error> {
+    pub(crate) fn run(&self, region: &Region, duration: Duration) -> Result<Slice, String> {
         let cpu = CpuSample::now();
         let mut slice = match (self.by, self.rate) {
             (By::Pipeline, None) => self.pipeline(region, Pace::Closed(self.clients), duration),
             // An open loop has as many clients as are needed: one thread that never waits stands for them.
             (_, Some(rate)) => self.pipeline(region, Pace::Open(rate), duration),
-            (By::Async, None) => self.futures(region, duration),
-            (By::Threads, None) => self.threads(region, duration),
+            (By::Async, None) => self.futures(region, duration).map_err(text),
+            (By::Threads, None) => self.threads(region, duration).map_err(text),
         }?;
         slice.cpu = cpu.until(&CpuSample::now());
         Ok(slice)
     }
 
-    fn pipeline(&self, region: &Region, pace: Pace, duration: Duration) -> Result<Slice, Error> {
+    fn pipeline(&self, region: &Region, pace: Pace, duration: Duration) -> Result<Slice, String> {
         let start = Instant::now();
         let mut plan = Pipelined { load: self, slice: Slice::empty(), until: start + duration, failed: None };
         drive(region, pace, 0, &mut plan)?;
         plan.slice.elapsed = start.elapsed();
-        plan.failed.map_or(Ok(plan.slice), Err)
+        plan.failed.map_or(Ok(plan.slice), |error| Err(text(error)))
     }
 
     fn futures(&self, region: &Region, duration: Duration) -> Result<Slice, Error> {
@@ -130,6 +130,11 @@ impl CommitLoad {
     }
 }
 
+/// The text of any error.
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
 fn finished(elapsed: Duration, latency: Histogram<u64>) -> Slice {
     Slice { records: latency.len(), elapsed, latency, ..Slice::empty() }
 }
@@ -145,6 +150,10 @@ struct Pipelined<'a> {
 impl Plan for Pipelined<'_> {
     fn make(&mut self, number: u64) -> Transaction {
         self.load.transaction(number)
+    }
+
+    fn wants(&self, _: u64) -> bool {
+        self.failed.is_none()
     }
 
     fn answered(&mut self, answer: Answer) {

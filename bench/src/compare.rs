@@ -23,6 +23,8 @@ const KEEP: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The segment up to which a fresh region is warmed up.
 const WARM: u32 = 8;
+/// Bytes that different payloads are cut from: four of the link's batches.
+const POOL: usize = 4 << 20;
 /// How long each side has its turn.
 pub(crate) const SLICE: Duration = Duration::from_millis(400);
 
@@ -101,7 +103,7 @@ impl Bench {
     pub(crate) fn load(&self, work: &Work) -> CommitLoad {
         CommitLoad {
             account: self.account,
-            payload: incompressible(work.payload),
+            payloads: Payloads::new(work.payload),
             clients: work.clients,
             rate: work.rate,
             ack: work.ack,
@@ -109,7 +111,7 @@ impl Bench {
         }
     }
 
-    /// One slice of each side after a slice to warm up, `rounds` times. `seen` is told of each engine slice.
+    /// One slice of each side after a slice to warm up, `rounds` times; who comes first changes. `seen` is told of each engine slice.
     ///
     /// # Errors
     /// A message with the first commit or write that failed.
@@ -123,14 +125,21 @@ impl Bench {
         let mut bare = with_limit.then(|| Limit::open(limit_config(&self.disks, work))).transpose().map_err(text)?;
         let load = self.load(work);
         self.slice(&load, SLICE)?;
+        if let Some(bare) = &mut bare {
+            bare.warm_up(SLICE).map_err(text)?;
+        }
         let before = self.region.stats().map_err(text)?;
         let (mut ours, mut limit) = (Slice::empty(), Slice::empty());
-        for _ in 0..rounds {
-            let one = self.slice(&load, SLICE)?;
-            seen(&one);
-            ours.add(&one);
-            if let Some(bare) = &mut bare {
-                limit.add(&bare.run(SLICE).map_err(text)?);
+        for round in 0..rounds {
+            // Who comes first finds a disk that has rested.
+            for turn in [round % 2, (round + 1) % 2] {
+                if turn == 0 {
+                    let one = self.slice(&load, SLICE)?;
+                    seen(&one);
+                    ours.add(&one);
+                } else if let Some(bare) = &mut bare {
+                    limit.add(&bare.run(SLICE).map_err(text)?);
+                }
             }
         }
         let stats = since(self.region.stats().map_err(text)?, &before);
@@ -193,8 +202,30 @@ fn limit_config(disks: &[PathBuf], work: &Work) -> LimitConfig {
     }
 }
 
-/// Bytes that no layer below compresses away.
-pub(crate) fn incompressible(len: usize) -> Bytes {
+/// Payloads of one length: slices of one pool of bytes, side by side, so that neither one of them nor a batch of them can be compressed away
+/// below. They repeat after [`POOL`] bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Payloads {
+    pool: Bytes,
+    len: usize,
+}
+
+impl Payloads {
+    /// Payloads of `len` bytes.
+    pub(crate) fn new(len: usize) -> Payloads {
+        Payloads { pool: incompressible(POOL.max(len)), len }
+    }
+
+    /// The payload of the record of this number. It costs no copy.
+    pub(crate) fn of(&self, number: u64) -> Bytes {
+        let places = (self.pool.len() / self.len.max(1)) as u64;
+        let at = (number % places.max(1)) as usize * self.len;
+        self.pool.slice(at..at + self.len)
+    }
+}
+
+/// Bytes that cannot be compressed by themselves; a repetition of them can.
+fn incompressible(len: usize) -> Bytes {
     let mut state = 0x2545_F491_4F6C_DD1D_u64;
     let next = |_| {
         state ^= state << 13;
@@ -296,5 +327,24 @@ pub(crate) fn ratio(figure: Figure, work: &Work, measured: &Measured, aim: Optio
         target: aim,
         absolute: figure == Figure::Cpu,
         more_is_better: matches!(figure, Figure::Rate | Figure::Throughput),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_two_payloads_of_a_batch_are_alike() {
+        for len in [100, 1 << 10, 64 << 10] {
+            let payloads = Payloads::new(len);
+            let batch = (1 << 20) / len as u64;
+            let different: BTreeSet<Bytes> = (777..777 + batch).map(|number| payloads.of(number)).collect();
+            assert_eq!(different.len() as u64, batch);
+            assert!(different.iter().all(|payload| payload.len() == len));
+        }
+        assert_eq!(Payloads::new(0).of(5), Bytes::new());
+        assert_eq!(Payloads::new(POOL + 1).of(5).len(), POOL + 1);
     }
 }

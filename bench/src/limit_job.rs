@@ -23,6 +23,7 @@ pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
     let run = Run::start(place, &load.disks, FILE_SIZE)?;
     let config = config(load, run.disks());
     let mut limit = Limit::open(config).map_err(|error| format!("cannot prepare the files: {error}"))?;
+    limit.warm_up(SLICE).map_err(|error| format!("a write failed: {error}"))?;
     let mut progress = Progress::new(false);
     progress.step("durable writes", (load.seconds * 1_000.0) as u64);
     let mut all = Slice::empty();
@@ -45,6 +46,7 @@ pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
     let mut report = Report::new("The limit", &describe(load, run.disks().len()), machine::describe(run.disks()));
     report.drivers.push(("limit".to_string(), limit.driver()));
     report.headline(number(all.rate()), "records/s", "acknowledged");
+    report.notes.extend(offered(load, &all));
     report.headline(number(all.rate() * f64::from(load.payload) / 1_048_576.0), "MiB/s", "of payload");
     report.headline(latency(summary.p50_us), "", "p50 until durable");
     report.headline(latency(summary.p99_us), "", "p99 until durable");
@@ -72,6 +74,16 @@ pub(crate) fn config(load: &Load, disks: &[PathBuf]) -> LimitConfig {
         rate: load.rate,
         threads: load.threads,
     }
+}
+
+/// What an open loop offered, and what came of it.
+pub(crate) fn offered(load: &Load, slice: &Slice) -> Option<String> {
+    let rate = load.rate?;
+    Some(format!(
+        "Open loop: {} records/s offered, {} achieved. What was late is timed from when it was due.",
+        number(rate),
+        number(slice.rate())
+    ))
 }
 
 /// What a load is, in a sentence.

@@ -50,6 +50,7 @@ pub(crate) fn run(place: &Place, arguments: &LogArguments) -> Outcome {
     ));
     report.drivers.extend(measured.limit_driver.clone().map(|driver| ("limit".to_string(), driver)));
     headlines(&mut report, &measured, load.payload);
+    report.notes.extend(limit_job::offered(load, &measured.ours));
     let who = format!("{:?} clients", arguments.by).to_lowercase();
     let mut series = vec![Series { name: "Meridian".into(), meaning: who, summary }];
     report.cpu.push(CpuRow { what: "Meridian".into(), records: measured.ours.records, cpu: measured.ours.cpu });

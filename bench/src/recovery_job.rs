@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use meridian::{Ack, DiskConfig, Options, PartitionId, Region, Transaction};
 
 use crate::Outcome;
-use crate::compare::incompressible;
+use crate::compare::Payloads;
 use crate::load::{Answer, Pace, Plan, drive};
 use crate::machine;
 use crate::progress::Progress;
@@ -43,7 +43,7 @@ pub(crate) fn run(place: &Place, segments: u32) -> Outcome {
     progress.step("filling segments", u64::from(segments));
     let region = Region::create(options.clone(), ()).map_err(text)?;
     let account = region.create_account("recovery", Ack::Quorum).map_err(text)?;
-    let payload = incompressible(RECORD);
+    let payloads = Payloads::new(RECORD);
     let mut plan = Fill {
         region: &region,
         progress: &mut progress,
@@ -51,7 +51,7 @@ pub(crate) fn run(place: &Place, segments: u32) -> Outcome {
         looked: Instant::now(),
         full: false,
         failed: None,
-        make: |number| Transaction::new(account, PartitionId(u128::from(number % 64))).record(payload.clone()),
+        make: |number| Transaction::new(account, PartitionId(u128::from(number % 64))).record(payloads.of(number)),
     };
     drive(&region, Pace::Closed(OUTSTANDING), 0, &mut plan).map_err(text)?;
     if let Some(error) = plan.failed {

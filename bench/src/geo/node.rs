@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use clap::Args;
 use hdrhistogram::Histogram;
-use meridian::{AccountId, Ack, Lsn, PartitionId, Region, Transaction};
+use meridian::geo::Lane;
+use meridian::{AccountId, Ack, LogId, Lsn, PartitionId, Region, Transaction};
 use meridian_wire::{Compression, Link, LinkOptions, LinkState, Listener, ListenerOptions, Peer};
 use serde::{Deserialize, Serialize};
 
 use crate::Outcome;
-use crate::compare::{incompressible, region_options};
+use crate::compare::{Payloads, region_options};
 use crate::flight_load::{ACCOUNT, FlightLoad, MOST_OUTSTANDING};
 use crate::flights::Flights;
 use crate::latency::{self, Summary, summarize};
@@ -66,6 +66,8 @@ pub(crate) enum Ask {
     Alone,
     /// Whether the other region is to hold a copy of an account.
     Geo { account: String, on: bool },
+    /// How far the first lane of the log of this identity has arrived here, by the region's own durable record.
+    Held { log: u128 },
     /// Measure from here on what shipping takes.
     Reset,
     /// Give back the space of what is shipped.
@@ -99,6 +101,8 @@ pub(crate) struct Loaded {
     pub(crate) running: bool,
     pub(crate) acknowledged: u64,
     pub(crate) failed: u64,
+    /// Why it ended early: what was refused at once, or could not be begun.
+    pub(crate) error: Option<String>,
     pub(crate) seconds: f64,
     pub(crate) latency: Summary,
 }
@@ -126,6 +130,10 @@ pub(crate) struct Shipping {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Status {
     pub(crate) address: Option<SocketAddr>,
+    /// The identity of its log.
+    pub(crate) log: u128,
+    /// Position and last sync time that [`Ask::Held`] asked for.
+    pub(crate) held: Option<(u64, u64)>,
     pub(crate) driver: String,
     pub(crate) committed: u64,
     /// Of each account: name, records, sum.
@@ -241,6 +249,11 @@ impl Node {
             }
             Ask::Alone => self.beside = None,
             Ask::Geo { account, on } => drop(self.region.set_account_geo(&account, on).map_err(text)?),
+            Ask::Held { log } => {
+                let progress = self.region.progress(Lane { log: LogId(log), number: 0 }).map_err(text)?;
+                let held = progress.map(|progress| (progress.position.0, progress.time));
+                return Ok(Status { held, ..self.status()? });
+            }
             Ask::Reset => {
                 self.shipped_before = self.link.as_ref().map(|link| link.status().remotely_durable);
                 self.committed_before = Some(self.region.stats().map_err(text)?.acknowledged);
@@ -268,7 +281,9 @@ impl Node {
         let loading = thread.spawn(move || {
             let done = commit(&region, account, &load, &state);
             if let Err(message) = done {
-                eprintln!("meridian-bench region: the load failed: {message}");
+                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                let loaded = state.get_or_insert_default();
+                (loaded.running, loaded.error) = (false, Some(message));
             }
         });
         self.loading = Some(loading.map_err(text)?);
@@ -285,6 +300,8 @@ impl Node {
         let arrived = arrivals.values().next().cloned().unwrap_or_default();
         Ok(Status {
             address: self.listener.as_ref().map(Listener::local_addr),
+            log: self.region.log_id().0,
+            held: None,
             driver: self.region.health().map_err(text)?.driver,
             committed: self.region.committed().0,
             accounts: accounts.collect::<Result<_, String>>()?,
@@ -350,14 +367,15 @@ fn set(state: &Mutex<Option<Loaded>>, loaded: Loaded) {
 /// Commits a load to its end.
 fn commit(region: &Region, account: AccountId, load: &Load, state: &Mutex<Option<Loaded>>) -> Result<(), String> {
     let flights = load.flights.map(|_| Flights::load()).transpose()?;
+    let payloads = Payloads::new(load.payload);
+    // What is made beforehand is no part of the load's time.
     let start = Instant::now();
     let mut plan = Committing {
         flights: flights.as_ref().map(|flights| FlightLoad::new(flights, account)),
         account,
-        payload: incompressible(load.payload),
+        payloads,
         skew: load.skew,
         last: load.flights.map_or(u64::MAX, |(first, count)| first + count),
-        sent: 0,
         start,
         until: start + Duration::from_secs_f64(load.seconds),
         loaded: Loaded { running: true, ..Loaded::default() },
@@ -370,18 +388,18 @@ fn commit(region: &Region, account: AccountId, load: &Load, state: &Mutex<Option
         None => Pace::Closed(load.outstanding.min(MOST_OUTSTANDING)),
     };
     let driven = drive(region, pace, load.flights.map_or(0, |(first, _)| first), &mut plan);
-    plan.loaded.running = false;
+    // One reading must not show it ended without its error.
+    (plan.loaded.running, plan.loaded.error) = (false, driven.err());
     plan.show();
-    driven.map(drop).map_err(text)
+    Ok(())
 }
 
 struct Committing<'a> {
     flights: Option<FlightLoad<'a>>,
     account: AccountId,
-    payload: Bytes,
+    payloads: Payloads,
     skew: u64,
     last: u64,
-    sent: u64,
     start: Instant,
     until: Instant,
     loaded: Loaded,
@@ -396,23 +414,39 @@ impl Committing<'_> {
         self.loaded.latency = summarize(&self.latency);
         set(self.state, self.loaded.clone());
     }
+}
 
-    /// A partition: of every two records one goes to the first `skew` percent of the partitions.
-    fn partition(&self, number: u64) -> PartitionId {
-        let few = (PARTITIONS * self.skew / 100).max(1);
-        // Any fixed mixing will do: neighbours do not go to neighbours.
-        let mixed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-        let at = if number.is_multiple_of(2) { mixed % few } else { mixed % PARTITIONS };
-        PartitionId(u128::from(at) + 1)
+impl Loaded {
+    /// This, if nothing failed or was refused and every flight that was asked for was acknowledged.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub(crate) fn whole(self, load: &Load) -> Result<Loaded, String> {
+        if let Some(error) = self.error {
+            return Err(format!("the load ended early: {error}"));
+        }
+        if self.failed > 0 {
+            return Err(format!("{} commits failed", self.failed));
+        }
+        match load.flights {
+            Some((_, asked)) if asked != self.acknowledged => {
+                Err(format!("{} of {asked} flight transactions were acknowledged", self.acknowledged))
+            }
+            _ => Ok(self),
+        }
     }
 }
 
 impl Plan for Committing<'_> {
+    /// No more than were asked for, or the next load's would be among them.
+    fn wants(&self, number: u64) -> bool {
+        number < self.last && self.loaded.failed == 0
+    }
+
     fn make(&mut self, number: u64) -> Transaction {
-        self.sent = number + 1;
         match &self.flights {
             Some(flights) => flights.transaction(number),
-            None => Transaction::new(self.account, self.partition(number)).record(self.payload.clone()),
+            None => Transaction::new(self.account, partition(number, self.skew)).record(self.payloads.of(number)),
         }
     }
 
@@ -431,11 +465,92 @@ impl Plan for Committing<'_> {
             self.shown = now;
             self.show();
         }
-        now < self.until && self.sent < self.last && self.loaded.failed == 0
+        now < self.until && self.loaded.failed == 0
     }
+}
+
+/// The partitions that loads write to in the account of this name.
+pub(crate) fn written(account: &str, flights: &Flights) -> Vec<PartitionId> {
+    if account == ACCOUNT {
+        return flights.partitions.iter().map(|name| PartitionId::named(name)).collect();
+    }
+    (1..=PARTITIONS).map(|partition| PartitionId(u128::from(partition))).collect()
+}
+
+/// Of every two records one goes to the first `skew` percent of the partitions.
+fn partition(number: u64, skew: u64) -> PartitionId {
+    let few = (PARTITIONS * skew / 100).max(1);
+    // Any fixed mixing will do: neighbours do not go to neighbours.
+    let mixed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    let at = if number.is_multiple_of(2) { mixed % few } else { mixed % PARTITIONS };
+    PartitionId(u128::from(at) + 1)
 }
 
 /// A folder for each of a region's three disks below `home`.
 pub(crate) fn disks(home: &Path) -> Vec<PathBuf> {
     ["disk-1", "disk-2", "disk-3"].map(|name| home.join(name)).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(payload: usize) -> Load {
+        let (flights, account, rate) = (None, None, None);
+        Load { flights, account, payload, skew: 50, rate, outstanding: 4, seconds: 0.05 }
+    }
+
+    #[test]
+    fn a_load_that_is_refused_is_no_success() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let region = Region::create(options(&disks(dir.path())), ()).expect("made");
+        let id = account(&region, RECORDS).expect("an account");
+        let run = |payload: usize| {
+            let state = Mutex::default();
+            commit(&region, id, &load(payload), &state).expect("begun");
+            state.into_inner().expect("no panic").expect("shown")
+        };
+        let good = run(100);
+        assert!(good.acknowledged > 0 && good.whole(&load(100)).is_ok());
+        // Larger than any transaction may be.
+        let refused = run(64 << 20);
+        assert!(!refused.running && refused.failed == 0, "{refused:?}");
+        assert!(refused.whole(&load(100)).is_err(), "no commit failed, but the load was refused");
+        region.close().expect("closed");
+    }
+
+    #[test]
+    fn as_many_flights_are_committed_as_were_asked_for() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let region = Region::create(options(&disks(dir.path())), ()).expect("made");
+        let id = account(&region, ACCOUNT).expect("an account");
+        for rate in [None, Some(1e6)] {
+            // More may be outstanding than there are.
+            let asked = Load { flights: Some((0, 7)), outstanding: 1_000, rate, seconds: 60.0, ..load(0) };
+            let state = Mutex::default();
+            commit(&region, id, &asked, &state).expect("begun");
+            let loaded = state.into_inner().expect("no panic").expect("shown");
+            assert_eq!(loaded.acknowledged, 7);
+        }
+        region.close().expect("closed");
+    }
+
+    #[test]
+    fn every_partition_that_a_load_writes_to_is_compared() {
+        let flights = Flights::load().expect("built in");
+        for skew in [1, 50, 100] {
+            let known = written(RECORDS, &flights);
+            assert!((0..10_000).all(|number| known.contains(&partition(number, skew))));
+        }
+        let known = written(ACCOUNT, &flights);
+        assert!(known.len() == flights.partitions.len() && known.contains(&PartitionId::named(&flights.partitions[7])));
+    }
+
+    #[test]
+    fn flights_that_were_asked_for_and_not_acknowledged_are_missed() {
+        let asked = Load { flights: Some((0, 3)), ..load(0) };
+        let loaded = |acknowledged| Loaded { acknowledged, ..Loaded::default() };
+        assert!(loaded(3).whole(&asked).is_ok());
+        assert!(loaded(2).whole(&asked).is_err());
+    }
 }

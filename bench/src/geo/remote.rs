@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::node::{Ask, Load, Loaded, Reply, Shipping, Status, disks};
@@ -28,7 +29,39 @@ pub(crate) struct Remote {
 struct Process {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    /// Its lines, as a thread reads them that ends with it: a pipe by itself would be waited for for ever.
+    output: Receiver<std::io::Result<String>>,
+}
+
+impl Process {
+    /// Starts it.
+    fn start(command: &mut Command) -> Result<Process, String> {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.map_err(|error| format!("cannot be started: {error}"))?;
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let (Some(input), Some(pipe)) = (input, output) else { return Err("has no pipes".into()) };
+        let (lines, output) = channel();
+        let read = move || {
+            for line in BufReader::new(pipe).lines() {
+                if lines.send(line).is_err() {
+                    return;
+                }
+            }
+        };
+        let reader = std::thread::Builder::new().name("answers".into()).spawn(read);
+        reader.map_err(|error| format!("cannot be read from: {error}"))?;
+        Ok(Process { child, input, output })
+    }
+
+    /// Says a line and waits for the answer.
+    fn ask(&mut self, line: &str, patience: Duration) -> Result<String, String> {
+        writeln!(self.input, "{line}").map_err(|error| format!("is gone: {error}"))?;
+        match self.output.recv_timeout(patience) {
+            Ok(answer) => answer.map_err(|error| format!("is gone: {error}")),
+            Err(RecvTimeoutError::Timeout) => Err(format!("did not answer in {} s: {line}", patience.as_secs())),
+            Err(RecvTimeoutError::Disconnected) => Err("is gone: it ended".into()),
+        }
+    }
 }
 
 impl Remote {
@@ -59,11 +92,8 @@ impl Remote {
         if let Some(address) = self.address {
             command.arg("--listen").arg(address.to_string());
         }
-        let child = command.args(disks(&self.home)).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut child = child.map_err(|error| format!("cannot start region {}: {error}", self.name))?;
-        let (input, output) = (child.stdin.take(), child.stdout.take());
-        let (Some(input), Some(output)) = (input, output) else { return Err("a process without pipes".into()) };
-        self.process = Some(Process { child, input, output: BufReader::new(output) });
+        let process = Process::start(command.args(disks(&self.home)));
+        self.process = Some(process.map_err(|error| format!("region {} {error}", self.name))?);
         self.address = self.status()?.address;
         Ok(())
     }
@@ -84,16 +114,14 @@ impl Remote {
     /// Asks it something and waits for its answer.
     ///
     /// # Errors
-    /// Its message, or that it is gone.
+    /// Its message, that it is gone, or that it does not answer.
     pub(crate) fn ask(&mut self, ask: &Ask) -> Result<Status, String> {
         let name = self.name;
-        let gone = |error: &dyn std::fmt::Display| format!("region {name} is gone: {error}");
-        let process = self.process.as_mut().ok_or_else(|| gone(&"it was stopped"))?;
+        let process = self.process.as_mut().ok_or_else(|| format!("region {name} was stopped"))?;
         let line = serde_json::to_string(ask).map_err(|error| error.to_string())?;
-        writeln!(process.input, "{line}").map_err(|error| gone(&error))?;
-        let mut answer = String::new();
-        process.output.read_line(&mut answer).map_err(|error| gone(&error))?;
-        let reply: Reply = serde_json::from_str(&answer).map_err(|error| gone(&error))?;
+        let answer = process.ask(&line, PATIENCE).map_err(|error| format!("region {name} {error}"))?;
+        let reply: Reply = serde_json::from_str(&answer)
+            .map_err(|error| format!("region {name} does not answer in its language: {error}: {answer}"))?;
         reply.map_err(|message| format!("region {name}: {message}"))
     }
 
@@ -131,6 +159,21 @@ impl Remote {
         }
     }
 
+    /// Whether `done` comes to say so in the time that anything may take.
+    ///
+    /// # Errors
+    /// As [`Remote::ask`].
+    pub(crate) fn comes_to(&mut self, mut done: impl FnMut(&Status) -> bool) -> Result<bool, String> {
+        let start = Instant::now();
+        while !done(&self.status()?) {
+            if start.elapsed() > PATIENCE {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(true)
+    }
+
     /// Waits until everything that is committed now has arrived.
     ///
     /// # Errors
@@ -151,7 +194,7 @@ impl Remote {
     /// Commits a load to its end.
     ///
     /// # Errors
-    /// As [`Remote::until`]; when a commit failed.
+    /// As [`Remote::until`]; when it was not committed as a whole.
     pub(crate) fn load(&mut self, load: &Load, mut seen: impl FnMut(&Status)) -> Result<Loaded, String> {
         self.ask(&Ask::Load(load.clone()))?;
         let mut last = None;
@@ -161,8 +204,7 @@ impl Remote {
             std::thread::sleep(Duration::from_millis(19));
             status.load.as_ref().is_some_and(|load| !load.running)
         })?;
-        let loaded = last.unwrap_or_default();
-        if loaded.failed > 0 { Err(format!("{} commits failed", loaded.failed)) } else { Ok(loaded) }
+        last.unwrap_or_default().whole(load).map_err(|message| format!("region {}: {message}", self.name))
     }
 
     /// SIGKILL.
@@ -203,5 +245,24 @@ impl Remote {
 impl Drop for Remote {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_does_not_answer_is_an_error_and_not_waited_for_for_ever() {
+        let mut silent = Process::start(Command::new("sleep").arg("60")).expect("started");
+        let error = silent.ask("anything", Duration::from_millis(50)).expect_err("it says nothing");
+        silent.child.kill().expect("killed");
+        silent.child.wait().expect("waited for");
+        assert!(error.contains("did not answer"), "{error}");
+        let mut echo = Process::start(&mut Command::new("cat")).expect("started");
+        assert_eq!(echo.ask("anything", PATIENCE).as_deref(), Ok("anything"));
+        echo.child.kill().expect("killed");
+        echo.child.wait().expect("waited for");
+        assert!(echo.ask("anything", PATIENCE).expect_err("it is dead").contains("is gone"));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::discard::{Discard, plain_stream};
-use super::node::{Ask, Load};
+use super::node::{Ask, Load, Loaded};
 use super::remote::{LONG, PATIENCE};
 use super::{Job, at_least, text};
 use meridian::Lsn;
@@ -24,6 +24,35 @@ const NARROW: u64 = 2 << 20;
 const NARROW_REPLAYS: usize = 4;
 /// One way of the long network.
 const FAR: Duration = Duration::from_millis(50);
+
+/// What a load took of the primary, over some turns.
+#[derive(Default)]
+struct Cost {
+    records: u64,
+    seconds: f64,
+    /// Processor seconds of its process, until everything was shipped where it ships.
+    cpu: f64,
+    /// The worst turn's, in microseconds.
+    p99: f64,
+}
+
+impl Cost {
+    fn add(&mut self, loaded: &Loaded, cpu: f64) {
+        self.records += loaded.acknowledged;
+        self.seconds += loaded.seconds;
+        self.cpu += cpu;
+        self.p99 = self.p99.max(loaded.latency.p99_us);
+    }
+
+    fn rate(&self) -> f64 {
+        self.records as f64 / self.seconds
+    }
+
+    /// Microseconds.
+    fn cpu_per_record(&self) -> f64 {
+        self.cpu * 1e6 / (self.records as f64).max(1.0)
+    }
+}
 
 /// What went to a receiver that verifies and discards.
 struct Discarded {
@@ -108,53 +137,80 @@ impl Job {
         self.west.ask(&Ask::Unlink)?;
         let most = self.west.load(&self.records(None, 256, seconds), |_| {})?;
         let most = most.acknowledged as f64 / most.seconds;
-        let (mut alone, mut linked) = ((0, 0.0), (0, 0.0));
-        let mut p99 = [0.0_f64; 2];
+        let [mut alone, mut linked] = [Cost::default(), Cost::default()];
         // Of each turn: from commit to remotely durable, and what that is held against.
         let mut lags: Vec<(Summary, f64)> = Vec::new();
         for turn in 0..TURNS {
             let load = self.records(Some(most / 2.0), 0, seconds);
+            let cpu = self.west.status()?.cpu;
             let off = self.west.load(&load, |_| {})?;
-            alone = (alone.0 + off.acknowledged, alone.1 + off.seconds);
+            alone.add(&off, self.west.status()?.cpu - cpu);
             self.link(true)?;
             self.west.until_shipped()?;
-            self.west.ask(&Ask::Reset)?;
             self.east.ask(&Ask::Reset)?;
+            let cpu = self.west.ask(&Ask::Reset)?.cpu;
             let on = self.west.load(&load, |_| {})?;
-            linked = (linked.0 + on.acknowledged, linked.1 + on.seconds);
             self.west.until_shipped()?;
+            linked.add(&on, self.west.status()?.cpu - cpu);
             let shipping = self.west.shipping()?;
             let commits = self.east.status()?.commits;
             lags.push((shipping.remotely_durable, 3.0 * commits.p99_us / 1e3 + shipping.round_trip as f64 / 1e6));
-            p99 = [p99[0].max(off.latency.p99_us), p99[1].max(on.latency.p99_us)];
             self.trim()?;
             self.west.ask(&Ask::Unlink)?;
             self.progress.at(turn as u64 + 1, "");
         }
-        let [off, on] = [alone, linked].map(|(records, seconds)| records as f64 / seconds);
         self.progress.done(&format!(
-            "at half of {} records/s: {} alone, {} with a secondary",
+            "at half of {} records/s: {} µs of the primary's processor a record alone, {} with a secondary",
             number(most),
-            number(off),
-            number(on)
+            number(alone.cpu_per_record()),
+            number(linked.cpu_per_record())
         ));
+        self.tell_of_cost(report, most, [&alone, &linked], lags)?;
+        Ok(most)
+    }
+
+    /// Of the turns alone and those with a secondary.
+    fn tell_of_cost(
+        &mut self,
+        report: &mut Report,
+        most: f64,
+        [alone, linked]: [&Cost; 2],
+        mut lags: Vec<(Summary, f64)>,
+    ) -> Result<(), String> {
+        let [off, on] = [alone, linked].map(Cost::cpu_per_record);
         report.headline(
-            number((1.0 - on / off) * 100.0),
-            "%",
-            "of records/s that a secondary on the same two cores costs at half rate",
+            number(on),
+            "µs",
+            &format!("of the primary's processor a record with a secondary, {} µs without", number(off)),
         );
-        report.ratios.push(at_least("records/s at half rate, with a secondary", "records/s", on, off, 0.95));
+        // An owner's aim. At half rate an open loop is kept up with, unless the secondary takes half of everything.
+        report.ratios.push(at_least(
+            "records/s in an open loop at half of the greatest rate, with a secondary",
+            "records/s",
+            linked.rate(),
+            alone.rate(),
+            0.95,
+        ));
         let secondary = self.east.status()?;
         lags.sort_by(|one, other| (one.0.p99_us / one.1).total_cmp(&(other.0.p99_us / other.1)));
         let worst = lags.last().map_or(0.0, |(lag, _)| lag.p99_us / 1e3);
         let (lag, most_lag) = lags.swap_remove(lags.len() / 2);
         report.tables.push(Table {
             title: "Two regions on one machine, at half of the primary's greatest rate".into(),
-            note: "Both regions share the processors and the disk: the secondary's work is part of what the primary feels.".into(),
+            note: "Both regions share the processors and the disk: the secondary's work is part of what the primary feels. An open loop at \
+                half of the greatest rate: records/s stay what is offered for as long as the primary keeps up, so they do not say what a \
+                secondary costs; processor a record does."
+                .into(),
             columns: ["", "alone", "with a secondary"].map(String::from).to_vec(),
             rows: vec![
-                vec!["records/s".into(), number(off), number(on)],
-                vec!["p99 of a commit, µs".into(), number(p99[0]), number(p99[1])],
+                vec!["µs of the primary's processor a record".into(), number(off), number(on)],
+                vec!["records/s offered".into(), number(most / 2.0), number(most / 2.0)],
+                vec!["records/s achieved".into(), number(alone.rate()), number(linked.rate())],
+                vec![
+                    "p99 from when a commit was due until its answer, the worst turn, µs".into(),
+                    number(alone.p99),
+                    number(linked.p99),
+                ],
                 vec!["p99 from commit to remotely durable, the worst turn, ms".into(), String::new(), number(worst)],
                 vec!["records arrived".into(), String::new(), number(secondary.arrived.0 as f64)],
             ],
@@ -170,7 +226,7 @@ impl Job {
         if let Some(group) = self.latencies.first_mut() {
             group.series.push(series);
         }
-        Ok(most)
+        Ok(())
     }
 
     /// Commits what a secondary then catches up on.
@@ -277,17 +333,25 @@ impl Job {
         self.west.restart(self.arguments.catch_up + 64)?;
         let from = Lsn(self.west.status()?.committed);
         let bytes = self.backlog()?;
-        let plain = plain_stream(bytes as u64).map_err(text)? / MEBI;
+        // In turns: before and after each pass that it is held against.
+        let plain = || plain_stream(bytes as u64).map(|rate| rate / MEBI).map_err(text);
+        let before = plain()?;
         let hot = self.discarded(from, bytes)?;
+        let beside_hot = f64::midpoint(before, plain()?);
         self.west.restart(64)?;
         let cold = self.discarded(from, bytes)?;
+        let before = plain()?;
         let cached = self.discarded(from, bytes)?;
+        let beside_cached = f64::midpoint(before, plain()?);
         let [from_hot, from_cold, from_cached] = [&hot, &cold, &cached].map(|pass| number(pass.rate));
         self.progress.done(&format!(
-            "to a receiver that verifies and discards {from_hot} MiB/s from hot blocks, {from_cold} MiB/s from the disks, {from_cached} MiB/s from the system's cache; a plain stream {} MiB/s",
-            number(plain)
+            "to a receiver that verifies and discards {from_hot} MiB/s from hot blocks, {from_cold} MiB/s from the disks, {from_cached} MiB/s from the system's cache; plain streams beside the first {} MiB/s, beside the last {}",
+            number(beside_hot),
+            number(beside_cached)
         ));
-        for (name, pass) in [("from hot blocks", &hot), ("from segments in the system's cache", &cached)] {
+        let passes =
+            [("from hot blocks", &hot, beside_hot), ("from segments in the system's cache", &cached, beside_cached)];
+        for (name, pass, plain) in passes {
             let figure = format!("to a receiver that discards, {name}, against a plain stream");
             report.ratios.push(at_least(&figure, "MiB/s", pass.rate, plain, 0.8));
             let figure = format!("MiB a core-second of the sender, {name}");

@@ -3,8 +3,9 @@
 //! No frames, no checksums, no copies, no callers: a figure of the engine divided by the limit's, taken in turns in one
 //! run, says what the engine costs on this machine at this hour. A block here is the bare payload of its
 //! records padded to 4 KiB, from one buffer that never changes; it counts when `ack` directories have it, in log order.
+//! What is outstanding in a closed loop goes out as one block, or as several at once: [`Limit::warm_up`] tries which is fastest.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -25,6 +26,9 @@ const ALIGN: usize = 4096;
 const LARGEST_BLOCK: usize = 1 << 20;
 /// How many acknowledged blocks may wait for their slowest copy.
 const LAG: usize = 16;
+/// How long each way to cut what is outstanding into blocks is tried at a time, and how often.
+const TRY: Duration = Duration::from_millis(100);
+const TRIES: usize = 2;
 /// The name of the file that is written over and over.
 const FILE: &str = "limit";
 
@@ -114,6 +118,8 @@ impl Slice {
 pub(crate) struct Limit {
     config: LimitConfig,
     writer: Box<dyn Writer>,
+    /// Into how many blocks what is outstanding in a closed loop is cut.
+    blocks_at_once: usize,
     /// Where the next block goes.
     offset: u64,
     /// The sequence of the next block.
@@ -147,15 +153,47 @@ impl Limit {
             fs::create_dir_all(path)?;
         }
         let writer = choose_writer(&paths, config.in_flight, config.threads)?;
-        let mut limit =
-            Limit { config, writer, offset: 0, next: 0, blocks: VecDeque::new(), acknowledged: 0, done: Vec::new() };
+        let (blocks, done) = (VecDeque::new(), Vec::new());
+        let mut limit = Limit { config, writer, blocks_at_once: 1, offset: 0, next: 0, blocks, acknowledged: 0, done };
         limit.prepare()?;
         Ok(limit)
     }
 
     /// How the blocks are written.
     pub(crate) fn driver(&self) -> String {
-        self.writer.name()
+        let name = self.writer.name();
+        match self.blocks_at_once {
+            _ if self.config.rate.is_some() => name,
+            1 => format!("{name}; what is outstanding as one block"),
+            blocks => format!("{name}; what is outstanding as {blocks} blocks at once"),
+        }
+    }
+
+    /// Tries in turns whether what is outstanding is fastest as one block, as two, or as many as may be in flight, and keeps the fastest. Then
+    /// runs for `duration`. An open loop has nothing to cut: it sends what is due.
+    ///
+    /// # Errors
+    /// As [`Limit::run`].
+    pub(crate) fn warm_up(&mut self, duration: Duration) -> io::Result<()> {
+        if self.config.rate.is_none() {
+            let ways = self.ways();
+            let mut tried: Vec<_> = ways.into_iter().map(|blocks| (blocks, Slice::empty())).collect();
+            for _ in 0..TRIES {
+                for (blocks, slice) in &mut tried {
+                    self.blocks_at_once = *blocks;
+                    slice.add(&self.run(TRY)?);
+                }
+            }
+            let best = tried.iter().max_by(|one, other| one.1.rate().total_cmp(&other.1.rate()));
+            self.blocks_at_once = best.map_or(1, |(blocks, _)| *blocks);
+        }
+        self.run(duration).map(drop)
+    }
+
+    /// The numbers of blocks that are tried: no more than may be in flight, and than there are records.
+    fn ways(&self) -> BTreeSet<usize> {
+        let most = self.config.in_flight.min(self.config.outstanding);
+        [1, 2, most].into_iter().filter(|blocks| *blocks <= most).collect()
     }
 
     /// Issues records for `duration`, waits for the last, and says what was measured.
@@ -174,8 +212,9 @@ impl Limit {
         loop {
             let now = Instant::now();
             let over = now - start >= duration;
-            if let (Some(rate), false) = (self.config.rate, over) {
-                arrivals(rate, start, now, &mut arrived, &mut pending);
+            if let Some(rate) = self.config.rate {
+                // What was due while a write was waited for is owed, also where the time was over meanwhile.
+                arrivals(rate, start, now.min(start + duration), &mut arrived, &mut pending);
             }
             if over && self.config.rate.is_none() {
                 pending.clear();
@@ -223,7 +262,10 @@ impl Limit {
 
     /// Gathers what is pending into one block and starts it.
     fn commit(&mut self, pending: &mut VecDeque<Group>) -> io::Result<()> {
-        let most = LARGEST_BLOCK / self.config.record;
+        let mut most = LARGEST_BLOCK / self.config.record;
+        if self.config.rate.is_none() {
+            most = most.min(self.config.outstanding.div_ceil(self.blocks_at_once));
+        }
         let mut block = Block { groups: Vec::new(), records: 0, copies: 0 };
         while let Some(group) = pending.front_mut() {
             let take = group.records.min(most - block.records);
@@ -374,7 +416,27 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = LimitConfig { rate: Some(1_000.0), ..config(dir.path(), true) };
         let slice = Limit::open(config).expect("opened").run(Duration::from_millis(200)).expect("run");
-        assert!((180..=201).contains(&slice.records), "{}", slice.records);
+        assert_eq!(slice.records, 200, "however late a write was");
+    }
+
+    #[test]
+    fn what_is_outstanding_is_cut_into_as_many_blocks_as_is_fastest() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let config = LimitConfig { outstanding: 9, in_flight: 4, ..config(dir.path(), true) };
+        let mut limit = Limit::open(config).expect("opened");
+        assert_eq!(limit.ways(), BTreeSet::from([1, 2, 4]));
+        for (blocks, records) in [(1, 9), (2, 5), (4, 3)] {
+            limit.blocks_at_once = blocks;
+            let mut pending = VecDeque::from([Group { issued: Instant::now(), records: 9 }]);
+            limit.commit(&mut pending).expect("written");
+            assert_eq!(limit.blocks.back().expect("on its way").records, records);
+            while !limit.blocks.is_empty() {
+                limit.collect(TRY, &mut Slice::empty(), &mut VecDeque::new()).expect("done");
+            }
+        }
+        limit.warm_up(Duration::from_millis(10)).expect("tried");
+        assert!(limit.ways().contains(&limit.blocks_at_once));
+        assert!(limit.driver().contains("what is outstanding as"), "{}", limit.driver());
     }
 
     #[test]

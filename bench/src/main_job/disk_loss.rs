@@ -29,6 +29,15 @@ struct Moments {
     whole: Option<Instant>,
 }
 
+/// Says that the script is over when it is dropped: where the script panics, too, or the load would go on for ever.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Pulls a disk of the current set, waits for the copies to be whole, and lets the load run on a little.
 fn script(region: &Region, pull: impl Fn(usize), moments: &Mutex<Moments>) -> Result<usize, String> {
     let note = |change: &dyn Fn(&mut Moments)| change(&mut moments.lock().unwrap_or_else(PoisonError::into_inner));
@@ -113,9 +122,8 @@ impl Job<'_> {
         let begun = self.meter.seconds();
         let (victim, end, records, failed) = std::thread::scope(|scope| -> Result<_, String> {
             let scripted = scope.spawn(|| {
-                let victim = script(&region, |disk| plugs.pull(disk), &moments);
-                over.store(true, Ordering::SeqCst);
-                victim
+                let _over = Over(&over);
+                script(&region, |disk| plugs.pull(disk), &moments)
             });
             let mut plan = FlightPlan::new(self, |_, _| !over.load(Ordering::SeqCst)).watched_by(|at, took| {
                 let now = *moments.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,31 +4,36 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
-use super::stores::{Peer, Store};
+use super::stores::{Batch, Peer, Store};
+use crate::compare::Payloads;
 use crate::latency;
 use crate::limit::Slice;
 use crate::machine::CpuSample;
 
+/// The most batches that are on their way and do not count yet.
+pub(super) const DEEPEST: usize = 2;
 /// How far the slowest copy may fall behind the acknowledged ones, in batches.
 const LAG: usize = 16;
 
 /// Three copies of a peer; a batch counts when `ack` of them have it, in order.
 pub(super) struct Replicated {
     stores: Vec<Arc<dyn Store>>,
-    jobs: Vec<SyncSender<u64>>,
+    jobs: Vec<SyncSender<(u64, Arc<Batch>)>>,
     done: Receiver<Result<u64, String>>,
     writers: Vec<JoinHandle<()>>,
     next: u64,
+    /// Batches that nobody writes.
+    unused: Vec<Arc<Batch>>,
+    /// The number of the next record.
+    record: u64,
 }
 
 impl Replicated {
-    /// Opens a copy in each directory, each with a thread that appends batches of `batch` records.
+    /// Opens a copy in each directory, each with a thread that appends batches of `batch` records, which are made here.
     ///
     /// # Errors
     /// What the library says.
@@ -36,15 +41,18 @@ impl Replicated {
         peer: &Peer,
         directories: &[PathBuf],
         batch: u64,
-        payload: &Bytes,
+        payloads: &Payloads,
     ) -> Result<Replicated, String> {
         let (report, done) = channel();
-        let mut all = Replicated { stores: Vec::new(), jobs: Vec::new(), done, writers: Vec::new(), next: 0 };
+        // As many as may miss a copy.
+        let unused = (0..DEEPEST + LAG).map(|_| Arc::new(Batch::new(peer, batch, payloads))).collect();
+        let (stores, jobs, writers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut all = Replicated { stores, jobs, done, writers, next: 0, unused, record: 0 };
         for directory in directories {
             let store: Arc<dyn Store> = Arc::from((peer.open)(directory, 1)?);
-            let (sender, jobs) = sync_channel::<u64>(LAG + 2);
-            let (writer, report, payload) = (Arc::clone(&store), report.clone(), payload.clone());
-            all.writers.push(std::thread::spawn(move || serve(&*writer, &jobs, &report, batch, &payload)));
+            let (sender, jobs) = sync_channel(LAG + DEEPEST);
+            let (writer, report) = (Arc::clone(&store), report.clone());
+            all.writers.push(std::thread::spawn(move || serve(&*writer, &jobs, &report)));
             all.jobs.push(sender);
             all.stores.push(store);
         }
@@ -59,17 +67,18 @@ impl Replicated {
         let cpu = CpuSample::now();
         let start = Instant::now();
         let mut slice = Slice::empty();
-        // Issue time and copies done of each batch that misses one; the first `acknowledged` of them count already.
-        let mut batches: VecDeque<(Instant, usize)> = VecDeque::new();
+        // Issue time, copies done and records of each batch that misses one; the first `acknowledged` of them count already.
+        let mut batches: VecDeque<(Instant, usize, Arc<Batch>)> = VecDeque::new();
         let mut acknowledged = 0;
         let mut now = start;
         loop {
             while now - start < duration && batches.len() - acknowledged < depth && batches.len() < depth + LAG {
+                let records = self.numbered()?;
                 for jobs in &self.jobs {
-                    jobs.send(self.next).map_err(|_| "a writer is gone".to_string())?;
+                    jobs.send((self.next, Arc::clone(&records))).map_err(|_| "a writer is gone".to_string())?;
                 }
                 self.next += 1;
-                batches.push_back((now, 0));
+                batches.push_back((now, 0, records));
             }
             if batches.is_empty() {
                 break;
@@ -78,7 +87,7 @@ impl Replicated {
             let first = self.next - batches.len() as u64;
             batches[(number - first) as usize].1 += 1;
             now = Instant::now();
-            while let Some((issued, copies)) = batches.get(acknowledged)
+            while let Some((issued, copies, _)) = batches.get(acknowledged)
                 && *copies >= ack
             {
                 latency::record(&mut slice.latency, now - *issued, batch);
@@ -87,13 +96,21 @@ impl Replicated {
                 acknowledged += 1;
             }
             while acknowledged > 0 && batches[0].1 == self.stores.len() {
-                batches.pop_front();
+                self.unused.extend(batches.pop_front().map(|(_, _, records)| records));
                 acknowledged -= 1;
             }
         }
         slice.cpu = cpu.until(&CpuSample::now());
         self.stores.iter().try_for_each(|store| store.tidy())?;
         Ok(slice)
+    }
+
+    /// A batch under the next numbers.
+    fn numbered(&mut self) -> Result<Arc<Batch>, String> {
+        let mut records = self.unused.pop().ok_or("more batches on their way than were made")?;
+        Arc::get_mut(&mut records).ok_or("a batch that counts as written is still being written")?.number(self.record);
+        self.record = records.next();
+        Ok(records)
     }
 }
 
@@ -107,9 +124,11 @@ impl Drop for Replicated {
     }
 }
 
-fn serve(store: &dyn Store, jobs: &Receiver<u64>, report: &Sender<Result<u64, String>>, batch: u64, payload: &Bytes) {
-    while let Ok(number) = jobs.recv() {
-        let answer = store.append(0, batch, payload).map(|()| number);
+fn serve(store: &dyn Store, jobs: &Receiver<(u64, Arc<Batch>)>, report: &Sender<Result<u64, String>>) {
+    while let Ok((number, batch)) = jobs.recv() {
+        let answer = store.append(0, &batch).map(|()| number);
+        // Whoever has the last answer uses the batch again.
+        drop(batch);
         if report.send(answer).is_err() {
             return;
         }
@@ -119,6 +138,8 @@ fn serve(store: &dyn Store, jobs: &Receiver<u64>, report: &Sender<Result<u64, St
 /// One copy of a peer, written by blocking threads, a record a call, a lane a thread.
 pub(super) struct Single {
     store: Box<dyn Store>,
+    /// Each lane's record, as a batch of one.
+    records: Vec<Mutex<Batch>>,
 }
 
 impl Single {
@@ -126,25 +147,31 @@ impl Single {
     ///
     /// # Errors
     /// What the library says.
-    pub(super) fn open(peer: &Peer, directory: &Path, threads: usize) -> Result<Single, String> {
-        Ok(Single { store: (peer.open)(directory, threads)? })
+    pub(super) fn open(peer: &Peer, directory: &Path, threads: usize, payloads: &Payloads) -> Result<Single, String> {
+        let records = (0..threads).map(|_| Mutex::new(Batch::new(peer, 1, payloads))).collect();
+        Ok(Single { store: (peer.open)(directory, threads)?, records })
     }
 
-    /// Lets `threads` threads append for `duration`.
+    /// Lets a thread for each lane append for `duration`.
     ///
     /// # Errors
     /// The first failed append.
-    pub(super) fn run(&self, threads: usize, payload: &Bytes, duration: Duration) -> Result<Slice, String> {
+    pub(super) fn run(&self, duration: Duration) -> Result<Slice, String> {
+        let threads = self.records.len();
         let cpu = CpuSample::now();
         let (barrier, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
         let mut slice = Slice::empty();
         let client = |lane: usize| -> Result<Vec<Duration>, String> {
             barrier.wait();
             let mut taken = Vec::with_capacity(4096);
+            // Held by nobody else for as long as the lane is written.
+            let mut record = self.records[lane].lock().unwrap_or_else(PoisonError::into_inner);
             while !stop.load(Ordering::Relaxed) {
                 let start = Instant::now();
-                self.store.append(lane as u64, 1, payload)?;
+                self.store.append(lane as u64, &record)?;
                 taken.push(start.elapsed());
+                let next = record.next();
+                record.number(next);
             }
             Ok(taken)
         };

@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::Outcome;
 use crate::cli::Load;
 use crate::commit_load::By;
-use crate::compare::{Bench, Work, incompressible};
+use crate::compare::{Bench, Payloads, Work};
 use crate::latency::summarize;
 use crate::limit::Slice;
 use crate::limit_job;
@@ -23,7 +21,7 @@ use crate::space::{Place, Run};
 mod drive;
 mod stores;
 
-use drive::{Replicated, Single};
+use drive::{DEEPEST, Replicated, Single};
 use stores::Peer;
 
 /// One subject's turn.
@@ -31,7 +29,7 @@ const SLICE: Duration = Duration::from_secs(1);
 /// Room that each disk must have.
 const ROOM: u64 = 4 << 30;
 /// Batches of a peer that are on their way at once; both are measured.
-const DEPTHS: [usize; 2] = [1, 2];
+const DEPTHS: [usize; 2] = [1, DEEPEST];
 
 /// Three copies under blocking threads are to be faster than one copy of the other library.
 const THREADS_AIM: f64 = 1.0;
@@ -65,7 +63,7 @@ impl Subject {
 /// Runs the subcommand.
 pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
     let run = Run::start(place, &load.disks, ROOM)?;
-    let payload = incompressible(load.payload as usize);
+    let payloads = Payloads::new(load.payload as usize);
     let rounds = ((load.seconds / SLICE.as_secs_f64()).ceil() as usize).max(1);
     let mut report = Report::new(
         "Beside other libraries",
@@ -75,7 +73,8 @@ pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
     report.tables.push(Table {
         title: "Durable records".to_string(),
         note: "Each library in turns with Meridian, on the same directories, with the same records. A batch of another library counts \
-            when as many copies have it as Meridian waits for; its copies are written by a thread each."
+            when as many copies have it as Meridian waits for; its copies are written by a thread each. Batches are made beforehand and \
+            shared by the copies."
             .to_string(),
         columns: ["library", "copies", "clients", "records/s", "MiB/s", "p50", "p99", "CPU µs a record", "indexed"]
             .map(String::from)
@@ -95,7 +94,7 @@ pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
     }
     let mut progress = Progress::new(false);
     // One kind of subject at a time, so that idle engines do not share the memory and the disks with the measured.
-    for group in groups(load, run.disks(), &payload) {
+    for group in groups(load, run.disks(), &payloads) {
         let mut subjects = group()?;
         progress.step("in turns", (rounds * subjects.len()) as u64);
         for subject in &mut subjects {
@@ -131,18 +130,18 @@ pub(crate) fn run(place: &Place, load: &Load) -> Outcome {
 /// Opens the subjects of one group: Meridian's three kinds of clients beside one library.
 type Group = Box<dyn FnOnce() -> Result<Vec<Subject>, String>>;
 
-fn groups(load: &Load, disks: &[PathBuf], payload: &Bytes) -> Vec<Group> {
+fn groups(load: &Load, disks: &[PathBuf], payloads: &Payloads) -> Vec<Group> {
     let group = |(place, peer): (usize, Peer)| -> Group {
-        let (load, disks, payload) = (load.clone(), disks.to_vec(), payload.clone());
+        let (load, disks, payloads) = (load.clone(), disks.to_vec(), payloads.clone());
         Box::new(move || {
             let mut subjects = Vec::new();
             for by in [By::Pipeline, By::Async, By::Threads] {
                 subjects.push(ours(&load, &fresh(&disks, &format!("ours-{place}-{by:?}"))?, by)?);
             }
             let three = fresh(&disks[..3], &format!("three-{place}"))?;
-            subjects.extend(batched(&peer, &load, &three, &payload)?);
+            subjects.extend(batched(&peer, &load, &three, &payloads)?);
             let one = fresh(&disks[..1], &format!("one-{place}"))?;
-            subjects.push(blocking(&peer, &load, &one[0], payload)?);
+            subjects.push(blocking(&peer, &load, &one[0], &payloads)?);
             Ok(subjects)
         })
     };
@@ -171,9 +170,9 @@ fn ours(load: &Load, disks: &[PathBuf], by: By) -> Result<Subject, String> {
 }
 
 /// Three copies of a peer that take whole batches, with one and with more batches on their way.
-fn batched(peer: &Peer, load: &Load, directories: &[PathBuf], payload: &Bytes) -> Result<Vec<Subject>, String> {
+fn batched(peer: &Peer, load: &Load, directories: &[PathBuf], payloads: &Payloads) -> Result<Vec<Subject>, String> {
     let (batch, ack) = (u64::from(load.clients), load.ack.copies());
-    let copies = Rc::new(RefCell::new(Replicated::open(peer, directories, batch, payload)?));
+    let copies = Rc::new(RefCell::new(Replicated::open(peer, directories, batch, payloads)?));
     let subject = |depth: usize| {
         let copies = Rc::clone(&copies);
         let clients = format!("batches of {batch}, {depth} in flight");
@@ -183,11 +182,11 @@ fn batched(peer: &Peer, load: &Load, directories: &[PathBuf], payload: &Bytes) -
 }
 
 /// One copy of a peer under blocking threads.
-fn blocking(peer: &Peer, load: &Load, directory: &Path, payload: Bytes) -> Result<Subject, String> {
+fn blocking(peer: &Peer, load: &Load, directory: &Path, payloads: &Payloads) -> Result<Subject, String> {
     let threads = load.clients as usize;
-    let single = Single::open(peer, directory, threads)?;
+    let single = Single::open(peer, directory, threads, payloads)?;
     let clients = format!("{threads} blocking threads");
-    Ok(Subject::new(peer.name, 1, clients, peer.indexes, move || single.run(threads, &payload, SLICE)))
+    Ok(Subject::new(peer.name, 1, clients, peer.indexes, move || single.run(SLICE)))
 }
 
 /// An empty folder of this name on each disk.

@@ -147,7 +147,8 @@ impl Beside {
             name: "limit".to_string(),
             title: "Against the limit".to_string(),
             note: "The limit is nothing but durable writes to the same directories, of the same sizes at the same depth, measured in \
-                turns with Meridian in this run."
+                turns with Meridian in this run. What is outstanding it sends as one block or as several at once, as was fastest in its warm-up: \
+                see the drivers."
                 .to_string(),
         }
     }
