@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use meridian::SegmentId;
-use meridian::format::{Seal, Superblock};
+use meridian::format::{DATA_START, Seal, Superblock};
 use serde::Serialize;
 
 use super::{OfflineDisk, SegmentFile, Walk};
@@ -64,8 +64,9 @@ pub(crate) fn verify(paths: &[PathBuf]) -> Result<Findings, String> {
     findings.segments = segments.len();
     let mut log = LogSoFar::default();
     for (segment, copies) in &segments {
-        verify_segment(*segment, copies, &mut log, &mut findings)?;
+        verify_segment(*segment, &disks, copies, &mut log, &mut findings)?;
     }
+    check_end(newest, segments.len(), log.next, &mut findings);
     let first = segments.keys().next().copied();
     if first.is_some_and(|first| first > newest.trim) {
         findings
@@ -73,6 +74,17 @@ pub(crate) fn verify(paths: &[PathBuf]) -> Result<Findings, String> {
             .push(format!("segments {} and on are retained but the first found is {first:?}", newest.trim.0));
     }
     Ok(findings)
+}
+
+/// Whether the log goes as far as the superblock says that it was committed. Nothing else tells of a last segment, or of a
+/// last block, that is gone from every disk.
+fn check_end(newest: &Superblock, segments: usize, next: u64, findings: &mut Findings) {
+    let (committed, last) = (newest.committed, next.saturating_sub(1));
+    if segments == 0 && committed > 0 {
+        findings.problems.push(format!("no copy of any segment, but {committed} blocks were committed"));
+    } else if last < committed {
+        findings.problems.push(format!("the log ends with block {last}, but block {committed} was committed"));
+    }
 }
 
 /// The superblock of the highest epoch and generation; says what is wrong with the others.
@@ -119,12 +131,15 @@ fn newest<'a>(disks: &'a [OfflineDisk], findings: &mut Findings) -> Option<&'a S
 struct LogSoFar {
     /// The segment before: its number, and the next sequence and the chain at its sealed end.
     before: Option<(SegmentId, u64, u64)>,
+    /// The sequence behind the last block; an empty segment does not change it.
+    next: u64,
     /// The next sequence of each partition.
     partitions: BTreeMap<(u64, u128), u64>,
 }
 
 fn verify_segment(
     segment: SegmentId,
+    disks: &[OfflineDisk],
     copies: &[Copy<'_>],
     log: &mut LogSoFar,
     findings: &mut Findings,
@@ -146,7 +161,7 @@ fn verify_segment(
                 findings.notes.push(format!("{name}: an incomplete copy, {why}"))
             }
             (Some(_), Some(why)) => findings.problems.push(format!("{name}: {why}")),
-            (None, _) => {}
+            (None, _) => check_flushed(copy, &walk, &name, findings),
         }
         if let Some((other, at)) = &best {
             let common = walk.chain.len().min(other.chain.len());
@@ -166,6 +181,7 @@ fn verify_segment(
             findings.notes.push(format!("segment {}: {whole} of {COPIES} copies are whole", segment.0))
         }
         None => {
+            missing_tails(segment, disks, copies, findings);
             findings.notes.push(format!("segment {}: unsealed, {} blocks in its longest copy", segment.0, walk.blocks))
         }
         Some(_) => {}
@@ -175,6 +191,35 @@ fn verify_segment(
     findings.transactions += walk.transactions;
     findings.records += walk.records;
     Ok(())
+}
+
+/// Whether an unsealed copy goes as far as its disk was flushed. A disk that is not in the segment's set says nothing of it.
+fn check_flushed(copy: &Copy<'_>, walk: &Walk, name: &str, findings: &mut Findings) {
+    let (Some(block), Ok(header)) = (copy.disk.superblock(), &copy.file.header) else { return };
+    let flushed = block.flushed;
+    if block.clean && header.set.contains(&block.disk) && flushed.segment() == header.segment {
+        let (end, flushed) = (walk.end, flushed.offset());
+        if end < flushed {
+            let why = walk.stopped.as_deref().unwrap_or("the file ends");
+            findings.problems.push(format!("{name}: ends at {end}, but was flushed up to {flushed}; {why}"));
+        }
+    }
+}
+
+/// Disks that flushed a part of this unsealed segment and have no copy of it.
+fn missing_tails(segment: SegmentId, disks: &[OfflineDisk], copies: &[Copy<'_>], findings: &mut Findings) {
+    let log = copies.iter().find_map(|copy| copy.disk.superblock()).map(|block| block.log);
+    for disk in disks {
+        let flushed = disk
+            .superblock()
+            .filter(|block| block.clean && Some(block.log) == log)
+            .map(|block| block.flushed)
+            .filter(|flushed| flushed.segment() == segment && flushed.offset() > DATA_START);
+        if let Some(flushed) = flushed.filter(|_| copies.iter().all(|copy| copy.disk.path != disk.path)) {
+            let (name, offset) = (disk.path.display(), flushed.offset());
+            findings.problems.push(format!("{name}: flushed segment {} up to {offset}, has no copy of it", segment.0));
+        }
+    }
 }
 
 /// Whether what was read is what the seal says.
@@ -200,6 +245,7 @@ fn follow(segment: SegmentId, walk: &Walk, seal: Option<&Seal>, log: &mut LogSoF
     }
     let end = seal.map(|seal| (seal.next_sequence, seal.end_chain));
     let end = end.or_else(|| walk.next_sequence.zip(walk.chain.last().copied()));
+    log.next = end.map_or(log.next, |(sequence, _)| sequence.max(log.next));
     log.before = end.map(|(sequence, chain)| (segment, sequence, chain));
 }
 
