@@ -64,17 +64,16 @@ pub(crate) fn run(place: &Place) -> Outcome {
         place.out.display()
     );
     let mut job = Job::start(&flights, &run)?;
-    job.full_speed()?;
-    job.lose_a_disk()?;
-    job.kill_and_recover()?;
-    job.verify()?;
-    let mut report = job.finish()?;
-    crate::geo::in_brief(&run.disks()[0], &mut report)?;
-    summary::against_the_limit(run.disks(), &mut report)?;
+    let mut outcome = job.parts();
+    let mut report = job.into_report();
+    outcome = outcome.and_then(|()| crate::geo::in_brief(&run.disks()[0], &mut report));
+    outcome = outcome.and_then(|()| summary::against_the_limit(run.disks(), &mut report));
+    // What was found out until then is worth a report all the same, and the report says that it is not whole.
+    report.ended(&outcome);
     report.print();
     let holds = report.holds();
     run.finish(&report)?;
-    Ok(holds)
+    outcome.map(|()| holds)
 }
 
 /// What the steps of the job share.
@@ -131,6 +130,21 @@ impl<'a> Job<'a> {
             report,
             progress: Progress::new(false),
         })
+    }
+
+    /// Everything that is done with the region of the flights.
+    fn parts(&mut self) -> Result<(), String> {
+        self.full_speed()?;
+        self.lose_a_disk()?;
+        self.kill_and_recover()?;
+        self.verify()?;
+        self.close_and_read()
+    }
+
+    /// The report, whatever it holds by now; an open region is closed.
+    fn into_report(mut self) -> Report {
+        self.report.timeline = Some(self.meter.timeline());
+        self.report
     }
 
     /// The whole data set at least once, as fast as it goes.
@@ -277,8 +291,8 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// Closes the region, reads its disks without the engine, and takes the report out.
-    fn finish(mut self) -> Result<Report, String> {
+    /// Closes the region and reads its disks without the engine.
+    fn close_and_read(&mut self) -> Result<(), String> {
         let region = self.region.take().ok_or("the region is closed")?;
         let whole = self.wait_until_whole(&region)?;
         region.close().map_err(text)?;
@@ -315,8 +329,7 @@ impl<'a> Job<'a> {
             bytes(bound as f64),
             bytes(machine::peak_memory() as f64)
         ));
-        self.report.timeline = Some(self.meter.timeline());
-        Ok(self.report)
+        Ok(())
     }
 
     /// Waits for the copies to be whole after the kills and the return of the lost disk.
