@@ -121,6 +121,24 @@ fn a_last_segment_that_is_gone_from_one_disk_or_from_all_is_a_problem() {
 }
 
 #[test]
+fn sealed_segments_without_three_whole_copies_are_counted() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let disks = closed_region(dir.path());
+    let short = || verify(&disks).expect("read").short;
+    assert_eq!(short(), 0);
+    let first = slots(&disks[0]);
+    let lost = |segment: u32| &first.iter().find(|(id, _)| *id == segment).expect("a copy").1;
+    std::fs::remove_file(lost(1)).expect("removed");
+    assert_eq!(short(), 1, "gone");
+    flip(lost(2), 9_000);
+    assert_eq!(short(), 2, "broken");
+    // The third copy of segment 1 again, but on a disk that has one.
+    let twin = slots(&disks[1]).into_iter().find(|(id, _)| *id == 1).expect("a copy").1;
+    std::fs::copy(&twin, disks[1].join("slot-999999")).expect("copied");
+    assert_eq!(short(), 2, "two on one disk");
+}
+
+#[test]
 fn a_region_without_any_segment_is_a_problem() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let disks = closed_region(dir.path());

@@ -1,6 +1,6 @@
 //! The `verify` subcommand: do the copies of a closed region verify, agree, and follow one another?
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use meridian::SegmentId;
@@ -30,6 +30,8 @@ pub(crate) struct Findings {
     pub(crate) transactions: u64,
     /// Records in them.
     pub(crate) records: u64,
+    /// Sealed segments with fewer than three whole copies on different disks.
+    pub(crate) short: usize,
     /// Damage, disagreement, gaps. Empty: the region is sound.
     pub(crate) problems: Vec<String>,
     /// What is allowed and worth knowing: a missing third copy, an unsealed tail, a stale disk.
@@ -145,7 +147,7 @@ fn verify_segment(
     findings: &mut Findings,
 ) -> Result<(), String> {
     let mut best: Option<(Walk, &Copy<'_>)> = None;
-    let mut whole = 0;
+    let mut whole = BTreeSet::new();
     for copy in copies {
         let name = format!("{}/{} (segment {})", copy.disk.path.display(), copy.file.name, segment.0);
         let walk = copy.file.walk(copy.seal.as_ref(), &mut |_| {}).map_err(|error| format!("{name}: {error}"))?;
@@ -154,7 +156,8 @@ fn verify_segment(
         match (&copy.seal, &walk.stopped) {
             (Some(seal), None) => {
                 check_seal(seal, &walk, &name, findings);
-                whole += 1;
+                // Two on one disk are lost together.
+                whole.insert(&copy.disk.path);
             }
             // A copy without a seal page of its own may be one that was left behind when the set changed.
             (Some(_), Some(why)) if copy.file.seal.is_none() => {
@@ -175,6 +178,8 @@ fn verify_segment(
     }
     let Some((walk, copy)) = best else { return Ok(()) };
     let sealed = copies.iter().find_map(|copy| copy.seal.as_ref());
+    let whole = whole.len();
+    findings.short += usize::from(sealed.is_some() && whole < COPIES);
     match sealed {
         Some(_) if whole < QUORUM => findings.problems.push(format!("segment {}: {whole} whole copies", segment.0)),
         Some(_) if whole < COPIES => {
