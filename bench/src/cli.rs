@@ -89,7 +89,7 @@ pub(crate) enum Command {
         #[arg(long)]
         first: u64,
         /// Transactions a second.
-        #[arg(long)]
+        #[arg(long, value_parser = positive)]
         rate: f64,
         /// The disks' directories.
         disks: Vec<PathBuf>,
@@ -153,10 +153,10 @@ pub(crate) struct Load {
     #[arg(long, value_delimiter = ',')]
     pub(crate) disks: Vec<PathBuf>,
     /// Seconds to measure.
-    #[arg(long, default_value_t = 10.0)]
+    #[arg(long, default_value_t = 10.0, value_parser = positive)]
     pub(crate) seconds: f64,
     /// Records a second in an open loop, each timed from when it was due; without it, a closed loop.
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     pub(crate) rate: Option<f64>,
     /// Commits in flight.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -164,4 +164,21 @@ pub(crate) struct Load {
     /// Do not use io_uring.
     #[arg(long)]
     pub(crate) threads: bool,
+}
+
+/// The longest measurement and the greatest rate that make sense. What is beyond, or below its inverse, would not fit into
+/// the clock's arithmetic.
+const MOST: f64 = 1e9;
+
+/// A number that is finite and more than 0: a time or a rate that something can be measured with.
+///
+/// # Errors
+/// A message that says so.
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_string())?;
+    if (1.0 / MOST..=MOST).contains(&value) {
+        Ok(value)
+    } else {
+        Err(format!("it has to be finite and more than 0, from {:e} to {MOST:e}", 1.0 / MOST))
+    }
 }

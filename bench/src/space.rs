@@ -1,6 +1,7 @@
 //! The run's folder: its disks, room for them, and cleaning up.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::machine::free_bytes;
@@ -18,11 +19,14 @@ pub(crate) struct Place {
     pub(crate) keep: bool,
 }
 
-/// A run with its directories; what it made in them is removed when it ends, reports stay.
+/// A run with its directories. Reports stay; what it made on the disks is removed when it ends with all checks holding, and
+/// kept as evidence otherwise.
 pub(crate) struct Run {
     out: PathBuf,
     disks: Vec<PathBuf>,
     keep: bool,
+    /// The run is over and all that it checked holds, or it wrote nothing to its disks yet.
+    clean: bool,
     /// Directories that this run made and takes away again.
     made: Vec<PathBuf>,
 }
@@ -48,7 +52,8 @@ impl Run {
             |path: &Path| fs::create_dir_all(path).map_err(|error| format!("cannot make {}: {error}", path.display()));
         let out = &place.out;
         make(out)?;
-        let mut run = Run { out: out.clone(), keep: place.keep, disks: Vec::new(), made: Vec::new() };
+        forget_reports(out).map_err(|error| format!("cannot clear {}: {error}", out.display()))?;
+        let mut run = Run { out: out.clone(), keep: place.keep, clean: true, disks: Vec::new(), made: Vec::new() };
         for number in 1..=count.max(named.len()) {
             let disk = match named.get(number - 1) {
                 Some(disk) => disk.clone(),
@@ -65,6 +70,7 @@ impl Run {
             run.disks.push(work);
         }
         run.check_room(room)?;
+        run.clean = false;
         Ok(run)
     }
 
@@ -78,13 +84,14 @@ impl Run {
         &self.out
     }
 
-    /// Writes the report, says where it is, and takes the disks away.
+    /// Writes the report, says where it is, and takes the disks away if all checks hold.
     ///
     /// # Errors
     /// A message with what the file system says.
-    pub(crate) fn finish(self, report: &Report) -> Result<(), String> {
+    pub(crate) fn finish(mut self, report: &Report) -> Result<(), String> {
         report.write(&self.out).map_err(|error| format!("cannot write the report: {error}"))?;
         println!("report: {}", self.out.join("report.html").display());
+        self.clean = report.holds();
         Ok(())
     }
 
@@ -107,9 +114,25 @@ impl Run {
     }
 }
 
+/// Takes away what an earlier run reported here: if this one comes to no report, no other is taken for its.
+fn forget_reports(out: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(out)? {
+        let path = entry?.path();
+        let named = path.file_name().is_some_and(|name| name == "report.html" || name == "report.json");
+        if named || path.extension().is_some_and(|extension| extension == "hgrm") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Run {
     fn drop(&mut self) {
-        if self.keep {
+        if !self.clean {
+            let names: Vec<String> = self.disks.iter().map(|disk| disk.display().to_string()).collect();
+            eprintln!("the run did not end well: its disks are kept in {}", names.join(", "));
+        }
+        if self.keep || !self.clean {
             return;
         }
         for path in &self.made {
@@ -122,5 +145,54 @@ impl Drop for Run {
             let _ = ours.then(|| fs::remove_dir(parent));
         }
         let _ = fs::remove_dir(self.out.join("disks"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine;
+    use crate::report::Check;
+
+    fn place(out: &Path) -> Place {
+        Place { out: out.to_path_buf(), keep: false }
+    }
+
+    fn report(holds: bool) -> Report {
+        let mut report = Report::new("a run", "of a test", machine::describe(&[]));
+        report.checks.push(Check { claim: "it holds".to_string(), holds, detail: String::new() });
+        report
+    }
+
+    #[test]
+    fn the_disks_go_when_all_holds_and_stay_as_evidence_when_a_check_fails_or_the_run_does_not_end() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = dir.path().join("disks/disk-1/meridian-bench");
+        let run = || Run::start(&place(dir.path()), &[], 0).expect("started");
+        run().finish(&report(true)).expect("finished");
+        assert!(!dir.path().join("disks").exists() && dir.path().join("report.html").is_file());
+        run().finish(&report(false)).expect("finished");
+        assert!(disk.is_dir() && dir.path().join("report.html").is_file());
+        run().finish(&report(true)).expect("finished");
+        assert!(!disk.exists(), "the next run clears what was kept");
+        drop(run());
+        assert!(disk.is_dir(), "an error's evidence");
+    }
+
+    #[test]
+    fn a_run_without_a_report_leaves_none_of_an_earlier_one() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Run::start(&place(dir.path()), &[], 0).expect("started").finish(&report(true)).expect("finished");
+        let written = ["report.html", "report.json", "log.hgrm", "notes.txt"].map(|name| dir.path().join(name));
+        written[2..].iter().for_each(|path| fs::write(path, "x").expect("written"));
+        drop(Run::start(&place(dir.path()), &[], 0).expect("started"));
+        assert_eq!(written.map(|path| path.exists()), [false, false, false, true], "only a run's own files go");
+    }
+
+    #[test]
+    fn a_run_that_finds_too_little_room_leaves_nothing_on_its_disks() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert!(Run::start(&place(dir.path()), &[], u64::MAX / 8).is_err_and(|why| why.contains("the run needs")));
+        assert!(!dir.path().join("disks").exists());
     }
 }

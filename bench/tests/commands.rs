@@ -96,5 +96,12 @@ fn bad_arguments_are_refused_in_words() {
     };
     refused(&["log", "--disks", "a,b"], "at least 3");
     refused(&["limit", "--payload", "0"], "0 is not in");
+    for value in ["0", "-1", "NaN", "inf", "-inf", "1e300", "1e-300", "much"] {
+        for command in ["log", "limit"] {
+            refused(&[command, &format!("--rate={value}")], "invalid value");
+            refused(&[command, &format!("--seconds={value}")], "invalid value");
+        }
+        refused(&["geo", &format!("--seconds={value}")], "invalid value");
+    }
     refused(&["verify", "/nowhere/at/all"], "cannot read /nowhere/at/all");
 }

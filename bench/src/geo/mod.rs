@@ -41,7 +41,7 @@ pub(crate) struct GeoArguments {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) skew: u64,
     /// Seconds of each turn of a measurement.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 2.0, value_parser = crate::cli::positive)]
     pub(crate) seconds: f64,
     /// Mebibytes that a secondary catches up on.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]

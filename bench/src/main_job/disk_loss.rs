@@ -17,6 +17,8 @@ const BEFORE: Duration = Duration::from_secs(3);
 const AFTER: Duration = Duration::from_secs(2);
 /// The longest wait for the copies to be whole.
 const REBUILD: Duration = Duration::from_secs(20);
+/// A gap that begins so long after the pull is not the pull's.
+const ITS_GAP: Duration = Duration::from_secs(2);
 /// How long writes may stand still (issue: writes resume in under 50 ms).
 const GAP_AIM: f64 = 50.0;
 /// How much higher the 99th percentile may be while copies are rebuilt.
@@ -77,22 +79,39 @@ fn victim(region: &Region) -> Result<usize, String> {
 /// What the acknowledgements looked like before, during and after.
 struct Watch {
     last: Option<Instant>,
-    /// The longest time without an acknowledgement after the pull: its begin and length.
-    gap: (Option<Instant>, Duration),
+    /// The longest time without an acknowledgement after the pull: its end and length. `None` while none came after it.
+    gap: Option<(Instant, Duration)>,
     before: hdrhistogram::Histogram<u64>,
     during: hdrhistogram::Histogram<u64>,
     after: hdrhistogram::Histogram<u64>,
 }
 
 impl Watch {
-    fn see(&mut self, moments: Moments, at: Instant, took: Duration) {
+    fn new() -> Watch {
+        let [before, during, after] = [(); 3].map(|()| latency::histogram());
+        Watch { last: None, gap: None, before, during, after }
+    }
+
+    /// Takes the time up to `at` for a gap if it began before [`ITS_GAP`] was over, however late it ends.
+    fn measure(&mut self, moments: Moments, at: Instant) {
         if let (Some(pulled), Some(last)) = (moments.pulled, self.last)
             && at > pulled
-            && at - pulled < Duration::from_secs(2)
-            && at - last > self.gap.1
+            && last.saturating_duration_since(pulled) < ITS_GAP
+            && self.gap.is_none_or(|(_, longest)| at - last > longest)
         {
-            self.gap = (Some(at), at - last);
+            self.gap = Some((at, at - last));
         }
+    }
+
+    /// The load is over: a gap that no acknowledgement ended lasts until now, and without any after the pull there is none.
+    fn end(&mut self, moments: Moments, at: Instant) {
+        if self.gap.is_some() {
+            self.measure(moments, at);
+        }
+    }
+
+    fn see(&mut self, moments: Moments, at: Instant, took: Duration) {
+        self.measure(moments, at);
         self.last = Some(at);
         let phase = match (moments.pulled, moments.whole) {
             (None, _) => &mut self.before,
@@ -111,13 +130,7 @@ impl Job<'_> {
         self.progress.step(&format!("{} transactions a second; a disk is pulled out", number(rate)), 0);
         let (cpu, start, first) = (CpuSample::now(), Instant::now(), self.next);
         let (moments, over) = (Mutex::new(Moments::default()), AtomicBool::new(false));
-        let mut watch = Watch {
-            last: None,
-            gap: (None, Duration::ZERO),
-            before: latency::histogram(),
-            during: latency::histogram(),
-            after: latency::histogram(),
-        };
+        let mut watch = Watch::new();
         let plugs = self.plugs.clone();
         let begun = self.meter.seconds();
         let (victim, end, records, failed) = std::thread::scope(|scope| -> Result<_, String> {
@@ -141,6 +154,7 @@ impl Job<'_> {
             cpu: cpu.until(&CpuSample::now()),
         });
         let moments = *moments.lock().unwrap_or_else(PoisonError::into_inner);
+        watch.end(moments, Instant::now());
         let at = |moment: Instant| begun + (moment - start).as_secs_f64();
         self.tell_of_the_loss(&region, victim, moments, &watch, &at)?;
         self.claim(
@@ -161,17 +175,26 @@ impl Job<'_> {
         watch: &Watch,
         at: &dyn Fn(Instant) -> f64,
     ) -> Result<(), String> {
-        let gap = watch.gap.1.as_secs_f64() * 1e3;
+        // Without an end it is not zero: it misses its aim.
+        let gap = watch.gap.map_or(f64::INFINITY, |(_, length)| length.as_secs_f64() * 1e3);
         let change = region.stats().map_err(text)?.set_change.max() as f64 / 1e6;
         if let Some(pulled) = moments.pulled {
             self.meter.event_at(at(pulled), format!("disk {} pulled out", victim + 1), true);
         }
-        if let Some(resumed) = watch.gap.0 {
+        if let Some((resumed, _)) = watch.gap {
             self.meter.event_at(at(resumed), format!("sealed, writes go on after {} ms", number(gap)), false);
         }
         if let Some(whole) = moments.whole {
             self.meter.event_at(at(whole), "three copies of everything again", false);
         }
+        self.claim(
+            "Writes went on after the disk was lost",
+            watch.gap.is_some(),
+            watch.gap.map_or_else(
+                || "no acknowledgement came after it was pulled out".to_string(),
+                |_| format!("after {} ms without an acknowledgement", number(gap)),
+            ),
+        );
         let rebuilt = moments.pulled.zip(moments.whole).map(|(pulled, whole)| (whole - pulled).as_secs_f64());
         self.claim(
             "Every copy was rebuilt on a healthy disk",
@@ -219,5 +242,34 @@ impl Job<'_> {
             rebuilt.map_or("–".to_string(), number)
         ));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The gap in milliseconds when the disk is pulled at 1,000, acknowledgements come at `acknowledged`, and the load ends at 9,000.
+    fn gap(acknowledged: &[u64]) -> Option<u128> {
+        let start = Instant::now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        let (mut watch, moments) = (Watch::new(), Moments { pulled: Some(at(1_000)), whole: None });
+        for millis in acknowledged {
+            watch.see(moments, at(*millis), Duration::from_millis(1));
+        }
+        watch.end(moments, at(9_000));
+        watch.gap.map(|(_, length)| length.as_millis())
+    }
+
+    #[test]
+    fn a_gap_counts_by_when_it_begins_and_none_at_all_is_told_from_a_short_one() {
+        let until_the_end: Vec<u64> = (30..=90).map(|tenth| tenth * 100).collect();
+        let run = |first: &[u64]| gap(&[first, &until_the_end].concat());
+        assert_eq!(run(&[990, 1_030, 2_900]), Some(1_870), "within the two seconds");
+        assert_eq!(gap(&[999, 3_499, 5_600, 9_000]), Some(2_500), "ended late; what begins later is not its");
+        assert_eq!(gap(&[990, 1_010, 4_000, 9_000]), Some(2_990), "began late, ended later");
+        assert_eq!(gap(&[990, 1_010]), Some(7_990), "never ended");
+        assert_eq!(gap(&[500, 990]), None, "nothing came after the pull");
+        assert_eq!(gap(&[]), None, "nothing came");
     }
 }

@@ -1,7 +1,8 @@
 //! The process is killed in mid-write, several times, and the region recovers.
 
 use std::io::BufReader;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,59 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Recovery reads the unsealed tail only (issue: under a second).
 const RECOVERY_AIM: f64 = 1_000.0;
 
+/// A process that acknowledged nothing for so long before the kill was not committing.
+const BUSY: Duration = Duration::from_millis(500);
+/// SIGKILL's number.
+const KILL: i32 = 9;
+
+/// What one process did until it was killed.
+struct Round {
+    acknowledged: u64,
+    failed: u64,
+    /// It was committing when it was killed.
+    busy: bool,
+}
+
+/// Whether a process whose last acknowledgement came at `last` was committing when it was killed.
+fn busy(last: Option<Instant>, killed: Instant) -> bool {
+    last.is_some_and(|last| killed.saturating_duration_since(last) <= BUSY)
+}
+
+/// Hands on what a process says until `end`, kills it, and hands on what it had said by then. Returns when it was killed.
+///
+/// # Errors
+/// A message when it ended by itself: then what follows is no recovery from a kill.
+fn listen(
+    child: &mut Child,
+    messages: &Receiver<(Instant, Message)>,
+    end: Instant,
+    take: &mut dyn FnMut(Instant, Message),
+) -> Result<Instant, String> {
+    let by_itself = |status: ExitStatus| format!("the process ended by itself before it was killed: {status}");
+    loop {
+        match messages.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok((at, message)) => take(at, message),
+            Err(RecvTimeoutError::Timeout) => break,
+            Err(RecvTimeoutError::Disconnected) => {
+                // It closed its pipe, whether it is gone or not.
+                let _ = child.kill();
+                return Err(by_itself(child.wait().map_err(text)?));
+            }
+        }
+        if Instant::now() >= end {
+            break;
+        }
+    }
+    if let Some(status) = child.try_wait().map_err(text)? {
+        return Err(by_itself(status));
+    }
+    child.kill().map_err(text)?;
+    let killed = Instant::now();
+    messages.iter().for_each(|(at, message)| take(at, message));
+    let status = child.wait().map_err(text)?;
+    if status.signal() == Some(KILL) { Ok(killed) } else { Err(by_itself(status)) }
+}
+
 impl Job<'_> {
     /// Closes the region, lets processes of its own serve it, kills each, and opens it again.
     pub(super) fn kill_and_recover(&mut self) -> Result<(), String> {
@@ -32,10 +86,10 @@ impl Job<'_> {
         let (mut acknowledged, mut failed, mut idle) = (0, 0, 0);
         for round in 0..ROUNDS {
             let serves = SERVES + LONGER * u32::try_from(round).unwrap_or(0);
-            let (count, failures) = self.round(serves, &mut latencies)?;
-            acknowledged += count;
-            failed += failures;
-            idle += u64::from(count == 0);
+            let round_ended = self.round(serves, &mut latencies)?;
+            acknowledged += round_ended.acknowledged;
+            failed += round_ended.failed;
+            idle += u64::from(!round_ended.busy);
             self.progress.at(round + 1, &format!("killed {} times", round + 1));
         }
         self.report.latencies.push(LatencyGroup {
@@ -52,7 +106,10 @@ impl Job<'_> {
         self.claim(
             "The process was killed while it committed, each time",
             idle + failed == 0,
-            format!("{ROUNDS} × SIGKILL after {} acknowledgements, {failed} failed", number(acknowledged as f64)),
+            format!(
+                "{ROUNDS} × SIGKILL after {} acknowledgements, {failed} failed; {idle} times it had committed nothing just before",
+                number(acknowledged as f64)
+            ),
         );
         let recovered = Region::open(flight_options(self.disks), ()).map_err(text)?;
         let stats = recovered.stats().map_err(text)?;
@@ -78,7 +135,7 @@ impl Job<'_> {
     }
 
     /// One process: serves for a while, is killed, and all that it had said is taken down.
-    fn round(&mut self, serves: Duration, latencies: &mut hdrhistogram::Histogram<u64>) -> Result<(u64, u64), String> {
+    fn round(&mut self, serves: Duration, latencies: &mut hdrhistogram::Histogram<u64>) -> Result<Round, String> {
         let (mut child, messages) = self.spawn()?;
         let opened = match messages.recv_timeout(PATIENCE) {
             Ok((_, Message::Serving(took))) => took,
@@ -89,46 +146,26 @@ impl Job<'_> {
             }
         };
         self.meter.event(format!("open in {} ms", number(opened.as_secs_f64() * 1e3)), false);
-        let end = Instant::now() + serves;
         let load = FlightLoad::new(self.flights, self.account);
         let (mut count, mut failed, mut next) = (0, 0, self.next);
-        let mut alive = true;
-        loop {
-            let message = if alive {
-                messages.recv_timeout(end.saturating_duration_since(Instant::now()))
-            } else {
-                messages.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            };
-            match message {
-                Ok((at, Message::Acknowledged(number, took))) => {
-                    self.ledger.acknowledge(self.flights, number);
-                    self.meter.acknowledged(at, took, load.records(number));
-                    latency::record(latencies, took, 1);
-                    count += 1;
-                    next = next.max(number + 1);
-                }
-                Ok((_, Message::Failed(_))) => failed += 1,
-                Ok((_, Message::Serving(_))) => {}
-                Err(RecvTimeoutError::Timeout) => {
-                    child.kill().map_err(text)?;
-                    self.meter.event("SIGKILL", true);
-                    alive = false;
-                }
-                Err(RecvTimeoutError::Disconnected) => break,
+        let mut last = None;
+        let killed = listen(&mut child, &messages, Instant::now() + serves, &mut |at, message| match message {
+            Message::Acknowledged(number, took) => {
+                self.ledger.acknowledge(self.flights, number);
+                self.meter.acknowledged(at, took, load.records(number));
+                latency::record(latencies, took, 1);
+                count += 1;
+                next = next.max(number + 1);
+                last = Some(at);
             }
-            if alive && Instant::now() >= end {
-                child.kill().map_err(text)?;
-                self.meter.event("SIGKILL", true);
-                alive = false;
-            }
-        }
-        let status = child.wait().map_err(text)?;
+            Message::Failed(_) => failed += 1,
+            Message::Serving(_) => {}
+        })?;
+        let at = self.meter.seconds() - killed.elapsed().as_secs_f64();
+        self.meter.event_at(at, "SIGKILL", true);
         // What was sent and not acknowledged is sent again by the next process, with the same client sequences.
         self.next = next;
-        if status.code().is_some() {
-            return Err(format!("the process ended by itself before it was killed: {status}"));
-        }
-        Ok((count, failed))
+        Ok(Round { acknowledged: count, failed, busy: busy(last, killed) })
     }
 
     /// Starts this program as the process to be killed; its messages arrive with the moment they were read.
@@ -149,5 +186,50 @@ impl Job<'_> {
             }
         });
         Ok((child, messages))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shell that runs `script`, and its messages: the pipe's other end is closed when `said` is over.
+    fn listened(script: &str, said: Option<Message>) -> (Result<Instant, String>, usize) {
+        let mut child = Command::new("sh").args(["-c", script]).spawn().expect("started");
+        let (sender, messages) = channel();
+        let mut taken = 0;
+        let end = Instant::now() + Duration::from_millis(300);
+        let speaker = std::thread::spawn(move || {
+            let Some(message) = said else { return };
+            sender.send((Instant::now(), message)).expect("heard");
+            // Closed behind the kill, as a pipe is.
+            std::thread::sleep(Duration::from_millis(600));
+        });
+        let outcome = listen(&mut child, &messages, end, &mut |_, _| taken += 1);
+        speaker.join().expect("ended");
+        assert!(child.try_wait().is_ok_and(|status| status.is_some()), "it is gone");
+        (outcome, taken)
+    }
+
+    #[test]
+    fn only_a_process_that_lived_until_it_was_killed_counts_as_killed() {
+        let said = Some(Message::Failed(7));
+        let (killed, taken) = listened("exec sleep 60", said);
+        assert!(killed.is_ok() && taken == 1, "{killed:?}");
+        for script in ["exit 0", "kill -SEGV $$", "kill -KILL $$"] {
+            let (ended, _) = listened(script, said);
+            assert!(ended.is_err_and(|why| why.contains("by itself")), "{script}, its pipe held open");
+            let (ended, _) = listened(script, None);
+            assert!(ended.is_err_and(|why| why.contains("by itself")), "{script}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_fell_silent_before_the_kill_was_not_committing() {
+        let killed = Instant::now() + Duration::from_secs(10);
+        assert!(busy(Some(killed - Duration::from_millis(20)), killed));
+        assert!(busy(Some(killed + Duration::from_millis(1)), killed), "read behind the kill");
+        assert!(!busy(Some(killed - Duration::from_secs(1)), killed));
+        assert!(!busy(None, killed));
     }
 }

@@ -1,10 +1,10 @@
 //! The `verify` subcommand: do the copies of a closed region verify, agree, and follow one another?
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use meridian::SegmentId;
-use meridian::format::{Seal, Superblock};
+use meridian::format::{DATA_START, Seal, Superblock};
 use serde::Serialize;
 
 use super::{OfflineDisk, SegmentFile, Walk};
@@ -30,6 +30,8 @@ pub(crate) struct Findings {
     pub(crate) transactions: u64,
     /// Records in them.
     pub(crate) records: u64,
+    /// Sealed segments with fewer than three whole copies on different disks.
+    pub(crate) short: usize,
     /// Damage, disagreement, gaps. Empty: the region is sound.
     pub(crate) problems: Vec<String>,
     /// What is allowed and worth knowing: a missing third copy, an unsealed tail, a stale disk.
@@ -64,8 +66,9 @@ pub(crate) fn verify(paths: &[PathBuf]) -> Result<Findings, String> {
     findings.segments = segments.len();
     let mut log = LogSoFar::default();
     for (segment, copies) in &segments {
-        verify_segment(*segment, copies, &mut log, &mut findings)?;
+        verify_segment(*segment, &disks, copies, &mut log, &mut findings)?;
     }
+    check_end(newest, segments.len(), log.next, &mut findings);
     let first = segments.keys().next().copied();
     if first.is_some_and(|first| first > newest.trim) {
         findings
@@ -73,6 +76,17 @@ pub(crate) fn verify(paths: &[PathBuf]) -> Result<Findings, String> {
             .push(format!("segments {} and on are retained but the first found is {first:?}", newest.trim.0));
     }
     Ok(findings)
+}
+
+/// Whether the log goes as far as the superblock says that it was committed. Nothing else tells of a last segment, or of a
+/// last block, that is gone from every disk.
+fn check_end(newest: &Superblock, segments: usize, next: u64, findings: &mut Findings) {
+    let (committed, last) = (newest.committed, next.saturating_sub(1));
+    if segments == 0 && committed > 0 {
+        findings.problems.push(format!("no copy of any segment, but {committed} blocks were committed"));
+    } else if last < committed {
+        findings.problems.push(format!("the log ends with block {last}, but block {committed} was committed"));
+    }
 }
 
 /// The superblock of the highest epoch and generation; says what is wrong with the others.
@@ -119,18 +133,21 @@ fn newest<'a>(disks: &'a [OfflineDisk], findings: &mut Findings) -> Option<&'a S
 struct LogSoFar {
     /// The segment before: its number, and the next sequence and the chain at its sealed end.
     before: Option<(SegmentId, u64, u64)>,
+    /// The sequence behind the last block; an empty segment does not change it.
+    next: u64,
     /// The next sequence of each partition.
     partitions: BTreeMap<(u64, u128), u64>,
 }
 
 fn verify_segment(
     segment: SegmentId,
+    disks: &[OfflineDisk],
     copies: &[Copy<'_>],
     log: &mut LogSoFar,
     findings: &mut Findings,
 ) -> Result<(), String> {
     let mut best: Option<(Walk, &Copy<'_>)> = None;
-    let mut whole = 0;
+    let mut whole = BTreeSet::new();
     for copy in copies {
         let name = format!("{}/{} (segment {})", copy.disk.path.display(), copy.file.name, segment.0);
         let walk = copy.file.walk(copy.seal.as_ref(), &mut |_| {}).map_err(|error| format!("{name}: {error}"))?;
@@ -139,14 +156,15 @@ fn verify_segment(
         match (&copy.seal, &walk.stopped) {
             (Some(seal), None) => {
                 check_seal(seal, &walk, &name, findings);
-                whole += 1;
+                // Two on one disk are lost together.
+                whole.insert(&copy.disk.path);
             }
             // A copy without a seal page of its own may be one that was left behind when the set changed.
             (Some(_), Some(why)) if copy.file.seal.is_none() => {
                 findings.notes.push(format!("{name}: an incomplete copy, {why}"))
             }
             (Some(_), Some(why)) => findings.problems.push(format!("{name}: {why}")),
-            (None, _) => {}
+            (None, _) => check_flushed(copy, &walk, &name, findings),
         }
         if let Some((other, at)) = &best {
             let common = walk.chain.len().min(other.chain.len());
@@ -160,12 +178,15 @@ fn verify_segment(
     }
     let Some((walk, copy)) = best else { return Ok(()) };
     let sealed = copies.iter().find_map(|copy| copy.seal.as_ref());
+    let whole = whole.len();
+    findings.short += usize::from(sealed.is_some() && whole < COPIES);
     match sealed {
         Some(_) if whole < QUORUM => findings.problems.push(format!("segment {}: {whole} whole copies", segment.0)),
         Some(_) if whole < COPIES => {
             findings.notes.push(format!("segment {}: {whole} of {COPIES} copies are whole", segment.0))
         }
         None => {
+            missing_tails(segment, disks, copies, findings);
             findings.notes.push(format!("segment {}: unsealed, {} blocks in its longest copy", segment.0, walk.blocks))
         }
         Some(_) => {}
@@ -175,6 +196,35 @@ fn verify_segment(
     findings.transactions += walk.transactions;
     findings.records += walk.records;
     Ok(())
+}
+
+/// Whether an unsealed copy goes as far as its disk was flushed. A disk that is not in the segment's set says nothing of it.
+fn check_flushed(copy: &Copy<'_>, walk: &Walk, name: &str, findings: &mut Findings) {
+    let (Some(block), Ok(header)) = (copy.disk.superblock(), &copy.file.header) else { return };
+    let flushed = block.flushed;
+    if block.clean && header.set.contains(&block.disk) && flushed.segment() == header.segment {
+        let (end, flushed) = (walk.end, flushed.offset());
+        if end < flushed {
+            let why = walk.stopped.as_deref().unwrap_or("the file ends");
+            findings.problems.push(format!("{name}: ends at {end}, but was flushed up to {flushed}; {why}"));
+        }
+    }
+}
+
+/// Disks that flushed a part of this unsealed segment and have no copy of it.
+fn missing_tails(segment: SegmentId, disks: &[OfflineDisk], copies: &[Copy<'_>], findings: &mut Findings) {
+    let log = copies.iter().find_map(|copy| copy.disk.superblock()).map(|block| block.log);
+    for disk in disks {
+        let flushed = disk
+            .superblock()
+            .filter(|block| block.clean && Some(block.log) == log)
+            .map(|block| block.flushed)
+            .filter(|flushed| flushed.segment() == segment && flushed.offset() > DATA_START);
+        if let Some(flushed) = flushed.filter(|_| copies.iter().all(|copy| copy.disk.path != disk.path)) {
+            let (name, offset) = (disk.path.display(), flushed.offset());
+            findings.problems.push(format!("{name}: flushed segment {} up to {offset}, has no copy of it", segment.0));
+        }
+    }
 }
 
 /// Whether what was read is what the seal says.
@@ -200,6 +250,7 @@ fn follow(segment: SegmentId, walk: &Walk, seal: Option<&Seal>, log: &mut LogSoF
     }
     let end = seal.map(|seal| (seal.next_sequence, seal.end_chain));
     let end = end.or_else(|| walk.next_sequence.zip(walk.chain.last().copied()));
+    log.next = end.map_or(log.next, |(sequence, _)| sequence.max(log.next));
     log.before = end.map(|(sequence, chain)| (segment, sequence, chain));
 }
 

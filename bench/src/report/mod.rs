@@ -250,6 +250,14 @@ impl Report {
         self.headlines.push(Headline { value: value.into(), unit: unit.to_string(), label: label.to_string() });
     }
 
+    /// Takes the error that ended a run before its end as something that does not hold.
+    pub(crate) fn ended(&mut self, outcome: &Result<(), String>) {
+        if let Err(why) = outcome {
+            let claim = "The run went on to its end".to_string();
+            self.checks.push(Check { claim, holds: false, detail: why.clone() });
+        }
+    }
+
     /// Whether everything that was verified holds.
     pub(crate) fn holds(&self) -> bool {
         self.checks.iter().all(|check| check.holds)
@@ -327,6 +335,22 @@ mod tests {
         assert_eq!(latency(258.0), "258 µs");
         assert_eq!(latency(18_432.0), "18.4 ms");
         assert_eq!(bytes(1536.0), "1.50 KiB");
+    }
+
+    #[test]
+    fn a_run_that_ended_with_an_error_says_so_in_its_report() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut report = Report::new("a run", "of a test", crate::machine::describe(&[]));
+        report.checks.push(Check { claim: "before".to_string(), holds: true, detail: String::new() });
+        // It may have ended before the first acknowledgement.
+        report.timeline = Some(Timeline { interval: 0.1, ..Timeline::default() });
+        report.ended(&Ok(()));
+        assert!(report.holds() && report.checks.len() == 1);
+        report.ended(&Err("the <region> fell silent".to_string()));
+        report.write(dir.path()).expect("written");
+        let page = fs::read_to_string(dir.path().join("report.html")).expect("read");
+        assert!(!report.holds() && page.contains("1 of 2 checks fail") && page.contains("the &lt;region&gt; fell"));
+        assert!(!page.contains("NaN") && !page.contains("inf"));
     }
 
     #[test]
