@@ -157,3 +157,47 @@ fn where_a_disk_is_lost_while_another_is_reread_the_region_goes_on_with_that_one
     });
     whole(&region);
 }
+
+/// Nothing but the default options is known of the options of before: the block is larger than any of today's.
+#[test]
+fn a_transaction_larger_than_todays_options_take_is_there_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(&dir, 3);
+    (options.segment_bytes, options.transaction_bytes) = (32 << 20, 20 << 20);
+    options.queue_bytes = options.queue_bytes.max(32 << 20);
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::All).unwrap();
+    let large = Transaction::new(account, PartitionId(1)).record(vec![7; 18 << 20]);
+    region.commit(large).unwrap();
+    let last = region.commit(Transaction::new(account, PartitionId(1)).record("behind it")).unwrap();
+    let crashed = tempfile::tempdir().unwrap();
+    for disk in ["disk-0", "disk-1", "disk-2"] {
+        copy_directory(&dir.path().join(disk), &crashed.path().join(disk));
+    }
+    let mut today = crate::common::options(&crashed, 3);
+    today.segment_bytes = options.segment_bytes;
+    let region = Region::open(today, ()).unwrap();
+    assert!(region.read(last.lsn).unwrap().transaction(last.lsn).is_some(), "what was acknowledged is there");
+}
+
+#[test]
+fn a_directory_with_labels_that_no_missing_disk_has_is_no_replacement() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(&dir, 3);
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    fill(&region, account, 10);
+    region.close().unwrap();
+    std::fs::remove_dir_all(dir.path().join("disk-2")).unwrap();
+    let labels = options.clone();
+    options.disks[2] = meridian::DiskConfig::new(dir.path().join("disk-2"), "elsewhere", "zone-1");
+    let region = Region::open(options, ()).unwrap();
+    let refused = region.replace_disk(2).expect_err("it would be a fourth disk");
+    assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{refused}");
+    fill(&region, account, 10);
+    region.close().unwrap();
+    drop(std::fs::remove_dir_all(dir.path().join("disk-2")));
+    let region = Region::open(labels, ()).unwrap();
+    region.replace_disk(2).unwrap();
+    whole(&region);
+}
