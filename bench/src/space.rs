@@ -1,5 +1,6 @@
 //! The run's folder: its disks, room for them, and cleaning up.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,6 +54,20 @@ fn take(out: &Path) -> Result<File, String> {
     }
 }
 
+/// Refuses a directory that is named twice, by whatever path: two copies in it would be one.
+fn refuse_twins(named: &[PathBuf]) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for disk in named {
+        // It may be made first: a link to it, or a path with dots, can only be told then.
+        let place = fs::create_dir_all(disk).and_then(|()| fs::canonicalize(disk));
+        let place = place.map_err(|error| format!("cannot make {}: {error}", disk.display()))?;
+        if !seen.insert(place) {
+            return Err(format!("{} is named twice in --disks", disk.display()));
+        }
+    }
+    Ok(())
+}
+
 /// Makes the folder `work` new and empty; takes one away that was made here before, and nothing else.
 fn renew(work: &Path) -> Result<(), String> {
     let failed = |error: io::Error| format!("cannot clear {}: {error}", work.display());
@@ -85,6 +100,7 @@ impl Run {
         if !named.is_empty() && named.len() < DISKS {
             return Err(format!("{} disks are named; a region needs at least {DISKS}", named.len()));
         }
+        refuse_twins(named)?;
         let out = &place.out;
         fs::create_dir_all(out).map_err(|error| format!("cannot make {}: {error}", out.display()))?;
         let lock = take(out)?;
