@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::LogArguments;
+use crate::commit_load::By;
 use crate::compare::{Bench, Figure, Measured, SLICE, Work, ratio, stages};
 use crate::latency::{summarize, write_hgrm};
 use crate::limit::Slice;
@@ -17,6 +18,9 @@ const ROOM: u64 = 1 << 30;
 /// Runs the subcommand.
 pub(crate) fn run(place: &Place, arguments: &LogArguments) -> Outcome {
     let load = &arguments.load;
+    if load.rate.is_some() && arguments.by != By::Pipeline {
+        return Err("an open loop has one client that never waits: leave out --by with --rate".to_string());
+    }
     let run = Run::start(place, &load.disks, ROOM)?;
     let work = Work {
         payload: load.payload as usize,

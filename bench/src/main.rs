@@ -42,6 +42,10 @@ fn main() -> ExitCode {
         Some(cli::Command::Limit(load)) => limit_job::run(&cli.place(), load),
         Some(cli::Command::Log(arguments)) => log_job::run(&cli.place(), arguments),
         #[cfg(feature = "peers")]
+        Some(cli::Command::Peers(load)) if load.rate.is_some() => {
+            Err("peers measures closed loops only: --rate would be ignored".to_string())
+        }
+        #[cfg(feature = "peers")]
         Some(cli::Command::Peers(load)) => peers::run(&cli.place(), load),
         Some(cli::Command::Recovery { segments }) => recovery_job::run(&cli.place(), *segments),
         Some(cli::Command::Inspect { disks, blocks, records, segment, json }) => {

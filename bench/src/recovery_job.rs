@@ -32,6 +32,8 @@ const ROUNDS: usize = 5;
 /// Runs the subcommand.
 pub(crate) fn run(place: &Place, segments: u32) -> Outcome {
     let run = Run::start(place, &[], u64::from(segments + 64) * u64::from(SEGMENT) * 5 / 4)?;
+    // Before the run: it says when that started, and how much room there was.
+    let machine = machine::describe(run.disks());
     let configs = run.disks().iter().enumerate();
     let configs =
         configs.map(|(at, disk)| DiskConfig::new(disk.join("recovery"), &format!("disk-{}", at + 1), "zone-1"));
@@ -84,7 +86,7 @@ pub(crate) fn run(place: &Place, segments: u32) -> Outcome {
         "A region of {} sealed segments, as many as {stands_for} has at the default size, opened {ROUNDS} times.",
         number(sealed as f64)
     );
-    let mut report = Report::new("Recovery", &about, machine::describe(run.disks()));
+    let mut report = Report::new("Recovery", &about, machine);
     report.headline(number(median), "ms", "to open, the median");
     report.headline(bytes(read as f64), "", "read for that");
     report.aims.push(Ratio::value("opening the region, median", "ms", median, AIM));

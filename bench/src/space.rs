@@ -1,8 +1,12 @@
 //! The run's folder: its disks, room for them, and cleaning up.
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::machine::free_bytes;
 use crate::report::{Report, bytes};
@@ -29,6 +33,54 @@ pub(crate) struct Run {
     clean: bool,
     /// Directories that this run made and takes away again.
     made: Vec<PathBuf>,
+    /// Holds the output directory for this run alone, as long as it lives.
+    _lock: File,
+}
+
+/// The file that says that a folder is ours to clear, and what is in it.
+const MARKER: &str = "MERIDIAN-BENCH";
+const MARKS: &str = "meridian-bench made this folder, and clears it with all that is in it when it runs again.\n";
+/// The file that a run locks in its output directory; it stays, for whoever removes a lock file can have two runs hold one.
+const LOCK: &str = "meridian-bench.lock";
+
+/// Takes the output directory for this run.
+fn take(out: &Path) -> Result<File, String> {
+    let failed = |error: io::Error| format!("cannot lock {}: {error}", out.display());
+    let lock = File::options().create(true).append(true).open(out.join(LOCK)).map_err(failed)?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(Errno::WOULDBLOCK) => Err(format!("another run uses {}: name another place with --out", out.display())),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// Refuses a directory that is named twice, by whatever path: two copies in it would be one.
+fn refuse_twins(named: &[PathBuf]) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for disk in named {
+        // It may be made first: a link to it, or a path with dots, can only be told then.
+        let place = fs::create_dir_all(disk).and_then(|()| fs::canonicalize(disk));
+        let place = place.map_err(|error| format!("cannot make {}: {error}", disk.display()))?;
+        if !seen.insert(place) {
+            return Err(format!("{} is named twice in --disks", disk.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Makes the folder `work` new and empty; takes one away that was made here before, and nothing else.
+fn renew(work: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot clear {}: {error}", work.display());
+    if fs::symlink_metadata(work).is_ok() {
+        let mut inside = fs::read_dir(work).map_err(failed)?;
+        if inside.next().is_some() && !work.join(MARKER).is_file() {
+            let name = work.display();
+            return Err(format!("{name} holds something and no file {MARKER}: nothing says that it may be cleared"));
+        }
+        fs::remove_dir_all(work).map_err(failed)?;
+    }
+    let made = fs::create_dir_all(work).and_then(|()| fs::write(work.join(MARKER), MARKS));
+    made.map_err(|error| format!("cannot make {}: {error}", work.display()))
 }
 
 impl Run {
@@ -48,24 +100,22 @@ impl Run {
         if !named.is_empty() && named.len() < DISKS {
             return Err(format!("{} disks are named; a region needs at least {DISKS}", named.len()));
         }
-        let make =
-            |path: &Path| fs::create_dir_all(path).map_err(|error| format!("cannot make {}: {error}", path.display()));
+        refuse_twins(named)?;
         let out = &place.out;
-        make(out)?;
+        fs::create_dir_all(out).map_err(|error| format!("cannot make {}: {error}", out.display()))?;
+        let lock = take(out)?;
         forget_reports(out).map_err(|error| format!("cannot clear {}: {error}", out.display()))?;
-        let mut run = Run { out: out.clone(), keep: place.keep, clean: true, disks: Vec::new(), made: Vec::new() };
+        let mut run =
+            Run { out: out.clone(), keep: place.keep, clean: true, disks: Vec::new(), made: Vec::new(), _lock: lock };
         for number in 1..=count.max(named.len()) {
             let disk = match named.get(number - 1) {
                 Some(disk) => disk.clone(),
                 None if named.is_empty() => out.join("disks").join(format!("disk-{number}")),
                 None => break,
             };
-            // Only below a folder of our own name is anything ever removed.
+            // Nothing outside a folder of our own name and with our own mark is ever removed.
             let work = disk.join("meridian-bench");
-            if work.exists() {
-                fs::remove_dir_all(&work).map_err(|error| format!("cannot clear {}: {error}", work.display()))?;
-            }
-            make(&work)?;
+            renew(&work)?;
             run.made.push(work.clone());
             run.disks.push(work);
         }
@@ -187,6 +237,39 @@ mod tests {
         written[2..].iter().for_each(|path| fs::write(path, "x").expect("written"));
         drop(Run::start(&place(dir.path()), &[], 0).expect("started"));
         assert_eq!(written.map(|path| path.exists()), [false, false, false, true], "only a run's own files go");
+    }
+
+    #[test]
+    fn a_folder_that_no_run_made_is_not_cleared() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let named = ["a", "b", "c"].map(|name| dir.path().join(name));
+        let precious = named[1].join("meridian-bench/precious");
+        fs::create_dir_all(precious.parent().expect("a folder")).expect("made");
+        let run = || Run::start(&place(&dir.path().join("out")), &named, 0);
+        run().expect("an empty one is as good as none").finish(&report(true)).expect("finished");
+        fs::create_dir_all(precious.parent().expect("a folder")).expect("made");
+        fs::write(&precious, "x").expect("written");
+        assert!(run().is_err_and(|why| why.contains(MARKER) && why.contains("b/meridian-bench")));
+        assert!(precious.is_file());
+        fs::remove_file(&precious).expect("removed");
+        // Its own leftovers, as of a run that was killed.
+        std::mem::forget(run().expect("started"));
+        fs::write(&precious, "x").expect("written");
+        let out = Place { out: dir.path().join("other"), keep: false };
+        drop(Run::start(&out, &named, 0).expect("cleared"));
+        assert!(!precious.exists());
+    }
+
+    #[test]
+    fn two_runs_do_not_share_an_output_directory() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let first = Run::start(&place(dir.path()), &[], 0).expect("started");
+        let kept = dir.path().join("disks/disk-1/meridian-bench/kept");
+        fs::write(&kept, "x").expect("written");
+        assert!(Run::start(&place(dir.path()), &[], 0).is_err_and(|why| why.contains("another run uses")));
+        assert!(kept.is_file(), "the refused one touched nothing");
+        first.finish(&report(true)).expect("finished");
+        drop(Run::start(&place(dir.path()), &[], 0).expect("it is free again"));
     }
 
     #[test]

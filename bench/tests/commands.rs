@@ -95,6 +95,13 @@ fn bad_arguments_are_refused_in_words() {
         assert!(!output.status.success() && complaint.contains(why), "{arguments:?}: {complaint}");
     };
     refused(&["log", "--disks", "a,b"], "at least 3");
+    let [one, again, other] = ["a", "./a", "b"].map(|name| dir.path().join(name).display().to_string());
+    refused(&["log", "--disks", &[one, other, again].join(",")], "named twice");
+    for by in ["threads", "async"] {
+        refused(&["log", "--rate", "10", "--by", by], "leave out --by");
+    }
+    #[cfg(feature = "peers")]
+    refused(&["peers", "--rate", "10"], "closed loops only");
     refused(&["limit", "--payload", "0"], "0 is not in");
     for value in ["0", "-1", "NaN", "inf", "-inf", "1e300", "1e-300", "much"] {
         for command in ["log", "limit"] {

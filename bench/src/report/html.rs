@@ -126,8 +126,10 @@ fn ratios(out: &mut String, beside: &Beside, ratios: &[Ratio]) {
             let unit = if ratio.absolute { format!(" {}", escape(&ratio.unit)) } else { String::new() };
             format!("{sign} {target:.2}{unit} {met}")
         });
+        // An aim for our figure itself has no place on the scale of the ratios.
         let mark = ratio
             .target
+            .filter(|_| !ratio.absolute)
             .map_or(String::new(), |target| format!("<i class=aim style=\"left:{:.2}%\"></i>", percent(target)));
         let class = if ratio.met() == Some(false) { "bar missed" } else { "bar" };
         let _ = write!(
@@ -279,6 +281,17 @@ fn utc(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_aim_for_the_figure_itself_is_not_drawn_on_the_scale_of_the_ratios() {
+        let drawn = |absolute: bool| {
+            let ratio = Ratio { absolute, limit: 1.0, ..Ratio::value("a figure", "ms", 2.0, 1.5) };
+            let mut out = String::new();
+            ratios(&mut out, &Beside::limit(), &[ratio]);
+            out.contains("<i class=aim")
+        };
+        assert_eq!((drawn(false), drawn(true)), (true, false));
+    }
 
     #[test]
     fn dates_are_civil() {
