@@ -66,11 +66,11 @@ pub struct Options {
     pub segment_bytes: u32,
     /// Bytes of the largest block that gathers small transactions, 8 KiB to 4 MiB. Default 1 MiB.
     pub block_bytes: usize,
-    /// Bytes of the largest transaction, with its header. Default 4 MiB and 64 KiB: an entity group of 4 MiB fits.
+    /// Bytes of the largest transaction, with its header, 256 to 64 MiB less 4096. Default 4 MiB and 64 KiB: an entity group of 4 MiB fits.
     pub transaction_bytes: usize,
     /// Blocks that may be on their way to the disks before the oldest is committed, 1 to 64. Default 4.
     pub commit_depth: usize,
-    /// Transactions accepted but not yet acknowledged. Default 16,384.
+    /// Transactions accepted but not yet acknowledged; up to 64 questions of the region's own methods come on top. Default 16,384.
     pub queue_transactions: usize,
     /// Bytes accepted but not yet acknowledged. Default 64 MiB.
     pub queue_bytes: usize,
@@ -79,14 +79,14 @@ pub struct Options {
     /// Bytes of segment indexes kept in memory for readers of partitions. Default 64 MiB.
     pub index_cache_bytes: usize,
     /// A copy that has not completed a write for so long has stalled and is replaced (acceptance L4). It begins anew when the
-    /// process was suspended meanwhile. Default 5 s: a virtual disk may stand still for a second.
+    /// process was suspended meanwhile. 1 ms to a day, default 5 s: a virtual disk may stand still for a second.
     pub stall_timeout: Duration,
     /// A copy that lacks so many bytes of what is committed has stalled and is replaced, or the log waits for it where it
     /// cannot be spared. Default 64 MiB.
     pub lag_bytes: usize,
     /// Accounts that can exist, at most. Default 65,536.
     pub max_accounts: usize,
-    /// Partitions that can exist, at most; about 260 bytes of memory each. Default 1,048,576.
+    /// Partitions that can exist, at most 16,777,216; about 260 bytes of memory each. Default 1,048,576.
     pub max_partitions: usize,
     /// Clients with remembered sequences, at most. Default 4,096.
     pub max_clients: usize,

@@ -462,10 +462,11 @@ impl Region {
         self.shared.ask(|done| Request::Control(make(done)))
     }
 
-    /// Lets everything accepted finish, then gives up the disks. Handles that still wait get their answers first.
+    /// Lets everything accepted finish, for ten seconds, then gives up the disks. Handles that still wait get their answers first: those of what
+    /// did not finish are told that it is not known to be committed.
     ///
     /// # Errors
-    /// [`Halted`](ErrorKind::Halted) when the region had stopped itself; [`RestoreDisk`](ErrorKind::RestoreDisk) when the last
+    /// [`Halted`](ErrorKind::Halted) when the region had stopped itself, or not all that was accepted could finish; [`RestoreDisk`](ErrorKind::RestoreDisk) when the last
     /// superblocks could not be written (what was acknowledged is safe all the same).
     pub fn close(self) -> Result<()> {
         self.shut()

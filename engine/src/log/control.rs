@@ -16,7 +16,7 @@ use crate::log::{Log, spawn};
 use crate::shared::{Control, lock};
 use crate::types::{AccountId, Lsn, PartitionId};
 
-/// How long an orderly close waits for commits that need a third copy.
+/// How long an orderly close waits for what was accepted; then the region halts.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Log {

@@ -108,8 +108,7 @@ impl Log {
     }
 
     /// As [`Log::choose_set`]; where that would be fewer than two, drained and full disks serve, too, and at worst those that are still being
-    /// reread: what they are sent from now on they have.
-    /// Who takes one of those has to promise anew before the epoch begins, or the disk would not be sound in it.
+    /// reread: what they are sent from now on they have. Who takes one of those has to promise anew before the epoch begins, or the disk would not be sound in it.
     pub(crate) fn set_in_need(&self) -> Vec<DiskIndex> {
         let ways: [fn(&Disk) -> bool; 3] = [Disk::takes_segments, Disk::serves_in_need, Disk::serves_at_worst];
         let mut sets = ways.into_iter().map(|takes| self.choose_set_from(takes));

@@ -1,6 +1,5 @@
 //! Opening a region: superblocks, promise, end of the log, seals, tables, replay, in FAULT-MODEL's order.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -375,13 +374,16 @@ impl Log {
     /// The first epoch of this opening: a new segment on a new set, durable before anything is served.
     async fn begin(&self, link: Link, end: Lsn) -> Result<()> {
         let id = SegmentId(self.catalog.borrow().iter().last().map_or(self.meta.borrow().trim.0, |(id, _)| id.0 + 1));
-        let live = self.live();
+        let counted: Vec<DiskIndex> = {
+            let disks = self.disks.borrow();
+            disks.iter().filter(|disk| disk.is_live()).map(|disk| disk.index).collect()
+        };
         let mut again = false;
         loop {
             let set: Vec<DiskIndex> = self.first_set()?;
             // Another epoch, so that no slot of an attempt that failed passes for one of this, and every disk of the set promises it
             // while it counts.
-            if std::mem::replace(&mut again, true) || set.iter().any(|disk| !live.contains(disk)) {
+            if std::mem::replace(&mut again, true) || set.iter().any(|disk| !counted.contains(disk)) {
                 self.promise_next().await?;
             }
             let ids = self.ids(&set);
@@ -519,10 +521,6 @@ impl Log {
                 }
             }
         }
-    }
-
-    fn live(&self) -> BTreeSet<DiskIndex> {
-        self.disks.borrow().iter().filter(|disk| disk.is_live()).map(|disk| disk.index).collect()
     }
 
     /// The disks whose files can be read.
