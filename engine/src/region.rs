@@ -462,7 +462,7 @@ impl Region {
         self.shared.ask(|done| Request::Control(make(done)))
     }
 
-    /// Lets everything accepted finish, for ten seconds, then gives up the disks. Handles that still wait get their answers first: those of what
+    /// Lets everything accepted finish, for ten seconds after the last of it left the queue, then gives up the disks. Handles that still wait get their answers first: those of what
     /// did not finish are told that it is not known to be committed.
     ///
     /// # Errors

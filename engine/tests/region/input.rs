@@ -1,10 +1,10 @@
 //! Bad input: each gives a clear typed error before anything is acknowledged, or opens degraded, and nothing is lost.
 
-use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use std::{fs, io};
 
 use meridian::{Ack, DiskConfig, DiskState, Error, ErrorKind, Options, PartitionId, Placement, Region, Transaction};
 use tempfile::TempDir;
@@ -286,11 +286,19 @@ fn two_directories_swapped_are_refused_and_lose_nothing() {
     opens_with_everything(&options);
 }
 
+/// Copies a disk's image, of a region that is open too: one that prepares its next segment meanwhile renames files, and is copied again.
 pub(crate) fn copy_directory(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    let copy = || -> io::Result<()> {
+        fs::create_dir(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+        Ok(())
+    };
+    while let Err(error) = copy() {
+        assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}");
+        fs::remove_dir_all(to).unwrap();
     }
 }
 
