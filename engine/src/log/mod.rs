@@ -280,9 +280,10 @@ impl Log {
 
     fn start_tasks(self: &Rc<Log>, spawner: &LocalSpawner) {
         let log = || Rc::clone(self);
-        let all: [(_, futures::future::LocalBoxFuture<'static, ()>); 6] = [
+        let all: [(_, futures::future::LocalBoxFuture<'static, ()>); 7] = [
             ("reconfigure", Box::pin(log().keep_set())),
             ("prepare", Box::pin(log().keep_prepared())),
+            ("spares", Box::pin(log().keep_spares_ready())),
             ("space", Box::pin(log().keep_looking_for_space())),
             ("seal", Box::pin(log().keep_sealing())),
             ("rebuild", Box::pin(log().keep_whole())),
