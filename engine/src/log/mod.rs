@@ -398,7 +398,7 @@ impl Log {
         token
     }
 
-    /// The fault domains of these disks, for messages.
+    /// The paths of these disks, for messages.
     pub(crate) fn names(&self, disks: &[usize]) -> String {
         let all = self.disks.borrow();
         let names = disks.iter().map(|&at| all[at].config.path.display().to_string());
