@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
-use meridian::geo::{Arrived, Session};
+use meridian::geo::{Arrived, Lane, Session};
 use meridian::{AccountId, Ack, ClientId, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Role, Transaction};
 use meridian_wire::{Cause, Compression, Difference, Link, LinkOptions, LinkState, Listener, WireError};
 
@@ -486,6 +486,19 @@ fn an_account_that_a_lane_carries_only_later_is_bootstrapped() {
     fill(&pair.west, later, 10, 100);
     until_shipped(&link, &pair.west);
     assert_eq!(frames(&pair.east, later), frames(&pair.west, later));
+    pair.assert_equal();
+}
+
+#[test]
+fn a_copy_that_a_late_greeting_of_another_lane_took_is_brought_back_though_nothing_is_written() {
+    let pair = Pair::new();
+    let (_listener, link, _) = shipped(&pair, 100, 100);
+    until("the copy", || role(&pair.east, pair.account) == Role::Secondary);
+    // As a greeting does whose link was stopped meanwhile.
+    pair.east.carry(Lane { number: 1, ..lane(&pair.west) }, [pair.account]).unwrap();
+    assert_eq!(role(&pair.east, pair.account), Role::Bootstrap);
+    until("the copy", || role(&pair.east, pair.account) == Role::Secondary);
+    until_shipped(&link, &pair.west);
     pair.assert_equal();
 }
 
