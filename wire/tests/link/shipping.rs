@@ -5,8 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
 use meridian::geo::{Arrived, Session};
-use meridian::{AccountId, Ack, ClientId, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Role, Transaction};
-use meridian_wire::{Cause, Compression, Difference, Link, LinkOptions, LinkState, Listener, WireError};
+use meridian::{
+    AccountId, Ack, ClientId, Committed, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Role, StateMachine,
+    Transaction,
+};
+use meridian_wire::{
+    Cause, Compression, Difference, Link, LinkOptions, LinkState, Listener, ListenerOptions, WireError,
+};
 
 use crate::common::{Pair, fill, frames, lane, link_options, listener_options, region_options, until, until_shipped};
 use crate::cuts::slow_proxy;
@@ -31,6 +36,9 @@ fn everything_committed_before_and_during_a_session_arrives_byte_for_byte() {
     assert!(status.remotely_durable.len() >= 3000 && status.shipped.0 > 2 << 20);
     let median = status.remotely_durable.value_at_quantile(0.5);
     assert!((10_000..60_000_000_000).contains(&median), "{median} ns from commit to remotely durable");
+    until("the count of what was sent", || link.status().sent.len() == link.status().remotely_durable.len());
+    let sent = link.status().sent.value_at_quantile(0.5);
+    assert!((1_000..60_000_000_000).contains(&sent), "{sent} ns from commit to sent");
     let arrivals = listener.status();
     let arrival = &arrivals[&lane(&pair.west)];
     assert_eq!((arrival.from.as_str(), arrival.live, arrival.duplicates), ("west", true, 0));
@@ -104,6 +112,77 @@ fn without_a_secondary_the_link_says_so_and_what_each_partition_lacks() {
     until_shipped(&link, &pair.west);
     pair.assert_equal();
     drop(listener);
+}
+
+#[test]
+fn what_an_account_lacks_is_what_its_partitions_lack() {
+    let pair = Pair::new();
+    let other = pair.west.create_account("other", Ack::Quorum).unwrap();
+    let left_out = pair.west.create_account("not shipped", Ack::Quorum).unwrap();
+    let options = link_options("127.0.0.1:1".parse().unwrap(), pair.account);
+    let link = pair.link(LinkOptions { accounts: vec![pair.account, other], ..options });
+    assert!(link.lag_by_account().unwrap().is_empty());
+    let before = wall();
+    for (account, transactions) in [(pair.account, 70), (other, 21), (left_out, 7)] {
+        fill(&pair.west, account, transactions, 100);
+    }
+    let (accounts, partitions) = (link.lag_by_account().unwrap(), link.lag_by_partition(100).unwrap());
+    assert_eq!(accounts.keys().copied().collect::<Vec<_>>(), [pair.account, other]);
+    for (account, lag) in accounts {
+        let held: Vec<Vec<u8>> = frames(&pair.west, account);
+        assert_eq!(lag.records, pair.west.digest(account).unwrap().records);
+        assert_eq!(lag.bytes, held.iter().map(|frame| frame.len() as u64).sum::<u64>());
+        let its = partitions.iter().filter(|behind| behind.account == account).map(|behind| behind.lag);
+        assert_eq!(
+            its.clone().map(|lag| (lag.bytes, lag.records)).fold((0, 0), |sum, lag| (sum.0 + lag.0, sum.1 + lag.1)),
+            (lag.bytes, lag.records)
+        );
+        assert_eq!(its.map(|lag| lag.oldest).min(), Some(lag.oldest));
+        assert!((before..=wall()).contains(&lag.oldest), "{} since {before}", lag.oldest);
+    }
+}
+
+/// Takes its time with each transaction.
+struct Slow;
+
+impl StateMachine for Slow {
+    fn resume_from(&self) -> Lsn {
+        Lsn::MAX
+    }
+
+    fn apply(&mut self, _: &Committed<'_>) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_bootstrap_a_slow_link_and_a_slow_secondary_are_each_said_to_be_the_cause() {
+    let pair = Pair::new();
+    fill(&pair.west, pair.account, 1000, 700);
+    let listener = pair.listen();
+    let proxy = slow_proxy(listener.local_addr(), 4 << 20);
+    let link = pair.link(LinkOptions { compression: Compression::Off, ..link_options(proxy, pair.account) });
+    until("the bootstrap", || link.status().cause == Cause::Bootstrap);
+    until_shipped(&link, &pair.west);
+    until("the link", || {
+        if link.status().unread < 8 << 20 {
+            fill(&pair.west, pair.account, 1000, 700);
+        }
+        link.status().cause == Cause::Link
+    });
+    link.stop();
+
+    let mut pair = Pair::new();
+    pair.east = Arc::new(Region::create(region_options(&pair.dir.path().join("slow")), Slow).unwrap());
+    let options = ListenerOptions { window: 64 << 10, ..listener_options() };
+    let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
+    let link = pair.link(LinkOptions { batch_bytes: 16 << 10, ..pair.options(&listener) });
+    until("the secondary", || {
+        if link.status().unread < 1 << 20 {
+            fill(&pair.west, pair.account, 100, 700);
+        }
+        link.status().cause == Cause::Secondary
+    });
 }
 
 #[test]
@@ -196,7 +275,7 @@ fn a_contract_is_kept_by_refusing_throttling_or_alerting_while_the_secondary_is_
             Gate::Refuse => assert_eq!(write().err().unwrap().kind(), ErrorKind::Behind),
             Gate::Throttle | Gate::Wait => assert_eq!(write().err().unwrap().kind(), ErrorKind::Busy),
         }
-        let options = meridian_wire::ListenerOptions { address, ..listener_options() };
+        let options = ListenerOptions { address, ..listener_options() };
         let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
         until("its end", || link.status().breached.is_empty());
         fill(&pair.west, pair.account, 10, 100);
@@ -224,7 +303,7 @@ fn under_a_contract_of_nothing_every_commit_is_on_the_secondary_when_it_is_answe
     assert!(waits.wait_timeout(Duration::from_millis(200)).is_none());
     link.stop();
     assert!(waits.wait_timeout(Duration::from_millis(200)).is_none(), "without a link, too");
-    let options = meridian_wire::ListenerOptions { address, ..listener_options() };
+    let options = ListenerOptions { address, ..listener_options() };
     let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
     let _link = pair.link(pair.options(&listener));
     let receipt = waits.wait().unwrap();
@@ -255,7 +334,7 @@ fn beyond_the_retention_cap_the_log_is_trimmed_and_a_bootstrap_follows_the_gap()
     assert_eq!(pair.west.trim(Lsn::MAX).unwrap(), held, "below the cap all of it is kept");
     fill(&pair.west, pair.account, 4000, 700);
     until("the log's being let go", || pair.west.trim(Lsn::MAX).unwrap() > held);
-    let options = meridian_wire::ListenerOptions { address, ..listener_options() };
+    let options = ListenerOptions { address, ..listener_options() };
     let _listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
     until_shipped(&link, &pair.west);
     assert_eq!((link.status().bootstraps.0, link.status().gaps), (2, 1));
@@ -335,6 +414,7 @@ fn role(region: &Region, account: AccountId) -> Role {
 fn a_copy_that_was_switched_off_is_not_read_and_switched_on_again_gets_only_what_it_lacks() {
     let pair = Pair::new();
     let (_listener, link, name) = shipped(&pair, 1000, 700);
+    assert_eq!(role(&pair.west, pair.account), Role::Primary, "nobody had to switch it on");
     pair.west.set_account_geo(&name, false).unwrap();
     until("the drop", || role(&pair.east, pair.account) == Role::Dropped);
     let read = || pair.east.partition(pair.account, PartitionId(0), 0).try_next();
