@@ -102,6 +102,10 @@ impl Region {
         placement::check(options.placement, &options.disks)?;
         let (tell, told) = mpsc::sync_channel(1);
         let builder = std::thread::Builder::new().name("meridian-log".into());
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "the log thread is the region's own; a simulation steps the core instead"
+        )]
         let thread = builder
             .spawn(move || run(mode, options, machine, make, &tell))
             .map_err(|error| Error::new(ErrorKind::System, format!("the log thread could not be started: {error}")))?;
