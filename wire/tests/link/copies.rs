@@ -16,6 +16,8 @@ fn a_copy_that_was_switched_off_is_not_read_and_switched_on_again_gets_only_what
     assert_eq!(role(&pair.west, pair.account), Role::Primary, "nobody had to switch it on");
     pair.west.set_account_geo(&name, false).unwrap();
     until("the drop", || role(&pair.east, pair.account) == Role::Dropped);
+    let last_sync_time = || pair.east.last_sync_time(pair.account).unwrap();
+    assert_eq!(last_sync_time(), None, "nothing is there any more");
     let read = || pair.east.partition(pair.account, PartitionId(0), 0).try_next();
     until("its end for readers", || read().is_err_and(|error| error.kind() == ErrorKind::Secondary));
     let before = link.status().shipped.0;
@@ -24,6 +26,7 @@ fn a_copy_that_was_switched_off_is_not_read_and_switched_on_again_gets_only_what
     assert_eq!(link.status().shipped.0, before, "nothing is sent for a copy that is not wanted");
     pair.west.set_account_geo(&name, true).unwrap();
     until("the copy", || role(&pair.east, pair.account) == Role::Secondary);
+    assert!(last_sync_time().is_some());
     until_shipped(&link, &pair.west);
     pair.assert_equal();
     let sent = link.status().shipped.0 - before;
