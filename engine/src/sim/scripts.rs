@@ -115,6 +115,24 @@ impl Script {
         ticket.wait().unwrap_or_else(|_| panic!("the region is gone"))
     }
 
+    /// Commits until there is no space.
+    fn fill(&mut self) {
+        loop {
+            let ticket = self.commit();
+            if let Err(error) = self.answer(ticket) {
+                assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+                return;
+            }
+        }
+    }
+
+    fn has_space_once_trimmed(&mut self) {
+        self.control(|done| Control::Trim { to: Lsn::MAX, done });
+        self.step_for(MS * 1000);
+        let ticket = self.commit();
+        self.answer(ticket).expect("there is space again");
+    }
+
     fn step_for(&mut self, time: Duration) {
         let end = self.world.now() + time.as_nanos() as u64;
         while self.world.now() < end {
@@ -357,4 +375,58 @@ fn every_disk_can_be_replaced_in_turn_and_the_trimmed_region_opens() {
     let mut script = script.reopen(|_| {}).expect("opened");
     let ticket = script.commit();
     script.answer(ticket).expect("acknowledged");
+}
+
+/// A region of three disks that have no room for another segment, and refuses for that.
+fn full() -> Script {
+    let mut options = options(3);
+    options.max_segments = Some(3);
+    let mut script = Script::create(options);
+    script.fill();
+    script
+}
+
+#[test]
+fn a_full_region_keeps_the_slots_of_its_next_opening_when_it_loses_a_disk() {
+    let mut script = full();
+    script.control(|done| Control::Fail { disk: 0, done });
+    script.step_for(MS * 1000);
+    script.fill();
+    let mut script = script.reopen(|world| world.set_condition(&disk_path(0), Condition::Lost)).expect("opened");
+    script.has_space_once_trimmed();
+}
+
+#[test]
+fn a_full_region_loses_its_disks_one_after_the_other_and_takes_them_back() {
+    let mut script = full();
+    for disk in [0, 1, 2, 0] {
+        script.control(|done| Control::Fail { disk, done });
+        script.step_for(MS * 1000);
+        script.control(|done| Control::Return { disk, replace: false, done });
+        script.step_for(MS * 3000);
+        assert!(script.health().is_whole() && script.health().halted.is_none(), "{:?}", script.health());
+    }
+    script.fill();
+    let mut script = script.reopen(|world| world.set_condition(&disk_path(1), Condition::Lost)).expect("opened");
+    script.has_space_once_trimmed();
+}
+
+#[test]
+fn what_a_full_region_has_admitted_when_it_loses_a_disk_takes_no_slot_of_the_next_opening() {
+    let mut options = options(3);
+    options.max_segments = Some(3);
+    let mut script = Script::create(options);
+    while !script.health().no_space {
+        let ticket = script.commit();
+        script.answer(ticket).expect("room in the last segment");
+    }
+    script.set(&[0, 1], Condition::Stalled);
+    // One more than may be on their way.
+    let tickets: Vec<_> = (0..5).map(|_| script.commit()).collect();
+    script.step_for(MS * 2);
+    script.control(|done| Control::Fail { disk: 0, done });
+    script.set(&[1], Condition::Healthy);
+    script.all_acknowledged(tickets);
+    let mut script = script.reopen(|world| world.set_condition(&disk_path(0), Condition::Lost)).expect("opened");
+    script.has_space_once_trimmed();
 }
