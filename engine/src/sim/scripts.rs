@@ -127,6 +127,7 @@ impl Script {
     }
 
     fn has_space_once_trimmed(&mut self) {
+        self.step_for(MS * 1000);
         self.control(|done| Control::Trim { to: Lsn::MAX, done });
         self.step_for(MS * 1000);
         let ticket = self.commit();
