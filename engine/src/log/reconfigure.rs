@@ -84,8 +84,8 @@ impl Log {
         others >= QUORUM && set.len() >= QUORUM && superblocks >= self.meta.borrow().majority()
     }
 
-    /// A set of two grows, and a set with a draining disk changes, as soon as it can, which is not before its members have slots for that. So does one that lost a disk while it
-    /// was made.
+    /// A set of two grows, and a set with a draining disk changes, as soon as it can, which is not before its members have slots for that. So
+    /// does one that lost a disk while it was made.
     fn find_better_set(&self) {
         if self.reconfigure.borrow().is_some() {
             return;
@@ -170,8 +170,8 @@ impl Log {
         Ok(())
     }
 
-    /// On full disks the next epoch's first segment may get the last slots, and has to stay empty then, or no opening would find any: what was
-    /// admitted goes to the present segment, while two members can take it, and nothing more is.
+    /// On full disks the next epoch's first segment may get the last slots, and has to stay empty then, or no opening would find any: what
+    /// was admitted goes to the present segment, while two members can take it, and nothing more is.
     fn send_while_there_is_room(&self, pipeline: &mut Pipeline) {
         if !pipeline.no_space {
             return;
@@ -208,7 +208,9 @@ impl Log {
         }
     }
 
-    /// An active segment that holds nothing begins again with the next epoch, as in an opening: a full disk has no other slot than its.
+    /// An active segment that holds nothing begins again with the next epoch, as in an opening: a full disk has no other slot than its. It is
+    /// the first of its epoch, since a later one gets a block at once, and nothing was ever sent to it: whoever finds the old header, the new
+    /// one or neither finds it empty, and which of them counts the epoch table says.
     fn release_empty(&self) {
         let Some(id) = self.with(|pipeline| pipeline.holds_nothing().then_some(pipeline.active.id)) else { return };
         let copies = self.catalog.borrow_mut().get_mut(id).map(|segment| std::mem::take(&mut segment.copies));
