@@ -520,6 +520,7 @@ impl Shared {
             }
             state.connection = Some(Arc::clone(&connection));
         }
+        connection.shake_hands(*patience)?;
         let hello = Hello {
             challenge: 0,
             nonce: 0,

@@ -104,10 +104,9 @@ struct Tls {
 }
 
 impl Connection {
-    /// Connects to `peer`, whose certificate has to carry its name.
+    /// Connects to `peer`, whose certificate has to carry its name: [`Connection::shake_hands`] comes next.
     pub(crate) fn connect(address: SocketAddr, peer: &str, security: &Security, time: Duration) -> Result<Connection> {
         check_address(security, address)?;
-        let deadline = Deadline::after(time);
         let socket = TcpStream::connect_timeout(&address, time)?;
         let session = match security {
             Security::Loopback | Security::PlainText => None,
@@ -118,7 +117,7 @@ impl Connection {
                 Some(rustls::Connection::Client(session))
             }
         };
-        Connection::begin(socket, session, time, deadline, Some(time))
+        Connection::begin(socket, session, time, Some(time))
     }
 
     /// Takes in a connection.
@@ -130,29 +129,34 @@ impl Connection {
                 Some(rustls::Connection::Server(session))
             }
         };
-        Connection::begin(socket, session, time, Deadline::after(time), None)
+        let connection = Connection::begin(socket, session, time, None)?;
+        connection.shake_hands(time)?;
+        Ok(connection)
     }
 
     fn begin(
         socket: TcpStream,
         session: Option<rustls::Connection>,
         time: Duration,
-        deadline: Deadline,
         silence: Option<Duration>,
     ) -> Result<Connection> {
         socket.set_nodelay(true)?;
         socket.set_write_timeout(Some(time))?;
         let tls = session.map(|session| Tls { session: Mutex::new(session), arrived: Mutex::default() });
         let (writing, heard, clock) = (Mutex::new(()), AtomicU64::new(0), Clock::start());
-        let connection = Connection { socket, tls, writing, clock, heard, silence };
-        if let Some(tls) = &connection.tls {
-            connection.flush(tls)?;
-            while lock(&tls.session).is_handshaking() {
-                connection.receive(tls, deadline)?;
-                connection.flush(tls)?;
-            }
+        Ok(Connection { socket, tls, writing, clock, heard, silence })
+    }
+
+    /// The handshake of TLS, where there is one; [`Connection::shut`] ends it, too.
+    pub(crate) fn shake_hands(&self, time: Duration) -> Result<()> {
+        let Some(tls) = &self.tls else { return Ok(()) };
+        let deadline = Deadline::after(time);
+        self.flush(tls)?;
+        while lock(&tls.session).is_handshaking() {
+            self.receive(tls, deadline)?;
+            self.flush(tls)?;
         }
-        Ok(connection)
+        Ok(())
     }
 
     /// Whether the other side's certificate carries this name. Without TLS nobody has one, and nobody is asked.

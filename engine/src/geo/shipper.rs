@@ -158,6 +158,8 @@ pub struct Shipper {
     bootstrap: Bootstrapping,
     /// Accounts that were switched off: the batch that says so, and up to where they were sent.
     dropped: BTreeMap<AccountId, (u64, Lsn)>,
+    /// Those of them that are on again: what a mark says is not of them, and has to be until another session makes them whole.
+    back: BTreeSet<AccountId>,
     /// Whether [`Shipper::lacking`] is not what it was.
     news: bool,
     acknowledged_number: u64,
@@ -256,6 +258,7 @@ impl Shipper {
             resume,
             bootstrap: Bootstrapping { live: resume, ..Bootstrapping::default() },
             dropped: BTreeMap::new(),
+            back: BTreeSet::new(),
             news: true,
             acknowledged_number: 0,
             open: Open::default(),
@@ -397,6 +400,14 @@ impl Shipper {
             {
                 self.offer_account(lsn, &known, now);
             }
+            Ok(SystemRecord::Account(known)) if self.dropped.contains_key(&known.id) => {
+                if known.role == Role::Primary {
+                    self.back.insert(known.id);
+                } else {
+                    self.back.remove(&known.id);
+                }
+            }
+            Ok(SystemRecord::Mark(_)) if !self.back.is_empty() => {}
             Ok(SystemRecord::Mark(_)) if lsn < self.bootstrap.until && !planted!(MarksTooEarly) => {}
             Ok(SystemRecord::Mark(marked)) => {
                 let carried: Vec<_> = marked.into_iter().filter(|(id, _)| self.accounts.contains(id)).collect();

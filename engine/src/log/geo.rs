@@ -6,7 +6,7 @@ use std::task::Waker;
 use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, MAX_RESTARTED, encode_account, encode_mark, encode_progress, encode_restart};
-use crate::geo::{Arrived, Digest, Holding, Imported, Lane, Progress, Restart};
+use crate::geo::{Arrived, Digest, Holding, Imported, Lane, Mark, Progress, Restart};
 use crate::log::Log;
 use crate::log::admit::Entry;
 use crate::log::pipeline::{Done, Pending};
@@ -213,6 +213,9 @@ impl Log {
             }
             import.next.1 += frame.len();
         }
+        if let Some(mark) = &import.arrived.mark {
+            self.check_mark(mark, import.arrived.lane)?;
+        }
         let (progress, differ) = self.progress_after(&import.arrived);
         let mut receipt = None;
         if self.tables.borrow().progress(progress.lane) != Some(progress) {
@@ -230,6 +233,16 @@ impl Log {
         }
         let imported = Imported { records: import.records, duplicates: import.duplicates, progress, differ };
         Ok(Some((receipt, imported)))
+    }
+
+    /// A mark is of copies that its lane brings: of one that another session took since, it would neither make it whole nor be true.
+    fn check_mark(&self, mark: &Mark, lane: Lane) -> Result<()> {
+        let tables = self.tables.borrow();
+        let mut copies = mark.accounts.iter().filter_map(|(id, _)| tables.account(*id));
+        match copies.find(|known| !known.role.is_primary() && known.lane != Some(lane)) {
+            Some(known) => Err(not_its_lane(known)),
+            None => Ok(()),
+        }
     }
 
     /// An account of the mark that can be read from now on: what it holds is what the primary held.

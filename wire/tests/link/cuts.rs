@@ -14,7 +14,11 @@ use meridian_wire::{Cause, Compression, LinkOptions, LinkState, Listener, Listen
 use crate::common::{CLUSTER, Pair, fill, lane, link_options, listener_options, region_options, until, until_shipped};
 
 /// Forwards connections, each until so many bytes have gone to the secondary: then both ends are cut.
-fn cutting_proxy(to: SocketAddr, cuts: Arc<AtomicU64>, bytes: impl Fn(u64) -> u64 + Send + 'static) -> SocketAddr {
+pub(crate) fn cutting_proxy(
+    to: SocketAddr,
+    cuts: Arc<AtomicU64>,
+    bytes: impl Fn(u64) -> u64 + Send + 'static,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {

@@ -5,6 +5,7 @@
     reason = "it is all test code, on the real clock and real files"
 )]
 
+mod chaos;
 mod common;
 mod cuts;
 mod security;

@@ -1,7 +1,7 @@
 //! Who may send: a known region of the same cluster with a certificate of its own, and nobody else learns anything.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use crate::common::{CLUSTER, Pair, fill, listener_options, peer, until, until_shipped};
+use crate::common::{CLUSTER, Pair, fill, link_options, listener_options, peer, until, until_shipped};
 
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -94,6 +94,20 @@ fn messages_of_any_size_go_through_one_tls_session() {
     pair.assert_equal();
     let status = link.status();
     assert_eq!(status.sessions, 1, "{:?}", status.ended);
+}
+
+#[test]
+fn a_link_stops_at_once_though_the_other_side_says_nothing_to_its_tls() {
+    let pair = Pair::new();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let security = Authority::new().identity("west.meridian.test");
+    let options = link_options(silent.local_addr().unwrap(), pair.account);
+    let link = pair.link(LinkOptions { security, ..options });
+    let (mut held, _) = silent.accept().unwrap();
+    held.read_exact(&mut [0]).unwrap();
+    let start = Instant::now();
+    link.stop();
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
-use meridian::geo::{Arrived, Session};
+use meridian::geo::{Arrived, Lane, Session};
 use meridian::{AccountId, Ack, ClientId, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Role, Transaction};
 use meridian_wire::{Cause, Compression, Difference, Link, LinkOptions, LinkState, Listener, WireError};
 
@@ -352,6 +352,30 @@ fn a_copy_that_was_switched_off_is_not_read_and_switched_on_again_gets_only_what
 }
 
 #[test]
+fn nothing_is_claimed_of_an_account_that_was_switched_off_and_on_until_its_copy_is_there_again() {
+    let pair = Pair::new();
+    let later = pair.west.create_account("later", Ack::Quorum).unwrap();
+    let listener = pair.listen();
+    // What is said of the one comes back late, behind marks of the other.
+    let address = slow_proxy(listener.local_addr(), 500 << 20);
+    let link = pair.link(LinkOptions { address, accounts: vec![pair.account, later], ..pair.options(&listener) });
+    until("a last sync time", || link.status().last_sync_time > 0);
+    for _ in 0..5 {
+        for on in [false, true] {
+            pair.west.set_account_geo("later", on).unwrap();
+        }
+        let receipt = pair.west.commit(Transaction::new(later, PartitionId(1)).record("x")).unwrap();
+        let time = pair.west.read(receipt.lsn).unwrap().transaction(receipt.lsn).unwrap().time();
+        until("a last sync time that covers it", || {
+            let claimed = link.status().last_sync_time >= time;
+            assert!(!claimed || pair.east.next_sequence(later, PartitionId(1)).unwrap() > receipt.first_sequence);
+            assert!(!claimed || role(&pair.east, later) == Role::Secondary, "nobody can read it");
+            claimed
+        });
+    }
+}
+
+#[test]
 fn a_copy_that_was_switched_off_in_one_session_and_on_in_another_is_made_whole() {
     let pair = Pair::new();
     let (listener, link, name) = shipped(&pair, 100, 100);
@@ -462,6 +486,19 @@ fn an_account_that_a_lane_carries_only_later_is_bootstrapped() {
     fill(&pair.west, later, 10, 100);
     until_shipped(&link, &pair.west);
     assert_eq!(frames(&pair.east, later), frames(&pair.west, later));
+    pair.assert_equal();
+}
+
+#[test]
+fn a_copy_that_a_late_greeting_of_another_lane_took_is_brought_back_though_nothing_is_written() {
+    let pair = Pair::new();
+    let (_listener, link, _) = shipped(&pair, 100, 100);
+    until("the copy", || role(&pair.east, pair.account) == Role::Secondary);
+    // As a greeting does whose link was stopped meanwhile.
+    pair.east.carry(Lane { number: 1, ..lane(&pair.west) }, [pair.account]).unwrap();
+    assert_eq!(role(&pair.east, pair.account), Role::Bootstrap);
+    until("the copy", || role(&pair.east, pair.account) == Role::Secondary);
+    until_shipped(&link, &pair.west);
     pair.assert_equal();
 }
 
