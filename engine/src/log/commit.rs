@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
-use crate::format::{BLOCK_HEADER, Block, DATA_START, SystemRecord, padded};
+use crate::format::{BLOCK_HEADER, Block, SystemRecord};
 use crate::geo::Restart;
 use crate::log::Log;
 use crate::log::admit::degraded;
@@ -120,10 +120,7 @@ impl Log {
             return complete || now >= pipeline.gathers_until();
         }
         let worth = open.len >= WORTH_SENDING.min(self.options.block_bytes / 2);
-        // After a set change the uncommitted blocks are written again, and have to fit one segment.
-        let again = pipeline.uncommitted_bytes() + padded(open.len) + DATA_START as usize;
-        let fits = again <= self.options.segment_bytes as usize;
-        unanswered < self.options.commit_depth && worth && complete && fits
+        unanswered < self.options.commit_depth && worth && complete && pipeline.fits_again(self.options.segment_bytes)
     }
 
     pub(crate) fn send(&self, pipeline: &mut Pipeline, now: u64) {

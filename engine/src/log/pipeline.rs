@@ -212,6 +212,11 @@ impl Pipeline {
         }
     }
 
+    /// Whether everything appended is committed, and nothing of it lies in the active segment.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.active.offset == DATA_START && self.uncommitted() == 0
+    }
+
     /// Bytes of blocks that are on their way and not committed.
     pub(crate) fn uncommitted_bytes(&self) -> usize {
         self.flying.iter().rev().take(self.uncommitted()).map(|flying| flying.data.len()).sum()
@@ -228,6 +233,12 @@ impl Pipeline {
     pub(crate) fn fits_active(&self, segment_bytes: u32) -> bool {
         let len = self.open.as_ref().map_or(0, |open| padded(open.len));
         self.active.offset as usize + len <= segment_bytes as usize
+    }
+
+    /// Whether the open block, with all that is not committed, fits one segment: after a set change they are written again.
+    pub(crate) fn fits_again(&self, segment_bytes: u32) -> bool {
+        let len = self.open.as_ref().map_or(0, |open| padded(open.len));
+        self.uncommitted_bytes() + len + DATA_START as usize <= segment_bytes as usize
     }
 
     /// The next segment becomes the active one; the full one waits for its last block to commit.

@@ -141,6 +141,12 @@ impl Log {
         disk.free.len() >= ROOM as usize || (disk.space.0 >= wanted && !self.has_all_slots(disk))
     }
 
+    /// Whether an opening would find a slot on the disk, as far as is known: while the log waits for room, only one that is there.
+    pub(crate) fn has_another_slot(&self, disk: DiskIndex, no_space: bool) -> bool {
+        let disk = &self.disks.borrow()[disk.0];
+        !disk.free.is_empty() || !(no_space || disk.full || self.has_all_slots(disk))
+    }
+
     /// Whether the disk has all the slots that it may have; the one that stays free is not counted.
     fn has_all_slots(&self, disk: &Disk) -> bool {
         self.options.max_segments.is_some_and(|most| disk.slots > most)

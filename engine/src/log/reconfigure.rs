@@ -84,8 +84,8 @@ impl Log {
         others >= QUORUM && set.len() >= QUORUM && superblocks >= self.meta.borrow().majority()
     }
 
-    /// A set of two grows, and a set with a draining disk changes, as soon as it can. So does one that lost a disk while it
-    /// was made.
+    /// A set of two grows, and a set with a draining disk changes, as soon as it can, which is not before its members have slots for that. So
+    /// does one that lost a disk while it was made.
     fn find_better_set(&self) {
         if self.reconfigure.borrow().is_some() {
             return;
@@ -95,6 +95,10 @@ impl Log {
             return;
         }
         let members: Vec<usize> = self.with(|pipeline| pipeline.members.iter().map(|member| member.disk.0).collect());
+        let out_of_slots = || members.iter().any(|&at| self.disks.borrow()[at].free.is_empty());
+        if self.with(|pipeline| pipeline.no_space && !pipeline.holds_nothing()) && out_of_slots() {
+            return;
+        }
         let draining = members.iter().any(|&at| self.disks.borrow()[at].draining);
         let chosen = self.choose_set().len();
         if (members.len() < COPIES && chosen > members.len()) || (draining && chosen >= QUORUM) {
@@ -135,11 +139,15 @@ impl Log {
     async fn change_set(&self) -> Result<()> {
         let _stage = stage!(Reconfigure);
         let started = self.ops.now();
-        self.with(|pipeline| pipeline.paused = true);
+        self.with(|pipeline| {
+            pipeline.paused = true;
+            self.send_while_there_is_room(pipeline);
+        });
         self.quiesce().await;
         loop {
             // What is prepared was prepared for the old epoch: its slots are free for the new one.
             self.release_prepared();
+            self.release_empty();
             let set = self.set_in_need();
             if set.len() < QUORUM {
                 let lost: Vec<usize> = {
@@ -160,6 +168,21 @@ impl Log {
         self.stats.borrow_mut().set_change.saturating_record(took);
         self.changed.raise();
         Ok(())
+    }
+
+    /// On full disks the next epoch's first segment may get the last slots, and has to stay empty then, or no opening would find any: what
+    /// was admitted goes to the present segment, while two members can take it, and nothing more is.
+    fn send_while_there_is_room(&self, pipeline: &mut Pipeline) {
+        if !pipeline.no_space {
+            return;
+        }
+        pipeline.may_fill = false;
+        let size = self.options.segment_bytes;
+        let live = pipeline.members.iter().filter(|member| member.live).count();
+        let filled = pipeline.open.as_ref().is_some_and(|open| open.frames > 0);
+        if filled && live >= QUORUM && pipeline.fits_active(size) && pipeline.fits_again(size) {
+            self.send(pipeline, self.ops.now());
+        }
     }
 
     /// Waits until every live member has what was sent to it. Members that fail or stall meanwhile no longer count.
@@ -185,19 +208,30 @@ impl Log {
         }
     }
 
+    /// An active segment that holds nothing begins again with the next epoch, as in an opening: a full disk has no other slot than its. It is
+    /// the first of its epoch, since a later one gets a block at once, and nothing was ever sent to it: whoever finds the old header, the new
+    /// one or neither finds it empty, and which of them counts the epoch table says.
+    fn release_empty(&self) {
+        let Some(id) = self.with(|pipeline| pipeline.holds_nothing().then_some(pipeline.active.id)) else { return };
+        let copies = self.catalog.borrow_mut().get_mut(id).map(|segment| std::mem::take(&mut segment.copies));
+        for copy in copies.into_iter().flatten() {
+            self.free_slot(copy.disk, copy.slot);
+        }
+    }
+
     /// Seals what is committed and starts the next epoch on `set`. False when one of its disks failed on the way.
     async fn start_epoch(&self, set: &[DiskIndex]) -> Result<bool> {
         // Each attempt is an epoch of its own, so that no slot of one that failed passes for one of the next.
         let epoch = self.promise_next().await?;
-        let seal = self.with(|pipeline| cut(pipeline, &self.set_ids(pipeline)));
-        let id = SegmentId(seal.segment.0 + 1);
+        let (seal, again) = self.with(|pipeline| (cut(pipeline, &self.set_ids(pipeline)), pipeline.holds_nothing()));
+        let id = SegmentId(seal.segment.0 + u32::from(!again));
         let ids = self.ids(set);
         let Ok(slots) = self.prepare(epoch, id, set, &ids, Need::Epoch).await else { return Ok(false) };
         {
             let mut meta = self.meta.borrow_mut();
             meta.seals.retain(|known| known.segment < seal.segment);
-            meta.seals.push(seal.clone());
-            // An attempt of this change that failed left an entry for the same segment.
+            meta.seals.extend((!again).then(|| seal.clone()));
+            // An attempt of this change that failed left an entry for the same segment, as did the epoch that wrote nothing to it.
             meta.epochs.retain(|entry| entry.first_segment < id);
             meta.epochs.push(EpochEntry { epoch, first_segment: id, set: ids });
         }
@@ -220,7 +254,7 @@ impl Log {
 
     /// The new epoch begins: everything before is sealed, what was not committed is written again.
     fn switch(&self, epoch: Epoch, id: SegmentId, set: &[DiskIndex], slots: &[Slot], seal: Seal) {
-        self.settle_old(&seal);
+        self.settle_old(&seal, id);
         let again = self.with(|pipeline| {
             let first = pipeline.commit + 1;
             let again: Vec<Flying> = pipeline.flying.drain(..).filter(|flying| flying.sequence >= first).collect();
@@ -230,9 +264,7 @@ impl Log {
             pipeline.chain = seal.end_chain;
             let files = slots.iter().map(|slot| slot.file).collect();
             pipeline.active = Active::new(id, files, first, seal.end_chain);
-            let disks = self.disks.borrow();
-            pipeline.may_fill = set.iter().all(|disk| !disks[disk.0].full || !disks[disk.0].free.is_empty());
-            drop(disks);
+            pipeline.may_fill = set.iter().all(|disk| self.has_another_slot(*disk, pipeline.no_space));
             self.open_segment(pipeline, id, slots);
             again
         });
@@ -252,8 +284,8 @@ impl Log {
         Member { disk, token: self.token(), durable, flushed, live }
     }
 
-    /// Segments of the old epoch get their seals; copies on members that kept up hold all of it.
-    fn settle_old(&self, seal: &Seal) {
+    /// Segments of the old epoch before `next` get their seals; copies on members that kept up hold all of it.
+    fn settle_old(&self, seal: &Seal, next: SegmentId) {
         let (closing, members) = self.with(|pipeline| {
             let mut closing: Vec<Seal> = pipeline.closing.drain(..).collect();
             closing.retain(|closed| closed.segment < seal.segment);
@@ -262,7 +294,7 @@ impl Log {
         let last = seal.next_sequence - 1;
         {
             let mut catalog = self.catalog.borrow_mut();
-            for seal in closing.iter().chain([seal]) {
+            for seal in closing.iter().chain([seal]).filter(|seal| seal.segment < next) {
                 let Some(segment) = catalog.get_mut(seal.segment) else { continue };
                 segment.seal = Some(seal.clone());
                 for copy in segment.copies.iter_mut().filter(|copy| !copy.held) {
@@ -270,7 +302,7 @@ impl Log {
                 }
             }
         }
-        self.drop_after(seal.segment);
+        self.drop_after(SegmentId(next.0 - 1));
         self.publish_all();
     }
 

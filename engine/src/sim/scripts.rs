@@ -115,6 +115,32 @@ impl Script {
         ticket.wait().unwrap_or_else(|_| panic!("the region is gone"))
     }
 
+    /// Commits until there is no space.
+    fn fill(&mut self) {
+        loop {
+            let ticket = self.commit();
+            if let Err(error) = self.answer(ticket) {
+                assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+                return;
+            }
+        }
+    }
+
+    /// The sequence after the partition's last committed record.
+    fn next_sequence(&self) -> u64 {
+        let segments = self.shared.readable().segments.keys().copied().collect::<Vec<_>>();
+        let held = segments.into_iter().flat_map(|id| self.shared.partitions_of(id, self.account).expect("an index"));
+        held.map(|held| held.next_sequence).max().unwrap_or(0)
+    }
+
+    fn has_space_once_trimmed(&mut self) {
+        self.step_for(MS * 1000);
+        self.control(|done| Control::Trim { to: Lsn::MAX, done });
+        self.step_for(MS * 1000);
+        let ticket = self.commit();
+        self.answer(ticket).expect("there is space again");
+    }
+
     fn step_for(&mut self, time: Duration) {
         let end = self.world.now() + time.as_nanos() as u64;
         while self.world.now() < end {
@@ -357,4 +383,111 @@ fn every_disk_can_be_replaced_in_turn_and_the_trimmed_region_opens() {
     let mut script = script.reopen(|_| {}).expect("opened");
     let ticket = script.commit();
     script.answer(ticket).expect("acknowledged");
+}
+
+/// A region of three disks that have no room for another segment, and refuses for that.
+fn full() -> Script {
+    let mut options = options(3);
+    options.max_segments = Some(3);
+    let mut script = Script::create(options);
+    script.fill();
+    script
+}
+
+#[test]
+fn a_full_region_keeps_the_slots_of_its_next_opening_when_it_loses_a_disk() {
+    let mut script = full();
+    script.control(|done| Control::Fail { disk: 0, done });
+    script.step_for(MS * 1000);
+    script.fill();
+    let mut script = script.reopen(|world| world.set_condition(&disk_path(0), Condition::Lost)).expect("opened");
+    script.has_space_once_trimmed();
+}
+
+#[test]
+fn a_full_region_loses_its_disks_one_after_the_other_and_takes_them_back() {
+    let mut script = full();
+    for disk in [0, 1, 2, 0] {
+        script.control(|done| Control::Fail { disk, done });
+        script.step_for(MS * 1000);
+        script.control(|done| Control::Return { disk, replace: false, done });
+        script.step_for(MS * 3000);
+        assert!(script.health().is_whole() && script.health().halted.is_none(), "{:?}", script.health());
+    }
+    script.fill();
+    let mut script = script.reopen(|world| world.set_condition(&disk_path(1), Condition::Lost)).expect("opened");
+    script.has_space_once_trimmed();
+}
+
+#[test]
+fn what_a_full_region_has_admitted_when_it_loses_a_disk_takes_no_slot_of_the_next_opening() {
+    let mut options = options(3);
+    options.max_segments = Some(3);
+    let mut script = Script::create(options);
+    while !script.health().no_space {
+        let ticket = script.commit();
+        script.answer(ticket).expect("room in the last segment");
+    }
+    script.set(&[0, 1], Condition::Stalled);
+    // One more than may be on their way.
+    let tickets: Vec<_> = (0..5).map(|_| script.commit()).collect();
+    script.step_for(MS * 2);
+    script.control(|done| Control::Fail { disk: 0, done });
+    script.set(&[1], Condition::Healthy);
+    script.all_acknowledged(tickets);
+    let mut script = script.reopen(|world| world.set_condition(&disk_path(0), Condition::Lost)).expect("opened");
+    script.has_space_once_trimmed();
+}
+
+/// Cuts `change` short after each number of steps of the log thread, and opens again, with all disks or without one of them: what was
+/// acknowledged is there, and nothing is in the way of the next change and the next opening.
+fn opens_after_each_step(steps: u32, make: impl Fn() -> Script, change: impl Fn(&Script)) {
+    for (steps, lost) in (0..steps).zip([None, Some(0), Some(1), Some(2), Some(1)].into_iter().cycle()) {
+        let mut script = make();
+        let before = script.next_sequence();
+        change(&script);
+        (0..steps).for_each(|_| drop(script.core.step(MS / 100)));
+        let ticket = script.commit();
+        (0..20).for_each(|_| drop(script.core.step(MS / 100)));
+        let acknowledged = ticket.is_done() && ticket.wait().is_ok_and(|answer| answer.is_ok());
+        let lose = |world: &World| lost.into_iter().for_each(|at| world.set_condition(&disk_path(at), Condition::Lost));
+        let script = script.reopen(lose).unwrap_or_else(|error| panic!("{steps} steps, without {lost:?}: {error}"));
+        let after = script.next_sequence();
+        assert!(after >= before + u64::from(acknowledged), "{steps} steps, without {lost:?}: {before} {after}");
+        let all = |world: &World| (0..3).for_each(|at| world.set_condition(&disk_path(at), Condition::Healthy));
+        let mut script =
+            script.reopen(all).unwrap_or_else(|error| panic!("{steps} steps, with {lost:?} again: {error}"));
+        script.step_for(MS * 3000);
+        assert!(script.next_sequence() >= after, "{steps} steps, with {lost:?} again");
+        assert!(script.health().is_whole() && script.states() == [DiskState::Healthy; 3], "{:?}", script.health());
+    }
+}
+
+#[test]
+fn a_change_that_begins_an_empty_segment_again_can_be_cut_short_at_any_step() {
+    let make = || {
+        let mut script = Script::create(options(3));
+        let ticket = script.commit();
+        script.answer(ticket).expect("acknowledged");
+        script.reopen(|_| {}).expect("opened")
+    };
+    opens_after_each_step(60, make, |script| {
+        script.ask(Request::Control(Control::Fail { disk: 0, done: ticket().0 }), 0)
+    });
+}
+
+#[test]
+fn a_change_of_a_full_region_can_be_cut_short_at_any_step() {
+    let fail = |script: &Script| script.ask(Request::Control(Control::Fail { disk: 0, done: ticket().0 }), 0);
+    opens_after_each_step(60, full, fail);
+    let without_a_disk = || {
+        let mut script = full();
+        script.control(|done| Control::Fail { disk: 0, done });
+        script.step_for(MS * 1000);
+        script
+    };
+    let back = |script: &Script| {
+        script.ask(Request::Control(Control::Return { disk: 0, replace: false, done: ticket().0 }), 0)
+    };
+    opens_after_each_step(100, without_a_disk, back);
 }
