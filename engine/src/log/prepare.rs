@@ -196,6 +196,8 @@ impl Log {
             Err(error) => Err(error),
         };
         match written {
+            // The slot that is kept free for an epoch does not say that there is room.
+            Ok(()) if need == Need::Epoch => {}
             Ok(()) => self.disks.borrow_mut()[disk.0].refusals = 0,
             Err(_) => self.free_slot(disk, slot),
         }

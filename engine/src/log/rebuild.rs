@@ -26,12 +26,16 @@ impl Log {
         loop {
             let next = if self.halted.borrow().is_some() { None } else { self.next_to_rebuild(&skipped) };
             match next {
-                Some(id) => match self.rebuild_one(id, Need::Growth).await {
-                    Ok(true) => self.changed.raise(),
-                    Ok(false) | Err(_) => {
-                        skipped.insert(id);
+                Some(id) => {
+                    match self.rebuild_one(id, Need::Growth).await {
+                        Ok(true) => self.changed.raise(),
+                        Ok(false) | Err(_) => {
+                            skipped.insert(id);
+                        }
                     }
-                },
+                    // Who waits to trim, to take a disk back or to repair has its turn: the lock goes to whoever asks first.
+                    self.ops.sleep(Duration::ZERO).await;
+                }
                 None if skipped.is_empty() => {
                     self.welcome_back();
                     self.changed.wait(&mut seen).await;

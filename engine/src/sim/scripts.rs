@@ -491,3 +491,24 @@ fn a_change_of_a_full_region_can_be_cut_short_at_any_step() {
     };
     opens_after_each_step(100, without_a_disk, back);
 }
+
+#[test]
+fn a_trim_does_not_wait_for_all_that_is_to_be_rebuilt() {
+    let mut options = options(3);
+    options.rebuild_bytes_per_second = 1 << 20;
+    let mut script = Script::create(options);
+    while script.health().segments < 12 {
+        let ticket = script.commit_to(Ack::All);
+        script.answer(ticket).expect("three disks");
+    }
+    script.step_for(MS * 1000);
+    script.control(|done| Control::Fail { disk: 0, done });
+    script.step_for(MS * 1000);
+    script.world.blank(&disk_path(0));
+    script.control(|done| Control::Return { disk: 0, replace: true, done });
+    script.step_for(MS * 1500);
+    let first = script.control(|done| Control::Trim { to: Lsn::new(SegmentId(5), 0), done });
+    let health = script.health();
+    assert_eq!(first.segment(), SegmentId(5));
+    assert!(health.unwhole > 2, "one segment's time, not that of all: {} to go", health.unwhole);
+}
