@@ -90,7 +90,7 @@ impl Log {
                         client: commit.client,
                         client_sequence: commit.sequence,
                         all,
-                        remote,
+                        remote: remote.filter(|_| !planted!(RepeatDoesNotWait)),
                         at,
                         bytes,
                     },
