@@ -33,23 +33,21 @@ pub(crate) struct Run {
     clean: bool,
     /// Directories that this run made and takes away again.
     made: Vec<PathBuf>,
-    /// Holds the output directory for this run alone, as long as it lives.
-    _lock: File,
+    /// Hold the output directory and the named disks for this run alone, as long as it lives.
+    _locks: Vec<File>,
 }
 
 /// The file that says that a folder is ours to clear, and what is in it.
 const MARKER: &str = "MERIDIAN-BENCH";
 const MARKS: &str = "meridian-bench made this folder, and clears it with all that is in it when it runs again.\n";
-/// The file that a run locks in its output directory; it stays, for whoever removes a lock file can have two runs hold one.
-const LOCK: &str = "meridian-bench.lock";
 
-/// Takes the output directory for this run.
-fn take(out: &Path) -> Result<File, String> {
-    let failed = |error: io::Error| format!("cannot lock {}: {error}", out.display());
-    let lock = File::options().create(true).append(true).open(out.join(LOCK)).map_err(failed)?;
+/// Takes a directory for this run. The directory itself is locked: nothing is left in it.
+fn take(dir: &Path, option: &str) -> Result<File, String> {
+    let failed = |error: io::Error| format!("cannot lock {}: {error}", dir.display());
+    let lock = File::open(dir).map_err(failed)?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
-        Err(Errno::WOULDBLOCK) => Err(format!("another run uses {}: name another place with --out", out.display())),
+        Err(Errno::WOULDBLOCK) => Err(format!("another run uses {}: name another place with {option}", dir.display())),
         Err(error) => Err(failed(error.into())),
     }
 }
@@ -103,10 +101,13 @@ impl Run {
         refuse_twins(named)?;
         let out = &place.out;
         fs::create_dir_all(out).map_err(|error| format!("cannot make {}: {error}", out.display()))?;
-        let lock = take(out)?;
+        let mut locks = vec![take(out, "--out")?];
+        for disk in named {
+            locks.push(take(disk, "--disks")?);
+        }
         forget_reports(out).map_err(|error| format!("cannot clear {}: {error}", out.display()))?;
         let mut run =
-            Run { out: out.clone(), keep: place.keep, clean: true, disks: Vec::new(), made: Vec::new(), _lock: lock };
+            Run { out: out.clone(), keep: place.keep, clean: true, disks: Vec::new(), made: Vec::new(), _locks: locks };
         for number in 1..=count.max(named.len()) {
             let disk = match named.get(number - 1) {
                 Some(disk) => disk.clone(),
@@ -253,7 +254,7 @@ mod tests {
         assert!(precious.is_file());
         fs::remove_file(&precious).expect("removed");
         // Its own leftovers, as of a run that was killed.
-        std::mem::forget(run().expect("started"));
+        drop(run().expect("started"));
         fs::write(&precious, "x").expect("written");
         let out = Place { out: dir.path().join("other"), keep: false };
         drop(Run::start(&out, &named, 0).expect("cleared"));
@@ -270,6 +271,17 @@ mod tests {
         assert!(kept.is_file(), "the refused one touched nothing");
         first.finish(&report(true)).expect("finished");
         drop(Run::start(&place(dir.path()), &[], 0).expect("it is free again"));
+    }
+
+    #[test]
+    fn two_runs_do_not_share_a_disk() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let named = ["a", "b", "c"].map(|name| dir.path().join(name));
+        let start = |out: &str| Run::start(&place(&dir.path().join(out)), &named, 0);
+        let first = start("one").expect("started");
+        assert!(start("two").is_err_and(|why| why.contains("another run uses") && why.contains("--disks")));
+        first.finish(&report(true)).expect("finished");
+        drop(start("two").expect("they are free again"));
     }
 
     #[test]

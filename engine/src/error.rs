@@ -34,9 +34,9 @@ pub enum ErrorKind {
     /// The queue is full. Nothing was accepted: wait and send again.
     Busy,
     /// Fewer healthy fault domains than the ack level or the step needs. Retry with the same client sequence once
-    /// the sets are whole, or with a weaker ack level.
+    /// the sets are whole, or with a weaker ack level. A transaction that was on its way may be committed on two disks.
     Degraded,
-    /// No space for another segment. Nothing was accepted: trim the log or add space.
+    /// No space for another segment. Nothing was accepted: trim the log or add space, then retry; it is noticed within half a second.
     NoSpace,
     /// An option's bound (accounts, partitions, clients) is reached. Raise it and open again.
     LimitReached,
@@ -61,7 +61,8 @@ pub enum ErrorKind {
     /// Whether the transaction was committed is not known: the region stopped first. Reopen, then retry with the
     /// same client sequence.
     Indeterminate,
-    /// The region stopped itself after a failure beyond its model. Close it, restore its disks, open again.
+    /// The region stopped itself: a failure beyond its model, or a state machine that panicked. What is committed can be read still. Close it, do
+    /// what the message says, open again.
     Halted,
     /// The region is closed.
     Closed,

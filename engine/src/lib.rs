@@ -41,13 +41,38 @@
 //!
 //! # Errors
 //! One [`Error`]; its [`kind`](Error::kind) says what to do: fix the request, retry, restore a disk, reopen. A refusal means
-//! that nothing was accepted. After [`Indeterminate`](ErrorKind::Indeterminate) a retry with the same client sequence is safe.
-//! No panic of the engine, or of the state machine, crosses the API: the region halts and says so.
+//! that nothing was accepted, but for [`Degraded`](ErrorKind::Degraded): a commit that lost its third copy on the way may be there on two.
+//! After [`Indeterminate`](ErrorKind::Indeterminate) a retry with the same client sequence is safe.
+//!
+//! ```
+//! # use std::{thread::sleep, time::Duration};
+//! use meridian::{ErrorKind, Receipt, Region, Transaction};
+//!
+//! /// Commits a transaction that names a client and a sequence, as long as that makes sense.
+//! fn persist(region: &Region, transaction: &Transaction) -> meridian::Result<Receipt> {
+//!     loop {
+//!         match region.commit(transaction.clone()) {
+//!             Err(error) if matches!(error.kind(), ErrorKind::Degraded | ErrorKind::NoSpace | ErrorKind::Behind) => {
+//!                 eprintln!("retrying: {error}");
+//!                 sleep(Duration::from_millis(100));
+//!             }
+//!             // Fix the request, or close the region and open it again.
+//!             done => return done,
+//!         }
+//!     }
+//! }
+//! ```
+//!
+//! No panic of the engine, or of the state machine, crosses the API: the region halts and says so. Only a [`Ticket`] whose answer was
+//! taken panics when it is asked again.
 //!
 //! # Threads
 //! Handles are `Send + Sync`. A region has one log thread, which also runs the state machine, and a few threads for each disk
 //! for what may block. Reads run on the caller's thread. There is no global state: any number of regions may be
 //! open in a process, each on directories of its own, which are locked.
+//!
+//! Tasks use [`Region::submit_async`], await the [`Ticket`], and follow the log with [`Subscription::next`], on any runtime. What else a [`Region`] does
+//! may block the thread that asks.
 #[macro_use]
 mod planted;
 

@@ -56,7 +56,9 @@ pub enum Placement {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The disks, three to sixteen.
+    /// The disks, three to sixteen. A region keeps the number that it was made with: one can be replaced
+    /// ([`Region::replace_disk`](crate::Region::replace_disk)), none added. More than half of them have to be there: three and four disks bear the
+    /// loss of one at a time, five and six of two, the second after what the first had was rebuilt.
     pub disks: Vec<DiskConfig>,
     /// Where the copies of a set may lie. Fixed at creation by the labels; checked at each open.
     pub placement: Placement,
@@ -70,34 +72,34 @@ pub struct Options {
     pub transaction_bytes: usize,
     /// Blocks that may be on their way to the disks before the oldest is committed, 1 to 64. Default 4.
     pub commit_depth: usize,
-    /// Transactions accepted but not yet acknowledged; up to 64 questions of the region's own methods come on top. Default 16,384.
+    /// Transactions accepted but not yet acknowledged, 1 to 1,048,576; up to 64 questions of the region's own methods come on top. Default 16,384.
     pub queue_transactions: usize,
-    /// Bytes accepted but not yet acknowledged. Default 64 MiB.
+    /// Bytes accepted but not yet acknowledged, at least `transaction_bytes` and less than 1 TiB. Default 64 MiB.
     pub queue_bytes: usize,
-    /// Bytes of committed blocks kept in memory for tail subscribers. Default 64 MiB.
+    /// Bytes of committed blocks kept in memory for tail subscribers, at most 1 TiB. Default 64 MiB.
     pub hot_bytes: usize,
-    /// Bytes of segment indexes kept in memory for readers of partitions. Default 64 MiB.
+    /// Bytes of segment indexes kept in memory for readers of partitions, at most 1 TiB. Default 64 MiB.
     pub index_cache_bytes: usize,
     /// A copy that has not completed a write for so long has stalled and is replaced (acceptance L4). It begins anew when the
     /// process was suspended meanwhile. 1 ms to a day, default 5 s: a virtual disk may stand still for a second.
     pub stall_timeout: Duration,
     /// A copy that lacks so many bytes of what is committed has stalled and is replaced, or the log waits for it where it
-    /// cannot be spared. Default 64 MiB.
+    /// cannot be spared. From the largest block to 1 TiB, default 64 MiB.
     pub lag_bytes: usize,
-    /// Accounts that can exist, at most. Default 65,536.
+    /// Accounts that can exist, 1 to 16,777,216. Default 65,536.
     pub max_accounts: usize,
-    /// Partitions that can exist, at most 16,777,216; about 260 bytes of memory each. Default 1,048,576.
+    /// Partitions that can exist, 1 to 16,777,216; about 260 bytes of memory each. Default 1,048,576.
     pub max_partitions: usize,
-    /// Clients with remembered sequences, at most. Default 4,096.
+    /// Clients with remembered sequences, at most 1,048,576. Default 4,096.
     pub max_clients: usize,
     /// What to believe when the last block's place does not verify while a disk of the set is away. By default it is taken
     /// for a torn write that was never acknowledged; were it the last flushed block, rotten, an acknowledged
     /// transaction would be lost. `true` refuses to open until the disk is back (FAULT-MODEL, "The limit that remains").
     pub strict_tail: bool,
-    /// How many of its latest sequences are remembered for each client (acceptance L6). Default 256.
+    /// How many of its latest sequences are remembered for each client (acceptance L6), 1 to 65,536. Default 256.
     pub client_window: usize,
-    /// Segments kept on one disk, at most, beside the one that is kept free for the next opening; `None` leaves it to the
-    /// space there is.
+    /// Segments kept on one disk, at least 3, beside the one that is kept free for the next opening; `None` leaves it to the
+    /// space there is. With 3, each new one waits for a trim; give it more.
     pub max_segments: Option<u32>,
     /// Bytes a second that the background scrub reads on each disk; 0 switches it off. Default 8 MiB.
     pub scrub_bytes_per_second: u64,
@@ -163,6 +165,10 @@ impl Options {
         range("max_partitions", self.max_partitions, 1, 1 << 24)?;
         range("max_clients", self.max_clients, 0, 1 << 20)?;
         range("client_window", self.client_window, 1, 1 << 16)?;
+        range("hot_bytes", self.hot_bytes, 0, 1 << 40)?;
+        range("index_cache_bytes", self.index_cache_bytes, 0, 1 << 40)?;
+        // The active segment, the last sealed one, which is never trimmed, and the next.
+        range("max_segments", self.max_segments.map_or(3, |most| most as usize), 3, u32::MAX as usize)?;
         if !segment.is_multiple_of(ALIGN) || !self.block_bytes.is_multiple_of(ALIGN) {
             return Err(Error::invalid("segment_bytes and block_bytes: multiples of 4096 accepted"));
         }

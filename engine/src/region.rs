@@ -39,6 +39,9 @@ const NAP: Duration = Duration::from_millis(100);
 /// An open region: one log on three or more disks, with one thread of its own.
 ///
 /// It is `Send + Sync`: share it by reference or in an `Arc`. Dropping it closes it; [`Region::close`] also says how that went.
+///
+/// Methods that return a [`Result`] may sleep, until the log thread has answered or a disk was read, and so does dropping it; but not
+/// [`Region::try_submit`] and [`Region::submit_async`]. Call the others on a thread that may block, not in a task.
 pub struct Region {
     pub(crate) shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -71,10 +74,12 @@ impl Region {
     /// Opens a region: recovers its log, hands the machine what it lacks, then serves.
     ///
     /// # Errors
-    /// [`RestoreDisk`](ErrorKind::RestoreDisk) when fewer disks can be read than FAULT-MODEL's rules need, naming what is missing;
-    /// [`NotFound`](ErrorKind::NotFound) when all directories are empty; [`Locked`](ErrorKind::Locked);
-    /// [`InvalidInput`](ErrorKind::InvalidInput) when options or labels contradict what is stored;
-    /// [`Trimmed`](ErrorKind::Trimmed) when the machine resumes before the first retained position.
+    /// [`RestoreDisk`](ErrorKind::RestoreDisk) when fewer disks can be read than FAULT-MODEL's rules need, naming what is missing, also
+    /// when no directory is there: disks that are not mounted look like that; [`NotFound`](ErrorKind::NotFound) when all directories are there and
+    /// empty; [`Locked`](ErrorKind::Locked); [`InvalidInput`](ErrorKind::InvalidInput) when options or labels contradict what is stored, or the
+    /// machine resumes behind the end of the log: its state is of another one;
+    /// [`LimitReached`](ErrorKind::LimitReached) when it holds more accounts, partitions or clients than the options accept;
+    /// [`Trimmed`](ErrorKind::Trimmed) when the machine resumes before the first retained position; [`Halted`](ErrorKind::Halted) when it panicked.
     pub fn open(options: Options, machine: impl StateMachine + 'static) -> Result<Region> {
         Region::start(Mode::Open, options, Box::new(machine), None)
     }
@@ -171,7 +176,12 @@ impl Region {
 
     fn prepare(&self, transaction: Transaction) -> Result<(Commit, Ticket)> {
         let len = transaction.encoded_len();
-        let len = len.ok_or_else(|| Error::invalid("a transaction has 1 to 65,535 records and fits 2 GiB"))?;
+        let len = len.ok_or_else(|| {
+            let count = transaction.len();
+            Error::invalid(format!(
+                "the transaction has {count} records: 1 to 65,535 records of up to 2 GiB together accepted"
+            ))
+        })?;
         let most = self.shared.options.transaction_bytes;
         if len > most {
             return Err(Error::invalid(format!("the transaction has {len} bytes with its headers, {most} accepted")));
@@ -331,7 +341,7 @@ impl Region {
         self.shared.log_id()
     }
 
-    /// Every account, by id.
+    /// Every account, by id: where an embedder finds the ids of its accounts after opening.
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed).
@@ -341,15 +351,28 @@ impl Region {
 
     /// Gives back the space of whole segments before `to`, as far as pins, the checkpoint and the unsealed tail allow.
     /// Returns the first position still retained. A state machine that has to replay from somewhere pins that position:
-    /// the log does not know how far it is durable.
+    /// the log does not know how far it is durable. Commits that were refused for lack of space are taken again a fraction of a second later.
     ///
     /// # Errors
-    /// [`RestoreDisk`](ErrorKind::RestoreDisk) when the superblocks cannot be written on a majority of disks.
+    /// [`RestoreDisk`](ErrorKind::RestoreDisk) when the superblocks cannot be written on a majority of disks;
+    /// [`Halted`](ErrorKind::Halted).
     pub fn trim(&self, to: Lsn) -> Result<Lsn> {
         self.control(|done| Control::Trim { to, done })
     }
 
-    /// Holds back trimming from `at` on while the returned pin lives.
+    /// Holds back trimming from `at` on while the returned pin lives. Pins are not kept: after opening, pin again before anything is trimmed.
+    /// What was trimmed already does not come back.
+    ///
+    /// ```
+    /// # use meridian::{DiskConfig, Lsn, Options, Region};
+    /// # let home = tempfile::tempdir()?;
+    /// # let disks = ["a", "b", "c"].map(|name| DiskConfig::new(home.path().join(name), name, "zone-1"));
+    /// # let region = Region::create(Options { segment_bytes: 8 << 20, ..Options::new(disks.to_vec()) }, ())?;
+    /// let backup = region.pin(region.first());
+    /// assert_eq!(region.trim(Lsn::MAX)?, region.first(), "nothing that the backup has to read is gone");
+    /// drop(backup);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn pin(&self, at: Lsn) -> RetentionPin {
         let key = lock(&self.shared.pins).add(at);
@@ -403,10 +426,10 @@ impl Region {
         self.control(|done| Control::Return { disk, replace: true, done })
     }
 
-    /// Rereads every copy of every sealed segment now and repairs what it can (acceptance L5).
+    /// Rereads every copy of every sealed segment now, at full speed, and repairs what it can (acceptance L5).
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed).
+    /// [`Halted`](ErrorKind::Halted), also when the region halts before the end; [`Closed`](ErrorKind::Closed).
     pub fn scrub(&self) -> Result<ScrubReport> {
         self.control(|done| Control::Scrub { done })
     }
@@ -524,6 +547,9 @@ impl Drop for RetentionPin {
 }
 
 /// The answer to what was submitted: a future, or [`Ticket::wait`]. Dropping it does not take the transaction back.
+///
+/// # Panics
+/// The answer is taken once. Polling again, or [`Ticket::wait_timeout`] after it returned an answer, panics.
 #[must_use = "the transaction is not known to be committed before its ticket says so"]
 pub struct Ticket<T = Receipt> {
     answer: crate::sync::ticket::Ticket<Result<T>>,
@@ -534,13 +560,20 @@ impl<T> Ticket<T> {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), [`Fenced`](ErrorKind::Fenced), [`Degraded`](ErrorKind::Degraded), [`NoSpace`](ErrorKind::NoSpace),
-    /// [`LimitReached`](ErrorKind::LimitReached), [`RetryTooOld`](ErrorKind::RetryTooOld): it was not committed (with `Degraded`: not
-    /// as asked). [`Indeterminate`](ErrorKind::Indeterminate), [`Halted`](ErrorKind::Halted): reopen and retry.
+    /// [`LimitReached`](ErrorKind::LimitReached), [`RetryTooOld`](ErrorKind::RetryTooOld), [`Secondary`](ErrorKind::Secondary): it was not
+    /// committed (with `Degraded`: not as asked; it may be committed on two disks, and applied).
+    /// [`Indeterminate`](ErrorKind::Indeterminate), [`Halted`](ErrorKind::Halted): reopen and retry.
+    ///
+    /// # Panics
+    /// When the answer was taken before.
     pub fn wait(self) -> Result<T> {
         self.answer.wait().unwrap_or_else(|Abandoned| Err(stopped()))
     }
 
-    /// As [`Ticket::wait`], for at most `time`; `None` means not yet.
+    /// As [`Ticket::wait`], for at most `time`; `None` means not yet: the ticket is as good as before.
+    ///
+    /// # Panics
+    /// When the answer was taken before.
     pub fn wait_timeout(&mut self, time: Duration) -> Option<Result<T>> {
         self.answer.wait_timeout(time).map(|answer| answer.unwrap_or_else(|Abandoned| Err(stopped())))
     }

@@ -26,7 +26,7 @@ pub struct Stats {
     pub acknowledged: Histogram<u64>,
     /// A replica set given up → writes going on in the next.
     pub set_change: Histogram<u64>,
-    /// Blocks, transactions, records and bytes of blocks written (per copy, padding included).
+    /// Blocks written, counted once for all copies.
     pub blocks: u64,
     /// Transactions in them.
     pub transactions: u64,

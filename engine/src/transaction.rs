@@ -198,10 +198,64 @@ impl<'a> Committed<'a> {
 /// What committed transactions are handed to: in log order, once each while the region is open (ADR 0005).
 ///
 /// It runs on the log thread between two blocks: a slow `apply` slows every commit. Hand long work to a thread of your own.
-/// `()` is the machine that ignores everything.
+/// `()` is the machine that ignores everything. The engine's own transactions (an account's settings) are not handed over.
+///
+/// A machine with a state of its own keeps the position behind what it applied together with that state, and pins it:
+///
+/// ```
+/// # use std::collections::BTreeMap;
+/// # use std::sync::{Arc, Mutex};
+/// use meridian::{Ack, Committed, DiskConfig, Lsn, Options, PartitionId, Region, StateMachine, Transaction};
+///
+/// #[derive(Clone, Default)]
+/// struct Gates {
+///     of: BTreeMap<String, String>,
+///     resume: Lsn,
+/// }
+///
+/// struct Shared(Arc<Mutex<Gates>>);
+///
+/// impl StateMachine for Shared {
+///     fn resume_from(&self) -> Lsn {
+///         self.0.lock().unwrap().resume
+///     }
+///
+///     fn apply(&mut self, committed: &Committed<'_>) {
+///         let mut gates = self.0.lock().unwrap();
+///         let mut words = committed.records().map(|(_, record)| String::from_utf8_lossy(record).into_owned());
+///         if let (Some(flight), Some(gate)) = (words.next(), words.next()) {
+///             gates.of.insert(flight, gate);
+///         }
+///         // The next transaction lies behind this one.
+///         gates.resume = Lsn(committed.lsn().0 + 1);
+///     }
+/// }
+///
+/// # let home = tempfile::tempdir()?;
+/// # let disks = ["a", "b", "c"].map(|name| DiskConfig::new(home.path().join(name), name, "zone-1"));
+/// # let options = Options { segment_bytes: 8 << 20, ..Options::new(disks.to_vec()) };
+/// let gates = Arc::new(Mutex::new(Gates::default()));
+/// let region = Region::create(options.clone(), Shared(Arc::clone(&gates)))?;
+/// let account = region.create_account("gates", Ack::Quorum)?;
+/// let assign = |flight: &str, gate: &str| {
+///     Transaction::new(account, PartitionId::named("EWR")).record(flight.to_owned()).record(gate.to_owned())
+/// };
+/// region.commit(assign("UA 1545", "C12"))?;
+/// let snapshot = gates.lock().unwrap().clone(); // make it durable, then trim no further than it needs
+/// let pin = region.pin(snapshot.resume);
+/// region.commit(assign("UA 1714", "C14"))?;
+/// region.close()?;
+///
+/// let gates = Arc::new(Mutex::new(snapshot));
+/// let region = Region::open(options, Shared(Arc::clone(&gates)))?; // hands over UA 1714 alone
+/// let pin = region.pin(gates.lock().unwrap().resume);
+/// assert_eq!(gates.lock().unwrap().of["UA 1714"], "C14");
+/// # drop(pin);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait StateMachine: Send {
     /// Everything before this position is durably applied already; transactions from here on are handed over
-    /// when the region opens. [`Lsn::ZERO`] asks for everything retained.
+    /// when the region opens. [`Lsn::ZERO`] asks for everything retained, [`Lsn::MAX`] for nothing but what is new.
     fn resume_from(&self) -> Lsn;
 
     /// Takes one committed transaction. It was durable on a quorum before this call, and its commit is acknowledged

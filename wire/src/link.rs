@@ -29,8 +29,6 @@ const NAP: Duration = Duration::from_millis(50);
 const LONGEST: u64 = 86_400_000_000_000;
 /// How often contract and retention are looked after.
 const TICK: Duration = Duration::from_millis(10);
-/// How often a ping goes out: it finds a dead connection, and measures the way.
-const PING: Duration = Duration::from_millis(500);
 
 /// How a primary ships.
 #[derive(Clone, Debug)]
@@ -245,6 +243,8 @@ struct State {
     reader: Option<WireError>,
     /// What the session runs over: cut when the link is to stop.
     connection: Option<Arc<Connection>>,
+    /// The latest last sync time of all, and when it was heard of.
+    synced: (u64, u64),
     /// The shortest way there and back of this session, in nanoseconds.
     shortest: u64,
     /// Nanoseconds spent of late, by [`SPENT`].
@@ -286,7 +286,7 @@ impl Link {
         };
         let pin = region.pin(Lsn::ZERO);
         let (stopping, refused, shortest, spent) = (false, false, u64::MAX, [0; SPENT.len()]);
-        let (shipper, reader, connection) = (None, None, None);
+        let (shipper, reader, connection, synced) = (None, None, None, (0, 0));
         let (pinned, suspects, again) = (Lsn::ZERO, BTreeSet::new(), false);
         let state = State {
             stopping,
@@ -299,6 +299,7 @@ impl Link {
             again,
             reader,
             connection,
+            synced,
             shortest,
             spent,
         };
@@ -450,8 +451,13 @@ impl Shared {
     }
 
     fn keep_contracts(&self) {
-        let last_sync_time = self.lock().status.last_sync_time;
-        self.lock().status.breached = self.gate.keep(clock::wall(), last_sync_time);
+        let (last_sync_time, (latest, heard)) = {
+            let state = self.lock();
+            (state.status.last_sync_time, state.synced)
+        };
+        // Last sync time may be ahead of a clock that was set back: it is as old as it has been known, at least.
+        let known = latest.saturating_add(self.clock.now().saturating_sub(heard));
+        self.lock().status.breached = self.gate.keep(clock::wall().max(known), last_sync_time);
     }
 
     /// Beyond the cap, what the secondary lacks may be trimmed. That it lacks it is seen where it is read.
@@ -471,7 +477,7 @@ impl Shared {
     fn keep_shipping(self: &Arc<Shared>) {
         let mut wait = Duration::from_millis(25);
         loop {
-            let before = self.lock().status.sessions;
+            let before = self.lock().status.position;
             let ended = self.session();
             let closed = matches!(&ended, Err(WireError::Region(error))
                 if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Halted));
@@ -487,8 +493,9 @@ impl Shared {
                 let lasts = refused && (!gap || state.refused);
                 state.refused = refused;
                 state.status.state = LinkState::Unavailable;
+                let stuck = ended.is_err() && !gap && state.status.position <= before;
                 state.status.ended = ended.err().map(|error| error.to_string());
-                state.status.sessions > before && !lasts
+                !lasts && !stuck
             };
             if closed {
                 return;
@@ -558,11 +565,19 @@ impl Shared {
         state.status.state = if bootstrapping { LinkState::Bootstrap } else { LinkState::Live };
         state.status.sessions += 1;
         state.status.position = position;
-        state.status.last_sync_time = if bootstrapping { 0 } else { time };
+        let time = if bootstrapping { 0 } else { time };
+        state.status.last_sync_time = time;
+        self.hear_of(&mut state, time);
         drop(state);
         lacking.into_iter().for_each(|lacking| self.gate.lacking(lacking));
         // What the last session's answers were lost for is there all the same.
         self.gate.arrived(position);
+    }
+
+    fn hear_of(&self, state: &mut State, time: u64) {
+        if time > state.synced.0 {
+            state.synced = (time, self.clock.now());
+        }
     }
 
     fn ship(&self, connection: &Connection, from: Lsn) -> Result<()> {
@@ -597,7 +612,7 @@ impl Shared {
             } else {
                 self.feed(&mut log, now)?;
             }
-            if Duration::from_nanos(now.saturating_sub(last)) > PING.min(self.options.patience / 4) {
+            if Duration::from_nanos(now.saturating_sub(last)) > session::beat(self.options.patience) {
                 // Not `now`: what was done since is no part of the way.
                 last = self.clock.now();
                 session::write(connection, &Message::Ping(last))?;
@@ -646,7 +661,7 @@ impl Shared {
         let start = self.clock.now();
         let mut left = Duration::from_secs_f64(bytes as f64 / most as f64);
         while !left.is_zero() {
-            let part = left.min(self.options.patience / 4);
+            let part = left.min(session::beat(self.options.patience));
             left -= part;
             if !self.pause(part) {
                 return Ok(());
@@ -703,7 +718,10 @@ impl Shared {
         let Some(shipper) = state.shipper.as_mut() else { return Ok(()) };
         let acknowledged = shipper.acknowledge(number)?;
         let (position, settled, lacking) = (shipper.position(), shipper.settled(), shipper.lacking());
+        // What is said before all copies have begun anew is of the ones before.
+        let time = if shipper.is_bootstrapping() { 0 } else { time };
         self.hold_from(&mut state, settled);
+        self.hear_of(&mut state, time);
         let status = &mut state.status;
         status.position = position;
         if time > status.last_sync_time {

@@ -362,7 +362,7 @@ impl Shared {
         receiver: &Mutex<Receiver>,
     ) -> Result<()> {
         // However long a batch takes to arrive, or the disks to take it: the sender hears that somebody is here.
-        let beat = self.options.patience / 4;
+        let beat = session::beat(self.options.patience);
         let alive = || session::write(connection, &Message::Pong(0));
         loop {
             let mut ticket = match imports.recv_timeout(beat) {

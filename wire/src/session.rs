@@ -21,6 +21,14 @@ impl From<Malformed> for WireError {
     }
 }
 
+/// How often either side is heard, at least: the other one's patience is its own.
+const BEAT: Duration = Duration::from_millis(500);
+
+/// How long either side is silent at most, so that the other one knows that somebody is here.
+pub(crate) fn beat(patience: Duration) -> Duration {
+    BEAT.min(patience / 4)
+}
+
 /// Bytes a second that a message has to make at least, beside the patience that each has.
 const LEAST_RATE: f64 = 16_384.0;
 

@@ -282,9 +282,11 @@ impl Shipper {
     ) -> Shipper {
         let Bootstrap { first, live, known, until, copies } = bootstrap;
         let mut shipper = Shipper::new(options, accounts, first);
+        let begins = copies.iter().any(|copy| copy.compared.is_some());
+        // Where copies are only dropped, those that stay are whole all the time.
+        let until = if begins { until } else { Lsn::ZERO };
         shipper.bootstrap = Bootstrapping { live, known, until, ..Bootstrapping::default() };
         shipper.bootstrap.accounts = copies.iter().map(|copy| (copy.account.id, copy.account.epoch)).collect();
-        let begins = copies.iter().any(|copy| copy.compared.is_some());
         if begins {
             // Until everything has begun anew, nothing is known to be there.
             (shipper.shipped, shipper.acknowledged) = (Lsn::ZERO, Lsn::ZERO);

@@ -20,7 +20,7 @@ const PATIENCE: u64 = 60_000_000_000;
 /// # Panics
 /// When the driver does not conform.
 pub fn run(make: impl Fn() -> (Box<dyn Driver>, PathBuf)) {
-    let checks: [fn(&mut Rig); 22] = [
+    let checks: [fn(&mut Rig); 23] = [
         a_missing_directory_is_created_only_on_demand,
         a_directory_is_locked_until_it_is_detached,
         what_is_not_open_is_not_found,
@@ -38,6 +38,7 @@ pub fn run(make: impl Fn() -> (Box<dyn Driver>, PathBuf)) {
         a_poll_sleeps_no_longer_than_it_is_told,
         a_ring_is_kept_for_the_next_sleep,
         small_files_are_replaced_read_and_removed,
+        a_file_that_is_removed_is_closed,
         computations_return_their_value,
         other_threads_read_open_files,
         other_threads_read_whole_files,
@@ -469,6 +470,16 @@ fn small_files_are_replaced_read_and_removed(rig: &mut Rig) {
     rig.done(remove("small"));
     assert_eq!(rig.length("small"), None);
     rig.refused(remove("small"), ErrorKind::NotFound);
+}
+
+fn a_file_that_is_removed_is_closed(rig: &mut Rig) {
+    let gone = rig.with_file(4);
+    let stays = rig.open(DISK, "stays", Some(4 * PAGE as u64));
+    rig.done(remove("slot"));
+    rig.refused(read(gone, 0, 1), ErrorKind::NotFound);
+    assert_eq!(rig.read(stays, 0, 4), vec![0; 4 * PAGE]);
+    let again = rig.open(DISK, "slot", Some(PAGE as u64));
+    assert_ne!(again, gone, "an opening's number is not used again");
 }
 
 fn computations_return_their_value(rig: &mut Rig) {

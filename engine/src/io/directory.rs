@@ -223,6 +223,10 @@ impl OpenFile {
         self.disk
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn directory(&self) -> &Arc<Directory> {
         &self.directory
     }

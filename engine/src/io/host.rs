@@ -100,7 +100,12 @@ impl Host {
                 self.on_directory(id, disk, move |directory| directory.read_file(&name, limit).map(Output::Bytes))?;
             }
             Op::Remove { disk, name } => {
-                self.on_directory(id, disk, move |directory| directory.remove(&name).map(|()| Output::Done))?;
+                self.directory(disk)?;
+                let files = self.forget(|file| file.disk() == disk && file.name() == name);
+                self.on_directory(id, disk, move |directory| {
+                    drop(files);
+                    directory.remove(&name).map(|()| Output::Done)
+                })?;
             }
             Op::Space { disk } => self.on_directory(id, disk, |directory| {
                 directory.space().map(|(free, total)| Output::Space { free, total })
@@ -145,19 +150,22 @@ impl Host {
     fn detach(&mut self, id: OpId, disk: DiskIndex) -> io::Result<()> {
         let directory = self.disks.remove(&disk).ok_or_else(not_open)?;
         self.lanes.remove(&disk);
-        let gone: Vec<FileId> = self.files.iter().filter(|(_, open)| open.disk() == disk).map(|(id, _)| *id).collect();
-        let mut shared = self.readers.write();
-        shared.disks.remove(&disk);
-        let mut files = Vec::with_capacity(gone.len());
-        for file in gone {
-            shared.files.remove(&file);
-            files.extend(self.files.remove(&file));
-        }
-        drop(shared);
+        self.readers.write().disks.remove(&disk);
+        let files = self.forget(|file| file.disk() == disk);
         let name = format!("meridian-close-{}", disk.0);
         let mut closer = Lane::new(name, 1, Arc::clone(&self.inbox), Arc::clone(&self.threads));
         closer.push(id, Work::Close { directory, files });
         Ok(())
+    }
+
+    /// Takes open files out of the tables; the last who holds one closes it.
+    fn forget(&mut self, which: impl Fn(&OpenFile) -> bool) -> Vec<Arc<OpenFile>> {
+        let gone: Vec<FileId> = self.files.iter().filter(|(_, file)| which(file)).map(|(id, _)| *id).collect();
+        let mut shared = self.readers.write();
+        for file in &gone {
+            shared.files.remove(file);
+        }
+        gone.iter().filter_map(|file| self.files.remove(file)).collect()
     }
 
     /// If the wait is brief, spends it awake, until the bell says something or it is over, and returns true. Whoever else wants the

@@ -123,7 +123,7 @@ pub enum Op {
         /// The largest length accepted.
         limit: u64,
     },
-    /// Remove a file; the directory is flushed. Output: [`Output::Done`].
+    /// Remove a file, after closing it where it is open; the directory is flushed. Output: [`Output::Done`].
     Remove {
         /// The disk.
         disk: DiskIndex,

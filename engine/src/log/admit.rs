@@ -205,7 +205,10 @@ impl Log {
                 Retry::New => {}
                 Retry::Applied(commit) => return Ok(Verdict::Repeated { commit, all }),
                 Retry::TooOld => {
-                    let message = format!("client sequence {client_sequence} lies before the window");
+                    let message = format!(
+                        "sequence {client_sequence} of client {} lies before those that are remembered: whether it was applied is not known",
+                        client.0
+                    );
                     return Err(Error::new(ErrorKind::RetryTooOld, message));
                 }
             }

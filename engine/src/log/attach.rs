@@ -214,7 +214,8 @@ impl Log {
         Error::new(ErrorKind::RestoreDisk, format!("no disk shows a region: {}", self.describe(&all)))
     }
 
-    fn describe(&self, disks: &[usize]) -> String {
+    /// The paths of these disks and why each stands as it does, for messages.
+    pub(crate) fn describe(&self, disks: &[usize]) -> String {
         let all = self.disks.borrow();
         let each = disks.iter().map(|&at| format!("{} ({})", all[at].config.path.display(), all[at].reason));
         each.collect::<Vec<_>>().join(", ")

@@ -224,9 +224,7 @@ impl Log {
             let sequence = pipeline.flying[at].sequence;
             for mut pending in std::mem::take(&mut pipeline.flying[at].pending) {
                 if pending.receipt.repeated {
-                    let tables = self.tables.borrow();
-                    let known = tables.client_commit(pending.client, pending.client_sequence);
-                    pending.receipt.lsn = known.map_or(pending.receipt.lsn, |commit| commit.lsn);
+                    self.find_original(&pipeline.flying[at], &mut pending);
                 }
                 if pending.all && pipeline.is_degraded() {
                     pipeline.resolve(pending, Err(degraded()));
@@ -237,6 +235,16 @@ impl Log {
                 }
             }
         });
+    }
+
+    /// Where the original of a retry lies. One that had no place yet lies in the block that answers the retry, though its client's window may
+    /// have forgotten it meanwhile.
+    fn find_original(&self, block: &Flying, pending: &mut Pending) {
+        let (client, sequence) = (pending.client, pending.client_sequence);
+        let here = block.clients.iter().find(|(id, its, _)| (*id, *its) == (client, sequence));
+        let here = here.map(|(.., ordinal)| Lsn::new(block.segment, block.offset | ordinal));
+        let known = self.tables.borrow().client_commit(client, sequence).map(|commit| commit.lsn);
+        pending.receipt.lsn = here.or(known).unwrap_or(pending.receipt.lsn);
     }
 
     /// Answers those who wait for three copies: in this epoch by the members' watermarks, in an earlier one once the

@@ -43,6 +43,10 @@ pub(crate) struct Disk {
     pub(crate) life: u32,
     /// The last creation of a slot found no space.
     pub(crate) full: bool,
+    /// How often in a row it was full again though it had room: a quota, or too few inodes.
+    pub(crate) refusals: u32,
+    /// Before this time it is not believed again that it has room, in nanoseconds of the seam's clock.
+    pub(crate) rests_until: u64,
     pub(crate) traits: Option<DiskTraits>,
     pub(crate) superblock: Option<FileId>,
     /// It holds everything below, as its superblock said last.
@@ -72,6 +76,8 @@ impl Disk {
             joining: false,
             life: 0,
             full: false,
+            refusals: 0,
+            rests_until: 0,
             traits: None,
             superblock: None,
             flushed: Lsn::ZERO,

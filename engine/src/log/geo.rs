@@ -293,9 +293,8 @@ impl Log {
         while *done < restart.partitions.len() {
             let rest = &restart.partitions[*done..];
             let part = &rest[..rest.len().min(fits)];
-            for holding in part {
-                self.tables.borrow().admits_partition(restart.account, holding.partition, &self.options)?;
-            }
+            let partitions = part.iter().map(|holding| holding.partition);
+            self.tables.borrow().admits_partitions(restart.account, partitions, &self.options)?;
             let record = encode_restart(&Restart { account: restart.account, partitions: part.to_vec() });
             if self.enter_system(record, self.batch_clock.get().0, false)?.is_none() {
                 return Ok(false);
@@ -311,12 +310,15 @@ impl Log {
     fn enter_account(&self, account: &Account, lane: Lane) -> Result<bool> {
         let Account { id, epoch, role, .. } = *account;
         let mut record = Account { role: Role::Bootstrap, lane: Some(lane), ..account.clone() };
+        let own = u64::from(self.meta.borrow().log().0 as u32);
         {
             let tables = self.tables.borrow();
             match (tables.account(id), tables.account_named(&record.name)) {
                 (None, None) if tables.accounts().count() >= self.options.max_accounts => {
                     return Err(Error::new(ErrorKind::LimitReached, "max_accounts is reached"));
                 }
+                // The upper half of a number says which log gives it out: this one would give it to an account of its own.
+                (None, None) if id.0 >> 32 == own => return Err(taken(account)),
                 (None, None) => {}
                 (Some(known), Some(named)) if known.id == named.id && !known.role.is_primary() => {
                     if known.lane.is_some_and(|its| its != lane) {
@@ -330,10 +332,7 @@ impl Log {
                         role => record.role = role,
                     }
                 }
-                _ => {
-                    let message = format!("account {} or its name {:?} is another account here", id.0, record.name);
-                    return Err(Error::new(ErrorKind::Exists, message));
-                }
+                _ => return Err(taken(account)),
             }
             if role == Role::Local {
                 record.role = Role::Dropped;
@@ -362,7 +361,8 @@ impl Log {
                 Role::Bootstrap | Role::Secondary => return Err(fenced(known, header.epoch)),
             }
             let next = tables.partition(account, partition).next_sequence;
-            let end = header.first_sequence.saturating_add(count);
+            let end = header.first_sequence.checked_add(count);
+            let end = end.ok_or_else(|| Error::invalid("what arrived: sequences behind the last there is"))?;
             if end <= next && !planted!(ArrivesTwice) {
                 return Ok(Some(false));
             }
@@ -419,6 +419,11 @@ fn pending(done: GeoDone, receipt: Receipt, at: u64, bytes: usize) -> Pending {
 
 fn unknown(account: AccountId) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no account {}", account.0))
+}
+
+fn taken(account: &Account) -> Error {
+    let message = format!("account {} or its name {:?} is another account's here", account.id.0, account.name);
+    Error::new(ErrorKind::Exists, message)
 }
 
 fn not_a_copy(known: &Account) -> Error {

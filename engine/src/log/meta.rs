@@ -80,9 +80,13 @@ impl Log {
             return Ok(());
         }
         if written.len() < majority {
-            let why =
-                results.iter().find_map(|result| result.as_ref().err()).map_or(String::new(), ToString::to_string);
-            let message = format!("superblocks written on {} disks, {majority} needed: {why}", written.len());
+            let missing: Vec<usize> =
+                (0..self.options.disks.len()).filter(|at| !written.contains(&DiskIndex(*at))).collect();
+            let message = format!(
+                "superblocks written on {} disks, {majority} needed; restore and open again: {}",
+                written.len(),
+                self.describe(&missing)
+            );
             return Err(Error::new(ErrorKind::RestoreDisk, message));
         }
         match must.iter().find(|disk| !written.contains(disk)) {

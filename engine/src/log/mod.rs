@@ -280,9 +280,10 @@ impl Log {
 
     fn start_tasks(self: &Rc<Log>, spawner: &LocalSpawner) {
         let log = || Rc::clone(self);
-        let all: [(_, futures::future::LocalBoxFuture<'static, ()>); 6] = [
+        let all: [(_, futures::future::LocalBoxFuture<'static, ()>); 7] = [
             ("reconfigure", Box::pin(log().keep_set())),
             ("prepare", Box::pin(log().keep_prepared())),
+            ("spares", Box::pin(log().keep_spares_ready())),
             ("space", Box::pin(log().keep_looking_for_space())),
             ("seal", Box::pin(log().keep_sealing())),
             ("rebuild", Box::pin(log().keep_whole())),
@@ -397,7 +398,7 @@ impl Log {
         token
     }
 
-    /// The fault domains of these disks, for messages.
+    /// The paths of these disks, for messages.
     pub(crate) fn names(&self, disks: &[usize]) -> String {
         let all = self.disks.borrow();
         let names = disks.iter().map(|&at| all[at].config.path.display().to_string());

@@ -21,6 +21,8 @@ const FILL: usize = 1 << 20;
 const LOOK: Duration = Duration::from_millis(500);
 /// A full disk takes segments again once it has room for so many.
 const ROOM: u64 = 4;
+/// The rest of a disk that had room and took nothing doubles so often: each try may cost the others a segment.
+const DOUBLINGS: u32 = 6;
 
 /// What a slot is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +41,6 @@ impl Log {
             if self.halted.borrow().is_none() && !self.with(|pipeline| pipeline.paused || pipeline.next.is_some()) {
                 self.prepare_next().await;
             }
-            self.keep_spares_ready().await;
             if self.with(|pipeline| pipeline.no_space && !pipeline.paused) {
                 self.ops.sleep(Duration::from_millis(200)).await;
             } else {
@@ -67,17 +68,26 @@ impl Log {
         }
     }
 
-    /// Each disk outside the set has one slot ready: writing a new one through takes longer than a set change may.
-    async fn keep_spares_ready(&self) {
-        let members: Vec<DiskIndex> = self.with(|pipeline| pipeline.members.iter().map(|member| member.disk).collect());
-        let lacks = |disk: &&Disk| disk.takes_segments() && disk.free.is_empty() && !members.contains(&disk.index);
-        let spares: Vec<DiskIndex> = self.disks.borrow().iter().filter(lacks).map(|disk| disk.index).collect();
-        for disk in spares {
-            match self.new_slot(disk).await {
-                Ok(slot) => self.free_slot(disk, slot),
-                Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].full = true,
-                Err(error) => self.lose(disk, DiskState::Failed, format!("a slot could not be made: {error}")),
+    /// Each disk outside the set has one slot ready: writing a new one through takes longer than a set change may. It is a task of its own:
+    /// a spare that hangs holds up no segment.
+    pub(crate) async fn keep_spares_ready(self: Rc<Log>) {
+        let mut seen = 0;
+        loop {
+            let members: Vec<DiskIndex> =
+                self.with(|pipeline| pipeline.members.iter().map(|member| member.disk).collect());
+            let lacks = |disk: &&Disk| disk.takes_segments() && disk.free.is_empty() && !members.contains(&disk.index);
+            let spares: Vec<DiskIndex> = self.disks.borrow().iter().filter(lacks).map(|disk| disk.index).collect();
+            for disk in spares {
+                let life = self.lives(&[disk]);
+                match self.new_slot(disk).await {
+                    Ok(slot) => self.free_slot(disk, slot),
+                    // Given up, and perhaps counted again, meanwhile.
+                    Err(_) if self.lives(&[disk]) != life => {}
+                    Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].full = true,
+                    Err(error) => self.lose(disk, DiskState::Failed, format!("a slot could not be made: {error}")),
+                }
             }
+            self.changed.wait(&mut seen).await;
         }
     }
 
@@ -113,8 +123,12 @@ impl Log {
             self.ops.sleep(LOOK).await;
             for disk in full {
                 self.note_space(disk).await;
-                if self.has_space(disk) {
-                    self.disks.borrow_mut()[disk.0].full = false;
+                let (now, room) = (self.ops.now(), self.has_space(disk));
+                let disk = &mut self.disks.borrow_mut()[disk.0];
+                if room && now >= disk.rests_until {
+                    disk.full = false;
+                    disk.refusals = (disk.refusals + 1).min(DOUBLINGS);
+                    disk.rests_until = now + ((LOOK.as_nanos() as u64) << disk.refusals);
                     self.changed.raise();
                 }
             }
@@ -175,8 +189,9 @@ impl Log {
             Ok(page) => self.ops.write(disk, slot.file, 0, page).await,
             Err(error) => Err(error),
         };
-        if written.is_err() {
-            self.free_slot(disk, slot);
+        match written {
+            Ok(()) => self.disks.borrow_mut()[disk.0].refusals = 0,
+            Err(_) => self.free_slot(disk, slot),
         }
         written.map(|()| slot)
     }

@@ -142,8 +142,14 @@ impl Log {
             self.release_prepared();
             let set = self.set_in_need();
             if set.len() < QUORUM {
-                let message =
-                    "fewer than two healthy disks in different domains are left: restore disks and open again";
+                let lost: Vec<usize> = {
+                    let disks = self.disks.borrow();
+                    disks.iter().filter(|disk| !disk.is_live()).map(|disk| disk.index.0).collect()
+                };
+                let message = format!(
+                    "fewer than two healthy disks in different domains are left; restore and open again: {}",
+                    self.describe(&lost)
+                );
                 return Err(Error::new(ErrorKind::RestoreDisk, message));
             }
             if self.start_epoch(&set).await? {

@@ -116,13 +116,16 @@ impl Tables {
         (known.next_sequence, known.digest) = (holding.next_sequence, holding.digest);
     }
 
-    /// Whether a partition is known or there is room for another.
-    pub(crate) fn admits_partition(&self, account: AccountId, partition: PartitionId, options: &Options) -> Result<()> {
+    /// Whether these partitions are known or there is room for those that are not.
+    pub(crate) fn admits_partitions(
+        &self,
+        account: AccountId,
+        partitions: impl Iterator<Item = PartitionId>,
+        options: &Options,
+    ) -> Result<()> {
+        let new = partitions.filter(|partition| !self.partitions.contains_key(&(account, *partition))).count();
         let exist = self.partitions.len();
-        if exist < options.max_partitions || self.partitions.contains_key(&(account, partition)) {
-            return Ok(());
-        }
-        Err(full(exist))
+        if new == 0 || exist + new <= options.max_partitions { Ok(()) } else { Err(full(exist)) }
     }
 
     /// Of all records of an account.

@@ -99,7 +99,7 @@ impl Region {
     ///
     /// # Errors
     /// [`Trimmed`](ErrorKind::Trimmed), [`NotFound`](ErrorKind::NotFound) when nothing is committed there or no block begins
-    /// there, [`Corrupt`](ErrorKind::Corrupt) when no copy verifies, [`RestoreDisk`](ErrorKind::RestoreDisk) when none can be
+    /// where it says, [`Corrupt`](ErrorKind::Corrupt) when no copy verifies, [`RestoreDisk`](ErrorKind::RestoreDisk) when none can be
     /// read, [`Closed`](ErrorKind::Closed).
     pub fn read(&self, lsn: Lsn) -> Result<BlockView> {
         let offset = lsn.offset() & !ORDINAL;
@@ -113,7 +113,22 @@ impl Region {
         BlockReader::new().get(&self.shared, lsn.segment(), offset, Start::Claimed)
     }
 
-    /// Follows the log from a position on ([`Lsn::ZERO`]: from the first retained), block by block, as it commits.
+    /// Follows the log from a position on ([`Lsn::ZERO`]: from the first retained), block by block, as it commits. The first block may begin
+    /// before the position.
+    ///
+    /// ```
+    /// # use meridian::{Ack, DiskConfig, Lsn, Options, PartitionId, Region, Transaction};
+    /// # let home = tempfile::tempdir()?;
+    /// # let disks = ["a", "b", "c"].map(|name| DiskConfig::new(home.path().join(name), name, "zone-1"));
+    /// # let region = Region::create(Options { segment_bytes: 8 << 20, ..Options::new(disks.to_vec()) }, ())?;
+    /// # let flights = region.create_account("flights", Ack::Quorum)?;
+    /// let receipt = region.commit(Transaction::new(flights, PartitionId::named("EWR/UA")).record("UA 1545"))?;
+    /// let mut tail = region.subscribe(receipt.lsn);
+    /// let block = tail.try_next()?.expect("it is committed");
+    /// assert!(block.transactions().any(|transaction| transaction.lsn() == receipt.lsn));
+    /// assert_eq!(tail.position(), block.end());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn subscribe(&self, from: Lsn) -> Subscription {
         Subscription::new(&self.shared, from)
@@ -180,7 +195,7 @@ impl Subscription {
     /// The next committed block; sleeps until there is one.
     ///
     /// # Errors
-    /// As [`Subscription::try_next`], and [`Closed`](ErrorKind::Closed).
+    /// As [`Subscription::try_next`], and, once everything committed was read, [`Closed`](ErrorKind::Closed) or [`Halted`](ErrorKind::Halted).
     pub fn next_blocking(&mut self) -> Result<BlockView> {
         loop {
             if let Some(block) = self.try_next()? {

@@ -12,13 +12,31 @@ use crate::shared::{Control, Shared};
 use crate::types::{AccountId, Lsn, ORDINAL, PartitionId, SegmentId};
 
 impl Region {
-    /// Reads a partition's committed transactions in order, from the one that holds record `from` on.
+    /// Reads a partition's committed transactions in order, from the one that holds record `from` on. A partition that nothing was committed to is
+    /// empty, whether its account exists or not.
+    ///
+    /// ```
+    /// # use meridian::{Ack, DiskConfig, Options, PartitionId, Region, Transaction};
+    /// # let home = tempfile::tempdir()?;
+    /// # let disks = ["a", "b", "c"].map(|name| DiskConfig::new(home.path().join(name), name, "zone-1"));
+    /// # let region = Region::create(Options { segment_bytes: 8 << 20, ..Options::new(disks.to_vec()) }, ())?;
+    /// # let flights = region.create_account("flights", Ack::Quorum)?;
+    /// let departures = PartitionId::named("EWR/UA");
+    /// region.commit(Transaction::new(flights, departures).record("UA 1545").record("05:17"))?;
+    /// region.commit(Transaction::new(flights, departures).record("UA 1714"))?;
+    /// for view in region.partition(flights, departures, 2) {
+    ///     let view = view?;
+    ///     assert_eq!(view.transaction().records().collect::<Vec<_>>(), [(2, &b"UA 1714"[..])]);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn partition(&self, account: AccountId, partition: PartitionId, from: u64) -> PartitionReader {
         PartitionReader::new(&self.shared, account, partition, from)
     }
 
-    /// The sequence that the partition's next record will get: that of its last committed record and one, or 0.
+    /// The sequence that the partition's next record will get: that of its last committed record and one, or 0 where there is none, also where
+    /// there is no such account.
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed).
@@ -33,7 +51,8 @@ impl Region {
 /// memory. An index that is not kept in memory yet is read first; a lost one is made again by reading its segment once.
 ///
 /// An error leaves it where it is: [`Trimmed`](ErrorKind::Trimmed) when the next record is gone (see
-/// [`PartitionReader::skip_trimmed`]), otherwise as [`Region::read`].
+/// [`PartitionReader::skip_trimmed`]), [`Secondary`](ErrorKind::Secondary) while the account cannot be read here (acceptance G11), otherwise as
+/// [`Region::read`].
 pub struct PartitionReader {
     shared: Arc<Shared>,
     account: AccountId,

@@ -59,7 +59,10 @@ impl State {
             }
             Op::WriteFile { bytes, .. } => self.write_file(medium, &file, &bytes),
             Op::ReadFile { limit, .. } => self.read_file(medium, &file, limit),
-            Op::Remove { .. } => {
+            Op::Remove { disk, .. } => {
+                if let Some(process) = self.processes.get_mut(&process) {
+                    process.files.retain(|_, open| open.disk != disk || open.name != file);
+                }
                 self.media[medium].names.remove(&*file).ok_or(io::ErrorKind::NotFound)?;
                 Ok(Output::Done)
             }

@@ -1,8 +1,21 @@
 //! Committing, reading back, opening again.
 
-use meridian::{Ack, ClientId, ErrorKind, Lsn, PartitionId, Region, Transaction};
+use meridian::{Ack, ClientId, Committed, ErrorKind, Lsn, PartitionId, Region, StateMachine, Transaction};
 
 use crate::common::{Memory, options};
+
+/// A machine that has everything before a position.
+struct From(Lsn, Memory);
+
+impl StateMachine for From {
+    fn resume_from(&self) -> Lsn {
+        self.0
+    }
+
+    fn apply(&mut self, transaction: &Committed<'_>) {
+        self.1.apply(transaction);
+    }
+}
 
 #[test]
 fn what_was_committed_is_there_after_opening_again() {
@@ -56,6 +69,44 @@ fn a_retry_with_the_same_client_sequence_is_applied_once_also_after_opening_agai
     let region = Region::open(options, ()).unwrap();
     let later = region.commit(transaction()).unwrap();
     assert_eq!((later.lsn, later.repeated), (first.lsn, true));
+}
+
+#[test]
+fn a_machine_is_handed_what_lies_behind_what_it_has_and_refused_when_it_has_more_than_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&dir, 3);
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    // Several to a block, and more than one segment.
+    let submit = |number: u32| {
+        let transaction = Transaction::new(account, PartitionId(1)).record(number.to_le_bytes().repeat(1000));
+        region.submit(transaction).unwrap()
+    };
+    let tickets: Vec<_> = (0..400).map(submit).collect();
+    let receipts: Vec<_> = tickets.into_iter().map(|ticket| ticket.wait().unwrap()).collect();
+    assert!(receipts[399].lsn.segment() > receipts[0].lsn.segment());
+    let end = region.committed();
+    region.close().unwrap();
+
+    for at in [0, 1, 2, 199, 398, 399] {
+        let memory = Memory::default();
+        let behind = Lsn(receipts[at].lsn.0 + 1);
+        Region::open(options.clone(), From(behind, memory.clone())).unwrap().close().unwrap();
+        let seen: Vec<Lsn> = memory.0.lock().unwrap().iter().map(|(lsn, ..)| *lsn).collect();
+        let rest: Vec<Lsn> = receipts[at + 1..].iter().map(|receipt| receipt.lsn).collect();
+        assert_eq!(seen, rest, "from {behind}");
+    }
+    for nothing_old in [end, Lsn::MAX] {
+        let memory = Memory::default();
+        let region = Region::open(options.clone(), From(nothing_old, memory.clone())).unwrap();
+        assert!(memory.0.lock().unwrap().is_empty());
+        region.close().unwrap();
+    }
+    for ahead in [Lsn(end.0 + 1), Lsn::new(meridian::SegmentId(1 << 20), 8192)] {
+        let refused = Region::open(options.clone(), From(ahead, Memory::default())).err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{refused}");
+        assert!(refused.to_string().contains(&ahead.to_string()) && refused.to_string().contains(&end.to_string()));
+    }
 }
 
 #[test]

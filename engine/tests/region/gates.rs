@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use meridian::{Ack, ClientId, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Transaction};
+use meridian::{Ack, ClientId, Contract, ErrorKind, Gate, Lsn, Options, PartitionId, Region, Transaction};
 
 use crate::common::options;
 
@@ -127,6 +127,35 @@ fn commits_that_wait_for_the_secondary_are_answered_when_it_has_them_and_not_bef
     region.set_account_contract("synchronous", None).unwrap();
     assert_eq!(lone.wait().unwrap_err().kind(), ErrorKind::Degraded, "nobody would ever say that it is there");
     region.close().unwrap();
+}
+
+#[test]
+fn a_retry_that_its_clients_window_has_forgotten_holds_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let region = Region::create(Options { client_window: 1, ..options(&dir, 3) }, ()).unwrap();
+    let account = region.create_account("synchronous", Ack::Quorum).unwrap();
+    contract(&region, "synchronous", Duration::ZERO, Gate::Wait);
+    let gate = region.gate([account]);
+    let write = |number| {
+        let transaction = Transaction::new(account, PartitionId(1)).record(vec![7; 1000]);
+        region.submit(transaction.client(ClientId(1), number)).unwrap()
+    };
+    for number in 1..200 {
+        // The second may find the first in a block that has no place yet, and the third makes the client forget it.
+        let tickets = [2 * number, 2 * number, 2 * number + 1].map(write);
+        for mut ticket in tickets {
+            let mut receipt = None;
+            for _ in 0..100 {
+                gate.arrived(region.committed());
+                receipt = receipt.or_else(|| ticket.wait_timeout(Duration::from_millis(10)));
+                if receipt.is_some() {
+                    break;
+                }
+            }
+            let receipt = receipt.expect("answered, as it is there").unwrap();
+            assert!(receipt.lsn < region.committed(), "it lies at {}", receipt.lsn);
+        }
+    }
 }
 
 #[test]

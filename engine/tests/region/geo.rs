@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use meridian::format::{Frame, decode_mark};
+use meridian::format::{Frame, FrameHeader, FrameKind, decode_mark, encode_frame, frame_len};
 use meridian::geo::{
-    Arrived, Batch, Delivered, Digest, Imported, Lag, Lane, Progress, Receiver, Session, Shipper, ShipperOptions,
-    Waiting,
+    Arrived, Batch, Delivered, Digest, Holding, Imported, Lag, Lane, Progress, Receiver, Restart, Session, Shipper,
+    ShipperOptions, Waiting,
 };
 use meridian::{
     AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, Options, PartitionId, Region, Role, StateMachine, Transaction,
@@ -484,4 +484,82 @@ fn a_cut_is_one_moment_of_the_primary_in_every_partition_also_after_opening_agai
         }
         assert_eq!(before, held, "round {round}: exactly what the primary held at the mark");
     }
+}
+
+/// A stretch of nothing, to put something into.
+fn nothing(primary: &Region, secondary: &Region) -> Arrived {
+    let position = secondary.progress(lane(primary)).unwrap().map_or(Lsn::ZERO, |progress| progress.position);
+    Arrived {
+        lane: lane(primary),
+        session: Session::default(),
+        account: None,
+        restart: None,
+        frames: Vec::new(),
+        mark: None,
+        position,
+    }
+}
+
+fn begins_anew(account: AccountId, partitions: impl IntoIterator<Item = u128>, next_sequence: u64) -> Option<Restart> {
+    let digest = Digest { sum: 1, records: next_sequence };
+    let holding = |partition| Holding { partition: PartitionId(partition), next_sequence, digest };
+    Some(Restart { account, partitions: partitions.into_iter().map(holding).collect() })
+}
+
+#[test]
+fn copies_begin_anew_within_the_bound_on_partitions_so_that_the_region_can_be_opened_again() {
+    let Pair { primary, account, _dirs, .. } = pair();
+    let dir = tempfile::tempdir().unwrap();
+    let mut few = options(&dir, 3);
+    few.max_partitions = 10;
+    let secondary = Region::create(few.clone(), ()).unwrap();
+    fill(&primary, account, 7, 100);
+    ship(&primary, &secondary, &[account]);
+    let arrived = Arrived { restart: begins_anew(account, 100..103, 5), ..nothing(&primary, &secondary) };
+    let refused = secondary.import(arrived).unwrap().wait().err();
+    assert_eq!(refused.map(|error| error.kind()), Some(ErrorKind::LimitReached), "eight there were, with the system's");
+    let arrived = Arrived { restart: begins_anew(account, 5..9, 5), ..nothing(&primary, &secondary) };
+    secondary.import(arrived).unwrap().wait().expect("two of them are known, and there is room for two");
+    secondary.close().unwrap();
+    Region::open(few, ()).unwrap();
+}
+
+#[test]
+fn sequences_behind_the_last_there_is_are_refused() {
+    let Pair { primary, secondary, account, options, _dirs } = pair();
+    fill(&primary, account, 7, 100);
+    ship(&primary, &secondary, &[account]);
+    let last = u64::MAX - 1;
+    let header = FrameHeader {
+        kind: FrameKind::Data,
+        account,
+        partition: PartitionId(100),
+        epoch: 1,
+        first_sequence: last,
+        time: 1,
+        client: ClientId::NONE,
+        client_sequence: 0,
+    };
+    let records = [Bytes::from("one"), Bytes::from("two")];
+    let mut frame = vec![0; frame_len(&records).unwrap()];
+    encode_frame(&header, &records, &mut frame);
+    let restart = begins_anew(account, [100], last);
+    let arrived = Arrived { restart, frames: vec![frame.into()], ..nothing(&primary, &secondary) };
+    let refused = secondary.import(arrived).unwrap().wait().err();
+    assert_eq!(refused.map(|error| error.kind()), Some(ErrorKind::InvalidInput));
+    secondary.close().unwrap();
+    Region::open(options[1].clone(), ()).unwrap();
+}
+
+#[test]
+fn an_account_that_arrives_takes_none_of_the_numbers_that_this_log_gives_out() {
+    let Pair { primary, secondary, account, .. } = &pair();
+    let own = secondary.create_account("own", Ack::Quorum).unwrap();
+    let mut foreign = primary.accounts().unwrap().into_iter().find(|known| known.id == *account).unwrap();
+    foreign.id = AccountId(own.0 | u64::from(u32::MAX));
+    let arrived = Arrived { account: Some(foreign), ..nothing(primary, secondary) };
+    let refused = secondary.import(arrived).unwrap().wait().err();
+    assert_eq!(refused.map(|error| error.kind()), Some(ErrorKind::Exists));
+    let [one, two] = ["one", "two"].map(|name| secondary.create_account(name, Ack::Quorum).unwrap());
+    assert_ne!(one, two);
 }

@@ -65,7 +65,7 @@ fn opens_with_everything(options: &Options) -> Vec<DiskState> {
 #[test]
 fn each_option_out_of_range_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let cases: [(&str, Spoil); 22] = [
+    let cases: [(&str, Spoil); 25] = [
         ("disks", |o| drop(o.disks.pop())),
         ("disks", |o| o.disks = (0..17).map(|at| DiskConfig::new(format!("/{at}"), &format!("d{at}"), "z")).collect()),
         ("given twice", |o| o.disks[2].path = o.disks[0].path.clone()),
@@ -88,6 +88,9 @@ fn each_option_out_of_range_is_named() {
         ("max_clients", |o| o.max_clients = 1 << 24),
         ("client_window", |o| o.client_window = 0),
         ("client_window", |o| o.client_window = 1 << 20),
+        ("hot_bytes", |o| o.hot_bytes = usize::MAX),
+        ("index_cache_bytes", |o| o.index_cache_bytes = usize::MAX),
+        ("max_segments", |o| o.max_segments = Some(2)),
     ];
     for (name, spoil) in cases {
         let mut options = options(&dir, 3);

@@ -100,6 +100,45 @@ fn capacity_placement_and_health_of_every_copy_are_shown_before_during_and_after
 }
 
 #[test]
+fn with_too_few_disks_the_region_halts_names_what_is_missing_and_can_be_read() {
+    // Three disks need two, four need three.
+    for (disks, lost) in [(3, [0, 1]), (4, [1, 2])] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = options(&dir, disks);
+        let region = Region::create(options.clone(), ()).unwrap();
+        let account = region.create_account("flights", Ack::Quorum).unwrap();
+        fill(&region, account, 300);
+        for disk in lost {
+            region.fail_disk(disk).unwrap();
+        }
+        until("halted", || region.health().unwrap().halted.is_some());
+        let why = region.health().unwrap().halted.unwrap();
+        for disk in 0..disks {
+            let path = options.disks[disk].path.display().to_string();
+            assert_eq!(why.contains(&path), lost.contains(&disk), "{why}");
+        }
+        let transaction = Transaction::new(account, PartitionId(1)).record("late");
+        let halted = [
+            region.commit(transaction).unwrap_err(),
+            region.trim(Lsn::MAX).unwrap_err(),
+            region.return_disk(lost[0]).unwrap_err(),
+            region.scrub().unwrap_err(),
+        ];
+        assert!(halted.iter().all(|error| error.kind() == ErrorKind::Halted), "{halted:?}");
+        let mut tail = region.subscribe(Lsn::ZERO);
+        let mut read = 0;
+        while let Some(block) = tail.try_next().unwrap() {
+            read += block.transactions().filter(|transaction| !transaction.is_system()).count();
+        }
+        assert_eq!(read, 300);
+        assert_eq!(region.close().unwrap_err().kind(), ErrorKind::Halted);
+        let region = Region::open(options, ()).unwrap();
+        until("whole", || region.health().unwrap().is_whole());
+        region.close().unwrap();
+    }
+}
+
+#[test]
 fn each_stage_of_a_write_has_its_latencies() {
     let dir = tempfile::tempdir().unwrap();
     let region = Region::create(options(&dir, 3), ()).unwrap();

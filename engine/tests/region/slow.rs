@@ -21,12 +21,17 @@ const ONE: u8 = 1;
 const FIRST: u8 = 2;
 /// All blocks and pages, for ever: what is left is what a crash would leave.
 const ALL: u8 = 3;
+/// What makes a slot on the fourth disk.
+const SPARE: u8 = 4;
+/// New files on the third disk, which are refused: its quota is used up.
+const QUOTA: u8 = 5;
 
 /// The real driver, but that some writes are kept back.
 struct Slow {
     inner: Box<dyn Driver>,
     keeps: Arc<AtomicU8>,
     kept: Vec<(OpId, Op)>,
+    refused: Vec<OpId>,
 }
 
 impl Slow {
@@ -37,6 +42,7 @@ impl Slow {
         match self.keeps.load(Ordering::SeqCst) {
             ONE => block && *disk == DiskIndex(2) && self.kept.is_empty(),
             FIRST => *offset == first && *disk == DiskIndex(1),
+            SPARE => *disk == DiskIndex(3) && data.len() > SUPERBLOCK_SLOT,
             ALL => block || *offset == first / 2,
             _ => false,
         }
@@ -49,7 +55,10 @@ impl Driver for Slow {
     }
 
     fn submit(&mut self, id: OpId, op: Op) {
-        if self.keeps(&op) {
+        let creates = matches!(op, Op::Open { disk: DiskIndex(2), create: Some(_), .. });
+        if creates && self.keeps.load(Ordering::SeqCst) == QUOTA {
+            self.refused.push(id);
+        } else if self.keeps(&op) {
             self.kept.push((id, op));
         } else {
             self.inner.submit(id, op);
@@ -62,7 +71,10 @@ impl Driver for Slow {
                 self.inner.submit(id, op);
             }
         }
+        let wait = wait.filter(|_| self.refused.is_empty());
         self.inner.poll(wait, done);
+        let refused = |id| Completion { id, result: Err(io::ErrorKind::QuotaExceeded.into()) };
+        done.extend(self.refused.drain(..).map(refused));
     }
 
     fn doorbell(&self) -> Arc<dyn Doorbell> {
@@ -80,12 +92,21 @@ impl Driver for Slow {
 
 /// A region, an account, and what is kept back of its writes.
 fn region(dir: &tempfile::TempDir, machine: impl StateMachine + 'static) -> (Region, AccountId, Arc<AtomicU8>) {
-    let keeps = Arc::new(AtomicU8::new(NOTHING));
+    region_on(dir, 3, NOTHING, machine)
+}
+
+fn region_on(
+    dir: &tempfile::TempDir,
+    disks: usize,
+    keeps: u8,
+    machine: impl StateMachine + 'static,
+) -> (Region, AccountId, Arc<AtomicU8>) {
+    let keeps = Arc::new(AtomicU8::new(keeps));
     let theirs = Arc::clone(&keeps);
     let make = move || -> io::Result<Box<dyn Driver>> {
-        Ok(Box::new(Slow { inner: driver(DriverChoice::Auto)?, keeps: theirs, kept: Vec::new() }))
+        Ok(Box::new(Slow { inner: driver(DriverChoice::Auto)?, keeps: theirs, kept: Vec::new(), refused: Vec::new() }))
     };
-    let mut options = options(dir, 3);
+    let mut options = options(dir, disks);
     options.stall_timeout = Duration::from_secs(60);
     options.lag_bytes = 64 << 20;
     let region = Region::create_with(options, machine, make).unwrap();
@@ -224,4 +245,38 @@ fn a_closing_that_cannot_finish_in_time_leaves_a_log_without_gaps() {
     assert!(sequences().len() >= 10, "what was acknowledged is there");
     region.commit(transaction()).unwrap();
     assert!(sequences().into_iter().eq(0..sequences().len() as u64), "no sequence is missing");
+}
+
+#[test]
+fn a_spare_that_hangs_holds_up_no_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (region, account, keeps) = region_on(&dir, 4, SPARE, ());
+    for _ in 0..40 {
+        region.commit(Transaction::new(account, PartitionId(1)).record(vec![7; 100 << 10])).unwrap();
+    }
+    keeps.store(NOTHING, Ordering::SeqCst);
+    region.close().unwrap();
+}
+
+#[test]
+fn a_disk_that_has_room_and_takes_no_segment_is_tried_less_and_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let (region, account, keeps) = region(&dir, ());
+    let commit = || region.commit(Transaction::new(account, PartitionId(1)).record(vec![7; 100 << 10])).unwrap();
+    keeps.store(QUOTA, Ordering::SeqCst);
+    let before = region.health().unwrap().epoch.0;
+    let start = std::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(6) {
+        commit();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let changes = region.health().unwrap().epoch.0 - before;
+    // It leaves at once, and after 0.5, 1, 2 and 4 s; tried every half second it would be two dozen.
+    assert!((1..=12).contains(&changes), "{changes} changes of the set in six seconds");
+    keeps.store(NOTHING, Ordering::SeqCst);
+    until("whole again", || {
+        commit();
+        std::thread::sleep(Duration::from_millis(10));
+        region.health().unwrap().is_whole()
+    });
 }

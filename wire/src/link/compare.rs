@@ -25,7 +25,7 @@ impl Shared {
         welcome: &Welcome,
     ) -> Result<(Shipper, Lsn, RetentionPin)> {
         let (ready, waiting) = channel::bounded::<()>(0);
-        let (shared, theirs, beat) = (Arc::clone(self), Arc::clone(connection), self.options.patience / 4);
+        let (shared, theirs, beat) = (Arc::clone(self), Arc::clone(connection), session::beat(self.options.patience));
         let alive = start("meridian-alive", move || {
             while waiting.recv_timeout(beat) == Err(RecvTimeoutError::Timeout) {
                 if session::write(&theirs, &Message::Ping(shared.clock.now())).is_err() {
@@ -156,9 +156,16 @@ impl Shared {
 
     fn ask(&self, connection: &Connection, question: &Message) -> Result<Message> {
         session::write(connection, question)?;
+        let asked = self.region.committed();
         loop {
             match session::read(connection, MOST_FIELDS, 0, self.options.patience)? {
-                Message::Pong(_) => {}
+                // Nothing is let go before the answer. One that is there and does not answer holds no more back than one that is away.
+                Message::Pong(_) => {
+                    let written = self.region.distance(asked, self.region.committed());
+                    if self.options.retention_bytes.is_some_and(|most| written > most) {
+                        return Err(WireError::Protocol("no answer for as long as the retention cap allows"));
+                    }
+                }
                 Message::Refuse(kind, message) => return Err(WireError::Refused { kind, message }),
                 answer => return Ok(answer),
             }

@@ -4,14 +4,14 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use meridian::geo::{Digest, Holding, Standing};
-use meridian::{Ack, PartitionId, Region};
-use meridian_wire::codec::{HEADER, Header, MOST_FIELDS, Message, Welcome};
-use meridian_wire::{Cause, Compression, LinkOptions, Listener, ListenerOptions};
+use meridian::{Ack, Contract, Gate, Lsn, PartitionId, Region};
+use meridian_wire::codec::{HEADER, Header, Hello, MOST_FIELDS, Message, Welcome};
+use meridian_wire::{Cause, Compression, LinkOptions, LinkState, Listener, ListenerOptions};
 
-use crate::common::{Pair, fill, lane, link_options, listener_options, region_options, until, until_shipped};
+use crate::common::{CLUSTER, Pair, fill, lane, link_options, listener_options, region_options, until, until_shipped};
 
 /// Forwards connections, each until so many bytes have gone to the secondary: then both ends are cut.
 fn cutting_proxy(to: SocketAddr, cuts: Arc<AtomicU64>, bytes: impl Fn(u64) -> u64 + Send + 'static) -> SocketAddr {
@@ -148,14 +148,23 @@ fn say(socket: &mut TcpStream, message: Message) {
     socket.write_all(&message.encode()).unwrap();
 }
 
-/// What a secondary without any copy says, up to where it is asked what it holds.
-fn welcome(listener: &TcpListener) -> TcpStream {
+/// What a secondary says that has whole copies up to a position, or none at all.
+fn greet(listener: &TcpListener, whole: Option<Lsn>, time: u64) -> TcpStream {
     let (mut socket, _) = listener.accept().unwrap();
     say(&mut socket, Message::Challenge(1));
     let Ok(Message::Hello(hello)) = hear(&mut socket) else { panic!("a hello comes first") };
     let Ok(Message::Carry(accounts)) = hear(&mut socket) else { panic!("what is carried comes next") };
-    let standing = Standing { unknown: accounts.into_iter().collect(), ..Standing::default() };
-    say(&mut socket, Message::Welcome(Welcome { nonce: hello.nonce, time: 0, window: 1 << 20, standing }));
+    let standing = match whole {
+        Some(position) => Standing { position, ..Standing::default() },
+        None => Standing { unknown: accounts.into_iter().collect(), ..Standing::default() },
+    };
+    say(&mut socket, Message::Welcome(Welcome { nonce: hello.nonce, time, window: 1 << 20, standing }));
+    socket
+}
+
+/// What a secondary without any copy says, up to where it is asked what it holds.
+fn welcome(listener: &TcpListener) -> TcpStream {
+    let mut socket = greet(listener, None, 0);
     let Ok(Message::Ask(_)) = hear(&mut socket) else { panic!("a new copy is compared") };
     socket
 }
@@ -203,4 +212,95 @@ fn while_a_comparison_takes_long_either_side_hears_that_somebody_is_there() {
     say(&mut socket, Message::Holdings(Vec::new()));
     until("the session", || link.status().sessions > 0);
     assert_eq!(link.status().ended, None);
+}
+
+#[test]
+fn a_secondary_with_less_patience_than_the_link_hears_often_enough_that_somebody_is_there() {
+    let pair = Pair::new();
+    let options = ListenerOptions { patience: Duration::from_millis(1200), ..listener_options() };
+    let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
+    fill(&pair.west, pair.account, 300, 700);
+    // Two seconds for each batch.
+    let bootstrap_bytes_per_second = Some(100_000);
+    let options = LinkOptions { bootstrap_bytes_per_second, batch_bytes: 200_000, ..pair.options(&listener) };
+    let link = pair.link(options);
+    until_shipped(&link, &pair.west);
+    assert_eq!(link.status().sessions, 1, "{:?}", link.status().ended);
+    link.stop();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let _link = pair.link(link_options(socket.local_addr().unwrap(), pair.account));
+    let mut socket = welcome(&socket);
+    let start = Instant::now();
+    for _ in 0..2 {
+        assert!(matches!(hear(&mut socket), Ok(Message::Ping(_))));
+    }
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?} for two pings", start.elapsed());
+}
+
+#[test]
+fn a_link_with_less_patience_than_the_listener_hears_often_enough_that_somebody_is_there() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let mut socket = TcpStream::connect(listener.local_addr()).unwrap();
+    let Ok(Message::Challenge(challenge)) = hear(&mut socket) else { panic!("a challenge comes first") };
+    let (cluster, from, to) = (CLUSTER.to_owned(), "west".to_owned(), "east".to_owned());
+    say(&mut socket, Message::Hello(Hello { challenge, nonce: 7, cluster, from, to, lane: lane(&pair.west) }));
+    say(&mut socket, Message::Carry(vec![pair.account]));
+    assert!(matches!(hear(&mut socket), Ok(Message::Welcome(_))));
+    let start = Instant::now();
+    for _ in 0..2 {
+        assert!(matches!(hear(&mut socket), Ok(Message::Pong(0))));
+    }
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?} for two pongs", start.elapsed());
+}
+
+#[test]
+fn while_a_secondary_owes_an_answer_no_more_is_held_back_than_the_retention_cap_allows() {
+    let pair = Pair::new();
+    fill(&pair.west, pair.account, 10, 100);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = link_options(listener.local_addr().unwrap(), pair.account);
+    let _link = pair.link(LinkOptions { retention_bytes: Some(2 << 20), ..options });
+    let mut socket = welcome(&listener);
+    fill(&pair.west, pair.account, 6000, 700);
+    let held = || pair.west.distance(pair.west.trim(Lsn::MAX).unwrap(), pair.west.committed());
+    until("the log's being let go", || {
+        // It is here, and does not answer.
+        drop(socket.write_all(&Message::Pong(0).encode()));
+        held() < 4 << 20
+    });
+}
+
+#[test]
+fn a_contract_is_kept_though_the_clock_of_the_log_is_ahead() {
+    let pair = Pair::new();
+    pair.contract(Contract { most: Duration::from_millis(500), then: Gate::Refuse });
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let link = pair.link(link_options(listener.local_addr().unwrap(), pair.account));
+    // As after a clock that was an hour ahead and was set right.
+    let ahead = SystemTime::now() + Duration::from_secs(3600);
+    let time = ahead.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let _socket = greet(&listener, Some(pair.west.first()), time);
+    until("a young last sync time", || link.status().last_sync_time == time && link.status().breached.is_empty());
+    assert_eq!(link.status().state, LinkState::Live);
+    // Nothing is ever acknowledged.
+    until("the breach", || link.status().breached == [pair.account]);
+}
+
+#[test]
+fn a_session_that_ends_again_and_again_without_getting_anywhere_is_begun_less_and_less_often() {
+    let pair = Pair::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let longest_retry = Duration::from_secs(2);
+    let link = pair.link(LinkOptions { longest_retry, ..link_options(listener.local_addr().unwrap(), pair.account) });
+    let position = pair.west.first();
+    std::thread::spawn(move || {
+        loop {
+            drop(greet(&listener, Some(position), 0));
+        }
+    });
+    until("a session", || link.status().sessions >= 1);
+    std::thread::sleep(Duration::from_millis(1500));
+    let sessions = link.status().sessions;
+    assert!(sessions < 12, "{sessions} sessions in 1.5 s: {:?}", link.status().ended);
 }

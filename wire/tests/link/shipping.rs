@@ -396,6 +396,59 @@ fn a_copy_is_made_whole_beside_an_account_that_is_switched_off() {
 }
 
 #[test]
+fn while_a_copy_begins_anew_nothing_is_claimed_though_another_one_is_dropped_first() {
+    let pair = Pair::new();
+    let on = pair.west.create_account("later", Ack::Quorum).unwrap();
+    let listener = pair.listen();
+    let options = LinkOptions { accounts: vec![pair.account, on], ..pair.options(&listener) };
+    let link = pair.link(options.clone());
+    fill(&pair.west, on, 10, 100);
+    until_shipped(&link, &pair.west);
+    until("a last sync time", || link.status().last_sync_time > 0);
+    link.stop();
+    pair.west.set_account_geo("flights", false).unwrap();
+    fill(&pair.west, on, 6000, 700);
+    assert!(pair.west.trim(Lsn::MAX).unwrap() > Lsn::ZERO, "what the copy lacks is gone");
+    let slow = LinkOptions { bootstrap_bytes_per_second: Some(1 << 20), batch_bytes: 10_000, ..options };
+    let link = pair.link(slow);
+    until("the copy", || {
+        let status = link.status();
+        let whole = role(&pair.east, on) == Role::Secondary && pair.east.digest(on).unwrap().records > 100;
+        assert!(whole || status.last_sync_time == 0, "claimed of a copy that nobody can read");
+        assert!(whole || status.state != LinkState::Live);
+        whole
+    });
+    assert_eq!(role(&pair.east, pair.account), Role::Dropped);
+    until("a last sync time", || link.status().last_sync_time > 0 && link.status().state == LinkState::Live);
+}
+
+#[test]
+fn last_sync_time_does_not_go_back_where_a_copy_is_only_to_be_dropped() {
+    let pair = Pair::new();
+    let later = pair.west.create_account("later", Ack::Quorum).unwrap();
+    let listener = pair.listen();
+    let both = LinkOptions { accounts: vec![pair.account, later], ..pair.options(&listener) };
+    let link = pair.link(both.clone());
+    fill(&pair.west, pair.account, 10, 100);
+    until_shipped(&link, &pair.west);
+    link.stop();
+    // A lane that leaves it out makes it one that is compared when it comes back; by then it is switched off.
+    let link = pair.link(pair.options(&listener));
+    until("a last sync time", || link.status().last_sync_time > 0);
+    let before = link.status().last_sync_time;
+    link.stop();
+    pair.west.set_account_geo("later", false).unwrap();
+    // The first answer takes its time.
+    let link = pair.link(LinkOptions { address: slow_proxy(listener.local_addr(), 500 << 20), ..both });
+    until("a session", || {
+        let status = link.status();
+        assert!(status.sessions == 0 || status.last_sync_time >= before, "it went back");
+        status.last_sync_time > before
+    });
+    assert_eq!((link.status().bootstraps.0, role(&pair.east, later)), (0, Role::Dropped));
+}
+
+#[test]
 fn an_account_that_a_lane_carries_only_later_is_bootstrapped() {
     let pair = Pair::new();
     let (listener, link, _) = shipped(&pair, 100, 100);
