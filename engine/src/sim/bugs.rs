@@ -55,6 +55,12 @@ pub enum Bug {
     SequencesRestart,
     /// What clients had committed is not in the tables that a checkpoint brings back.
     CheckpointForgetsClients,
+    /// Who asks for all copies is answered when two disks have his.
+    AllIsQuorum,
+    /// A repetition that asks for all copies does not wait for the third.
+    RepeatSkipsThird,
+    /// A closing that takes too long forgets what is under way and goes on.
+    LateCloseGoesOn,
     /// What arrives again is entered again.
     ArrivesTwice,
     /// A change of an account goes out before the frames that came before it.
@@ -147,7 +153,7 @@ impl Bug {
     ];
 
     /// Those that one region shows.
-    pub const ALL: [Bug; 24] = [
+    pub const ALL: [Bug; 27] = [
         Bug::CommitBeforeQuorum,
         Bug::AckBeforeDurable,
         Bug::SkipWriteBack,
@@ -172,6 +178,9 @@ impl Bug {
         Bug::LateCopyUnread,
         Bug::SequencesRestart,
         Bug::CheckpointForgetsClients,
+        Bug::AllIsQuorum,
+        Bug::RepeatSkipsThird,
+        Bug::LateCloseGoesOn,
     ];
 }
 
