@@ -227,7 +227,7 @@ impl<'a> Life<'a> {
             return;
         }
         match self.run.rng.u8(..4) {
-            0 if self.chance(4) => self.close_late(),
+            0 if self.chance(16) => self.close_late(),
             0 => self.close(),
             1 => {
                 self.settle();
@@ -553,8 +553,8 @@ impl Life<'_> {
         drop(stage);
     }
 
-    /// Closes while more is queued than can be done in time: the process stands still for longer than a closing waits, or the disks that the
-    /// region needs answer no more until it is closed. What was not done is not acknowledged, and nothing is done behind it.
+    /// Closes while more is queued than can be done in time: the process stands still for longer than a closing waits, and perhaps the
+    /// disks that the region needs answer no more until it is closed. What was not done is not acknowledged, and nothing is done behind it.
     fn close_late(&mut self) {
         // Large ones, also behind the request to close: more is queued than the open block takes.
         let large = std::mem::replace(&mut self.run.habits.large, 1);
@@ -570,19 +570,25 @@ impl Life<'_> {
         let others: Vec<PathBuf> = (0..3).filter(|at| *at != victim).map(|at| self.disk_path(at)).collect();
         // Of more than three disks those that still answer could go on, and a set change is no fault of the ones that hang.
         let hang = self.run.options.disks.len() == 3 && self.run.rng.bool();
-        for _ in 0..self.run.rng.u32(1..8) {
+        // Its ten seconds begin a step after the log thread comes to the request, which is behind what was queued before.
+        let mut left = 200;
+        while left > 0 && self.log().closing.borrow().is_none() {
+            left -= 1;
             let wait = self.run.rng.u64(..50);
             if self.step(Duration::from_micros(wait)).is_some() {
                 return;
             }
         }
+        if self.step(Duration::ZERO).is_some() {
+            return;
+        }
         if hang {
             others.iter().for_each(|path| self.world.set_condition(path, Condition::Stalled));
-        } else {
-            let time = Duration::from_secs(self.run.rng.u64(10..12));
-            self.run.suspended += time.as_nanos() as u64;
-            self.world.suspend(time, self.run.rng.bool());
         }
+        // Also where disks hang: to look every millisecond whether they still do would cost more than all else.
+        let time = Duration::from_secs(self.run.rng.u64(10..12));
+        self.run.suspended += time.as_nanos() as u64;
+        self.world.suspend(time, self.run.rng.bool());
         self.step_until("closing late", |_| false);
         if hang {
             others.iter().for_each(|path| self.world.set_condition(path, Condition::Healthy));
