@@ -53,6 +53,20 @@ pub struct AccountGate {
 }
 
 impl AccountGate {
+    /// Of [`Region::gate`].
+    pub(crate) fn new(shared: &Arc<Shared>, accounts: impl IntoIterator<Item = AccountId>) -> AccountGate {
+        let accounts: BTreeSet<AccountId> = accounts.into_iter().collect();
+        let mut key = 0;
+        shared.gates.change(|state| {
+            state.next += 1;
+            key = state.next;
+            let (broken, lacking) = (accounts.clone(), BTreeMap::new());
+            state.gated.insert(key, Gated { broken, accounts, arrived: Lsn::ZERO, lacking });
+            true
+        });
+        AccountGate { shared: Arc::clone(shared), key }
+    }
+
     /// Holds its accounts' commits back, or lets them go, as their contracts ask for. `now` and the last sync time are nanoseconds since the
     /// Unix epoch. Returns the accounts whose contracts are broken, ascending.
     pub fn keep(&self, now: u64, last_sync_time: u64) -> Vec<AccountId> {
@@ -134,7 +148,8 @@ struct Gated {
 
 impl Gated {
     fn arrived(&self, account: AccountId) -> Lsn {
-        self.lacking.get(&account).map_or(self.arrived, |at| self.arrived.min(*at))
+        let lacking = self.lacking.get(&account).filter(|_| !planted!(LackingForgotten));
+        lacking.map_or(self.arrived, |at| self.arrived.min(*at))
     }
 }
 
@@ -191,7 +206,9 @@ impl Gates {
             let Some(gated) = state.gated.get_mut(&key) else { return false };
             let broken = state.contracts.iter().filter(|(account, contract)| {
                 let lacks = gated.lacking.contains_key(account);
-                gated.accounts.contains(account) && (lacks || contract.is_broken(now, last_sync_time))
+                let broken = contract.is_broken(now, last_sync_time);
+                let broken = broken && (contract.most.is_zero() || !planted!(OldIsKept));
+                gated.accounts.contains(account) && (lacks || broken)
             });
             let broken: BTreeSet<AccountId> = broken.map(|(account, _)| *account).collect();
             all.extend(&broken);
@@ -244,15 +261,6 @@ impl Region {
     /// A gate for commits to these accounts, whose contracts are broken until it says that they are not.
     #[must_use = "nobody keeps their contracts once this is dropped"]
     pub fn gate(&self, accounts: impl IntoIterator<Item = AccountId>) -> AccountGate {
-        let accounts: BTreeSet<AccountId> = accounts.into_iter().collect();
-        let mut key = 0;
-        self.shared.gates.change(|state| {
-            state.next += 1;
-            key = state.next;
-            let (broken, lacking) = (accounts.clone(), BTreeMap::new());
-            state.gated.insert(key, Gated { broken, accounts, arrived: Lsn::ZERO, lacking });
-            true
-        });
-        AccountGate { shared: Arc::clone(&self.shared), key }
+        AccountGate::new(&self.shared, accounts)
     }
 }

@@ -182,7 +182,8 @@ impl Pins {
     }
 
     pub(crate) fn lowest(&self) -> Option<Lsn> {
-        self.pins.first().map(|(lsn, _)| *lsn)
+        let lowest = if planted!(OnePinHolds) { self.pins.last() } else { self.pins.first() };
+        lowest.map(|(lsn, _)| *lsn)
     }
 }
 

@@ -198,6 +198,7 @@ impl Bootstrapping {
                 let has = have.get(&header.partition).copied().unwrap_or_default();
                 header.first_sequence >= has + u64::from(planted!(SkipsOneMore))
             }
+            None if planted!(OthersBeginLate) => lsn >= self.live.max(self.until),
             None => lsn >= self.live,
         }
     }

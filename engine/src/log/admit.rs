@@ -90,7 +90,7 @@ impl Log {
                         client: commit.client,
                         client_sequence: commit.sequence,
                         all,
-                        remote,
+                        remote: remote.filter(|_| !planted!(RepeatDoesNotWait)),
                         at,
                         bytes,
                     },
@@ -343,7 +343,9 @@ impl Log {
             }
             match pipeline.answer_behind(pending) {
                 // Committed, which is on two disks: the third may lack it still.
-                Some(pending) if pending.all => pipeline.all.push_back((pipeline.commit, pending)),
+                Some(pending) if pending.all && !planted!(RepeatSkipsThird) => {
+                    pipeline.all.push_back((pipeline.commit, pending))
+                }
                 Some(pending) => self.acknowledge(pipeline, pending, self.batch_clock.get().0),
                 None => {}
             }

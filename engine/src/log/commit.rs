@@ -223,6 +223,7 @@ impl Log {
                 if pending.receipt.repeated {
                     self.find_original(&pipeline.flying[at], &mut pending);
                 }
+                pending.all &= !planted!(AllIsQuorum);
                 if pending.all && pipeline.is_degraded() {
                     pipeline.resolve(pending, Err(degraded()));
                 } else if pending.all {

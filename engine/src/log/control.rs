@@ -159,6 +159,11 @@ impl Log {
             if self.ops.now() > patience {
                 // Sequences were given out that nothing will hold: nothing may be entered behind them.
                 let message = "the region was closed before all that was asked for was durable";
+                if planted!(LateCloseGoesOn) {
+                    self.with(|pipeline| pipeline.fail_all(message));
+                    self.ops.sleep(Duration::from_millis(1)).await;
+                    continue;
+                }
                 self.halt(Error::new(ErrorKind::Indeterminate, message));
                 break;
             }

@@ -153,8 +153,8 @@ impl Log {
     }
 
     fn admit_import(&self, mut import: Box<Import>) -> Option<Box<Import>> {
-        let entered =
-            if import.arrived.session.is_over() { Err(session_over()) } else { self.enter_import(&mut import) };
+        let over = import.arrived.session.is_over() && !planted!(RefusalForgotten);
+        let entered = if over { Err(session_over()) } else { self.enter_import(&mut import) };
         let entered = match entered {
             Ok(entered) => entered,
             Err(error) => {
@@ -271,7 +271,8 @@ impl Log {
             if known.role.is_primary() || carried == its {
                 return None;
             }
-            let role = if carried && known.role == Role::Secondary { Role::Bootstrap } else { known.role };
+            let lacks = carried && known.role == Role::Secondary && !planted!(MovedCopyStaysOpen);
+            let role = if lacks { Role::Bootstrap } else { known.role };
             Some(Account { role, lane: carried.then_some(lane), ..known.clone() })
         };
         let changes: Vec<Account> = self.tables.borrow().accounts().filter_map(change).collect();

@@ -254,7 +254,9 @@ impl Log {
         self.write_catalog(|catalog| {
             tables.accounts().for_each(|account| {
                 catalog.put_account(account);
-                self.shared.gates.put_account(account);
+                if !planted!(ContractsForgotten) {
+                    self.shared.gates.put_account(account);
+                }
             });
             catalog.restarts.extend(tables.restarted());
         });

@@ -55,6 +55,12 @@ pub enum Bug {
     SequencesRestart,
     /// What clients had committed is not in the tables that a checkpoint brings back.
     CheckpointForgetsClients,
+    /// Who asks for all copies is answered when two disks have his.
+    AllIsQuorum,
+    /// A repetition that asks for all copies does not wait for the third.
+    RepeatSkipsThird,
+    /// A closing that takes too long forgets what is under way and goes on.
+    LateCloseGoesOn,
     /// What arrives again is entered again.
     ArrivesTwice,
     /// A change of an account goes out before the frames that came before it.
@@ -93,11 +99,29 @@ pub enum Bug {
     RestartForgotten,
     /// What the link brings is not verified.
     TrustsTheLink,
+    /// A lane goes on where another one is.
+    LanesShareProgress,
+    /// A copy that another lane brings from now on counts as whole.
+    MovedCopyStaysOpen,
+    /// What comes behind a refused stretch of a session is entered.
+    RefusalForgotten,
+    /// Who waits for the secondary is answered by the position of a lane that does not send his account.
+    LackingForgotten,
+    /// A contract counts as kept however old last sync time is.
+    OldIsKept,
+    /// A repetition does not wait for the secondary.
+    RepeatDoesNotWait,
+    /// After recovery contracts hold nothing back.
+    ContractsForgotten,
+    /// While a copy is made whole, the others of its lane are sent nothing.
+    OthersBeginLate,
+    /// Trimming respects the highest pin only.
+    OnePinHolds,
 }
 
 impl Bug {
     /// Those that two regions and a link are needed for.
-    pub const OF_THE_LINK: [Bug; 19] = [
+    pub const OF_THE_LINK: [Bug; 28] = [
         Bug::ArrivesTwice,
         Bug::AccountOvertakes,
         Bug::ImportAnsweredEarly,
@@ -117,10 +141,19 @@ impl Bug {
         Bug::MarksTooEarly,
         Bug::RestartForgotten,
         Bug::TrustsTheLink,
+        Bug::LanesShareProgress,
+        Bug::MovedCopyStaysOpen,
+        Bug::RefusalForgotten,
+        Bug::LackingForgotten,
+        Bug::OldIsKept,
+        Bug::RepeatDoesNotWait,
+        Bug::ContractsForgotten,
+        Bug::OthersBeginLate,
+        Bug::OnePinHolds,
     ];
 
     /// Those that one region shows.
-    pub const ALL: [Bug; 24] = [
+    pub const ALL: [Bug; 27] = [
         Bug::CommitBeforeQuorum,
         Bug::AckBeforeDurable,
         Bug::SkipWriteBack,
@@ -145,6 +178,9 @@ impl Bug {
         Bug::LateCopyUnread,
         Bug::SequencesRestart,
         Bug::CheckpointForgetsClients,
+        Bug::AllIsQuorum,
+        Bug::RepeatSkipsThird,
+        Bug::LateCloseGoesOn,
     ];
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::bugs::{InStage, enter_stage};
 use super::driver::SimDriver;
+use super::fault::Condition;
 use super::harness::Run;
 use super::oracle::{Answer, Oracle, Seen, Sent};
 use super::{Stage, World};
@@ -14,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::Seal;
 use crate::io::Driver;
 use crate::log::disk::{Disk, Slot};
-use crate::log::{Core, Mode, Phase};
+use crate::log::{Core, Log, Mode, Phase};
 use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
 use crate::sync::intake::{AHEAD, Intake};
 use crate::sync::ticket::{Resolver, Ticket, ticket};
@@ -62,6 +63,8 @@ impl StateMachine for Machine {
 struct Waiting {
     attempt: usize,
     sent: usize,
+    /// It asked for all copies.
+    all: bool,
     ticket: Ticket<Result<Receipt>>,
 }
 
@@ -152,6 +155,10 @@ impl<'a> Life<'a> {
         &self.world
     }
 
+    pub(super) fn log(&self) -> &Log {
+        self.core.log()
+    }
+
     pub(super) fn disk_path(&self, disk: usize) -> PathBuf {
         self.run.options.disks[disk].path.clone()
     }
@@ -220,6 +227,7 @@ impl<'a> Life<'a> {
             return;
         }
         match self.run.rng.u8(..4) {
+            0 if self.chance(16) => self.close_late(),
             0 => self.close(),
             1 => {
                 self.settle();
@@ -410,31 +418,35 @@ impl Life<'_> {
         let records = (0..count).map(|at| Sent::record(number, at, count, len)).collect();
         let sent = Sent { account, partition, client, client_sequence, ack, records };
         self.run.oracle().add(sent);
-        self.send(number);
+        self.send(number, false);
     }
 
-    /// A client that does not know what came of a transaction, or forgot, sends it again.
+    /// A client that does not know what came of a transaction, or forgot, sends it again; now and then it wants more copies than before.
     fn send_again(&mut self) {
         if let Some(sent) = self.run.rng.choice(&self.run.unsettled).copied() {
-            self.send(sent);
+            let more = self.run.habits.all > 0 && self.run.rng.bool();
+            self.send(sent, more);
         }
     }
 
-    fn send(&mut self, sent: usize) {
+    /// With `more` it asks for all copies, whatever it asked for at first.
+    fn send(&mut self, sent: usize, more: bool) {
         let mut transaction = {
             let oracle = self.run.oracle();
             let Sent { account, partition, client, client_sequence, ack, records } = oracle.transaction(sent).clone();
             let transaction = Transaction::new(account, partition).client(client, client_sequence);
             let transaction = records.into_iter().fold(transaction, Transaction::record);
+            let ack = if more { Some(Ack::All) } else { ack };
             if let Some(ack) = ack { transaction.ack(ack) } else { transaction }
         };
         transaction.records.shrink_to_fit();
         let (done, ticket) = ticket();
         let bytes = transaction.encoded_len().expect("a small transaction");
+        let all = transaction.ack == Some(Ack::All);
         let commit = Commit { transaction, done, at: self.world.now(), bytes };
         if self.shared.intake.try_push(Request::Commit(commit), bytes as u64).is_ok() {
             let attempt = self.run.oracle().send(sent);
-            self.waiting.push(Waiting { attempt, sent, ticket });
+            self.waiting.push(Waiting { attempt, sent, all, ticket });
         }
     }
 
@@ -445,7 +457,7 @@ impl Life<'_> {
                 self.waiting.push(waiting);
                 continue;
             }
-            let Waiting { attempt, sent, ticket } = waiting;
+            let Waiting { attempt, sent, all, ticket } = waiting;
             let answer = match ticket.wait() {
                 Ok(Ok(Receipt { lsn, first_sequence, records, repeated })) => {
                     Answer::Acknowledged { lsn, first_sequence, records, repeated }
@@ -455,6 +467,11 @@ impl Life<'_> {
             };
             self.world.note(|| format!("transaction {sent}: {answer:?}"));
             self.run.oracle().answered(attempt, answer);
+            if let Answer::Acknowledged { lsn, .. } = answer
+                && all
+            {
+                self.check_all_copies(sent, lsn);
+            }
             self.run.note_fate(sent, answer);
         }
     }
@@ -533,6 +550,49 @@ impl Life<'_> {
             return;
         }
         self.step_until("closing", |_| false);
+        drop(stage);
+    }
+
+    /// Closes while more is queued than can be done in time: the process stands still for longer than a closing waits, and perhaps the
+    /// disks that the region needs answer no more until it is closed. What was not done is not acknowledged, and nothing is done behind it.
+    fn close_late(&mut self) {
+        // Large ones, also behind the request to close: more is queued than the open block takes.
+        let large = std::mem::replace(&mut self.run.habits.large, 1);
+        (0..self.run.rng.u32(1..8)).for_each(|_| self.send_new());
+        let stage = enter_stage(Stage::Close);
+        let closing = self.control(|done| Control::Close { done });
+        (0..self.run.rng.u32(4..16)).for_each(|_| self.send_new());
+        self.run.habits.large = large;
+        if closing.is_none() {
+            return;
+        }
+        let victim = self.victim();
+        let others: Vec<PathBuf> = (0..3).filter(|at| *at != victim).map(|at| self.disk_path(at)).collect();
+        // Of more than three disks those that still answer could go on, and a set change is no fault of the ones that hang.
+        let hang = self.run.options.disks.len() == 3 && self.run.rng.bool();
+        // Its ten seconds begin a step after the log thread comes to the request, which is behind what was queued before.
+        let mut left = 200;
+        while left > 0 && self.log().closing.borrow().is_none() {
+            left -= 1;
+            let wait = self.run.rng.u64(..50);
+            if self.step(Duration::from_micros(wait)).is_some() {
+                return;
+            }
+        }
+        if self.step(Duration::ZERO).is_some() {
+            return;
+        }
+        if hang {
+            others.iter().for_each(|path| self.world.set_condition(path, Condition::Stalled));
+        }
+        // Also where disks hang: to look every millisecond whether they still do would cost more than all else.
+        let time = Duration::from_secs(self.run.rng.u64(10..12));
+        self.run.suspended += time.as_nanos() as u64;
+        self.world.suspend(time, self.run.rng.bool());
+        self.step_until("closing late", |_| false);
+        if hang {
+            others.iter().for_each(|path| self.world.set_condition(path, Condition::Healthy));
+        }
         drop(stage);
     }
 }

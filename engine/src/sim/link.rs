@@ -1,11 +1,12 @@
 //! The simulated link: sessions of the real shipper and receiver over a network that delays, loses, doubles, reorders and cuts.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::pair::{Importing, OnTheWay, Pair, Process};
 use crate::account::Account;
 use crate::error::{ErrorKind, Result};
 use crate::format::DATA_START;
+use crate::gate::AccountGate;
 use crate::geo::{
     Acknowledgement, Arrived, Batch, Bootstrap, Copy, Delivered, Holding, Lane, Need, Progress, Receiver, Shipper,
     ShipperOptions, Standing, Waiting, need,
@@ -15,19 +16,22 @@ use crate::read::Subscription;
 use crate::region::check_arrived;
 use crate::shared::{Request, lock};
 use crate::sync::ticket::Ticket;
-use crate::types::{Lsn, Role, SegmentId};
+use crate::types::{AccountId, LogId, Lsn, Role, SegmentId};
 
-/// How the link is, and the session that is up.
+/// How the link of one lane is, and the session that is up.
 pub(super) struct Link {
+    number: u32,
+    /// The accounts that it carries; no other lane does.
+    pub(super) accounts: BTreeSet<AccountId>,
     options: ShipperOptions,
     /// One way, in nanoseconds.
-    delay: u64,
+    pub(super) delay: u64,
     /// One message in so many is lost, doubled or late; 0 for none.
     lossy: u32,
     /// One batch in so many arrives with a flipped bit; 0 for none.
     lies: u32,
     /// Between two marks.
-    mark_every: u64,
+    pub(super) mark_every: u64,
     session: Option<Session>,
     /// The question where to begin.
     asked: Option<Ticket<Result<Option<Progress>>>>,
@@ -36,8 +40,14 @@ pub(super) struct Link {
     /// Imports of sessions that ended: the next one begins when they are through.
     left: VecDeque<Importing>,
     not_before: u64,
+    /// Until then nothing gets through: this lane lags behind the others.
+    held_until: u64,
     marked: u64,
     pub(super) sessions: u64,
+    /// Holds commits back while contracts are broken; of west's process.
+    gate: Option<AccountGate>,
+    /// Last sync time, as contracts are held against it: nothing in a bootstrap.
+    pub(super) synced: u64,
     /// Last sync time, as west knows it.
     pub(super) claimed: u64,
     pub(super) claims: u64,
@@ -50,16 +60,17 @@ pub(super) struct Link {
     pub(super) bootstraps: u64,
     /// Copies have begun anew, and no last sync time was claimed since.
     restarting: bool,
+    /// It carries other accounts than it did, and no last sync time was claimed since.
+    pub(super) changed: bool,
 }
 
-/// What both sides hold of the account, asked for.
+/// What both sides hold of the accounts whose copies are not whole, asked for.
 struct Comparing {
     standing: Standing,
     time: u64,
     known: Lsn,
-    account: Account,
-    ours: Holdings,
-    theirs: Holdings,
+    copies: Vec<(Account, Need, Holdings, Holdings)>,
+    dropped: Vec<AccountId>,
 }
 
 type Holdings = Ticket<Result<Vec<Holding>>>;
@@ -78,11 +89,13 @@ struct Session {
 }
 
 impl Link {
-    pub(super) fn new(rng: &mut fastrand::Rng) -> Link {
+    pub(super) fn new(number: u32, rng: &mut fastrand::Rng) -> Link {
         let batch_bytes = [1_000, 10_000, 100_000][rng.usize(..3)];
         let window = [2_000, 40_000, 1 << 30][rng.usize(..3)];
         let options = ShipperOptions { batch_bytes, batch_time: rng.u64(..2_000_000), window };
         Link {
+            number,
+            accounts: BTreeSet::new(),
             options,
             delay: rng.u64(1_000..20_000_000),
             lossy: [0, 0, 50][rng.usize(..3)],
@@ -93,8 +106,11 @@ impl Link {
             comparing: None,
             left: VecDeque::new(),
             not_before: 0,
+            held_until: 0,
             marked: 0,
             sessions: 0,
+            gate: None,
+            synced: 0,
             claimed: 0,
             claims: 0,
             position: Lsn::ZERO,
@@ -102,7 +118,28 @@ impl Link {
             gave_up: false,
             bootstraps: 0,
             restarting: false,
+            changed: false,
         }
+    }
+
+    pub(super) fn lane(&self, log: LogId) -> Lane {
+        Lane { log, number: self.number }
+    }
+
+    /// It carries this account, too, or no more: another link with the lane's number, as an operator makes it.
+    pub(super) fn change(&mut self, account: AccountId, carries: bool) {
+        if carries {
+            self.accounts.insert(account)
+        } else {
+            self.accounts.remove(&account)
+        };
+        self.cut();
+        (self.gate, self.changed) = (None, true);
+    }
+
+    /// Nothing gets through for a while.
+    pub(super) fn hold(&mut self, until: u64) {
+        self.held_until = until;
     }
 
     /// Ends the session, whatever was on its way.
@@ -115,160 +152,219 @@ impl Link {
 }
 
 impl Pair {
-    /// Lets the link do what is due.
+    /// Lets the links do what is due.
     pub(super) fn pump(&mut self) {
-        if self.west.open().is_none() || self.east.open().is_none() {
-            self.link.cut();
-            if self.west.open().is_none() {
-                self.link.pin = None;
-            }
-            return;
-        }
-        if self.calm {
-            (self.link.lossy, self.link.lies) = (0, 0);
-        }
-        self.mark();
-        if self.is_on_again() {
-            self.link.cut();
-        }
-        if self.link.session.is_none() {
-            self.begin();
-        }
-        let Some(mut session) = self.link.session.take() else { return };
-        let goes_on = self.ship(&mut session)
-            && self.receive(&mut session)
-            && self.answer(&mut session)
-            && self.acknowledge(&mut session);
-        self.link.session = Some(session);
-        if !goes_on {
-            self.link.cut();
-            self.link.not_before = self.world.now() + self.rng.u64(..5_000_000);
+        for lane in 0..self.links.len() {
+            self.pump_lane(lane);
         }
     }
 
-    fn mark(&mut self) {
-        let now = self.world.now();
-        let (Some(west), Some(account)) = (self.west.open(), self.shipped()) else { return };
-        if now >= self.link.marked + self.link.mark_every {
-            self.link.marked = now;
-            drop(west.ask(|done| Request::Geo(Geo::Mark { accounts: vec![account], done })));
+    fn pump_lane(&mut self, lane: usize) {
+        let link = &mut self.links[lane];
+        if self.west.open().is_none() {
+            link.cut();
+            (link.pin, link.gate) = (None, None);
+            return;
         }
+        if link.accounts.is_empty() {
+            return;
+        }
+        self.keep_contracts(lane);
+        let link = &mut self.links[lane];
+        if self.east.open().is_none() {
+            return link.cut();
+        }
+        if self.calm {
+            (link.lossy, link.lies, link.held_until) = (0, 0, 0);
+        }
+        self.mark(lane);
+        if self.is_on_again(lane) {
+            self.links[lane].cut();
+        }
+        let link = &mut self.links[lane];
+        if link.held_until > self.world.now() {
+            return;
+        }
+        if link.session.is_none() {
+            self.begin(lane);
+        }
+        let Some(mut session) = self.links[lane].session.take() else { return };
+        let goes_on = self.ship(lane, &mut session)
+            && self.receive(&mut session)
+            && self.answer(lane, &mut session)
+            && self.acknowledge(lane, &mut session);
+        self.links[lane].session = Some(session);
+        if !goes_on {
+            self.links[lane].cut();
+            self.links[lane].not_before = self.world.now() + self.rng.u64(..5_000_000);
+        }
+    }
+
+    /// As a link does every ten milliseconds, also while it has no session.
+    fn keep_contracts(&mut self, lane: usize) {
+        let Some(west) = self.west.open() else { return };
+        let link = &mut self.links[lane];
+        if link.gate.is_none() {
+            link.synced = 0;
+        }
+        let gate = link.gate.get_or_insert_with(|| AccountGate::new(&west.shared, link.accounts.iter().copied()));
+        let now = west.shared.environment.wall();
+        let broken = gate.keep(now, link.synced);
+        for &account in &self.links[lane].accounts {
+            let Some(contract) = self.contract(account).filter(|_| !broken.contains(&account)) else { continue };
+            let least = now.saturating_sub(contract.most.as_nanos() as u64);
+            let missing = self.missing(&[account], |seen| seen.time <= least);
+            if missing > 0 {
+                let what =
+                    format!("{contract:?} of {account:?} is said to be kept, and {missing} older frames are missing");
+                return self.complain(what);
+            }
+        }
+    }
+
+    fn mark(&mut self, lane: usize) {
+        let (now, link) = (self.world.now(), &mut self.links[lane]);
+        let Some(west) = self.west.open().filter(|_| now >= link.marked + link.mark_every) else { return };
+        link.marked = now;
+        let accounts = link.accounts.iter().copied().collect();
+        drop(west.ask(|done| Request::Geo(Geo::Mark { accounts, done })));
     }
 
     /// Asks east where to begin, and begins.
-    fn begin(&mut self) {
-        self.link.left.retain(|importing| !importing.is_done());
-        let now = self.world.now();
-        let (Some(west), Some(east), Some(account)) = (self.west.open(), self.east.open(), self.shipped()) else {
-            return;
-        };
-        if now < self.link.not_before || !self.link.left.is_empty() {
+    fn begin(&mut self, lane: usize) {
+        let (now, link) = (self.world.now(), &mut self.links[lane]);
+        link.left.retain(|importing| !importing.is_done());
+        let (Some(west), Some(east)) = (self.west.open(), self.east.open()) else { return };
+        if now < link.not_before || !link.left.is_empty() {
             return;
         }
-        let lane = Lane { log: west.log_id(), number: 0 };
-        if self.link.asked.is_none() && self.link.comparing.is_none() {
-            self.link.asked = east.ask(|done| Request::Geo(Geo::Progress { lane, done }));
+        if link.asked.is_none() && link.comparing.is_none() {
+            let (lane_there, accounts) = (link.lane(west.log_id()), link.accounts.clone());
+            link.asked = east.ask(|done| Request::Geo(Geo::Carry { lane: lane_there, accounts, done }));
             let pin = lock(&west.shared.pins).add(Lsn::ZERO);
-            self.set_pin(pin);
-            self.link.gave_up = false;
+            self.set_pin(lane, pin);
+            self.links[lane].gave_up = false;
             return;
         }
-        if let Some(comparing) = self.link.comparing.take() {
-            if comparing.ours.is_done() && comparing.theirs.is_done() {
-                self.bootstrap(comparing);
+        if let Some(comparing) = link.comparing.take() {
+            let done = comparing.copies.iter().all(|(_, _, ours, theirs)| ours.is_done() && theirs.is_done());
+            if done {
+                self.bootstrap(lane, comparing);
             } else {
-                self.link.comparing = Some(comparing);
+                link.comparing = Some(comparing);
             }
             return;
         }
-        let Some(asked) = self.link.asked.take_if(|asked| asked.is_done()) else { return };
+        let Some(asked) = link.asked.take_if(|asked| asked.is_done()) else { return };
         let Ok(Ok(progress)) = asked.wait() else { return };
         let (position, time) = progress.map_or((Lsn::ZERO, 0), |progress| (progress.position, progress.time));
-        let standing = self.standing(position);
-        let back = position < self.link.position || (time < self.link.claimed && !self.link.restarting);
-        let (committed, first) = (Lsn(west.shared.committed.get()), west.shared.first_retained());
-        let Some(known) = west.account(account) else { return };
+        let back = position < link.position || (time < link.claimed && !link.restarting);
         if back {
-            return self.complain(format!("east was at {} and is at {position}, {time}", self.link.position));
+            let at = link.position;
+            return self.complain(format!("east was at {at} on lane {lane} and is at {position}, {time}"));
         }
-        let holdings = |side: &Process| {
-            side.ask(|done| Request::Geo(Geo::Holdings { account, after: None, most: usize::MAX, done }))
-        };
-        match need(&known, &standing, first, false) {
-            Need::Nothing => {
-                let shipper = Shipper::new(self.link.options, [account], position);
-                self.begin_session(shipper, position, position, time);
-            }
-            Need::Drop => {
-                // What was trimmed is not wanted there.
-                let from = position.max(first);
-                let mut shipper = Shipper::new(self.link.options, [account], from);
-                shipper.leave_out(account, Lsn::ZERO);
-                self.begin_session(shipper, from, position, time);
-            }
-            Need::Account | Need::Comparison => {
-                let (Some(ours), Some(theirs)) = (holdings(west), holdings(east)) else { return };
-                let comparing = Comparing { standing, time, known: committed, account: known, ours, theirs };
-                self.link.comparing = Some(comparing);
+        self.find_needs(lane, position, time);
+    }
+
+    /// Begins a session, or asks what copies that are not whole hold.
+    fn find_needs(&mut self, lane: usize, position: Lsn, time: u64) {
+        let (Some(west), Some(east)) = (self.west.open(), self.east.open()) else { return };
+        let standing = self.standing(lane, position);
+        let (known, first) = (Lsn(west.shared.committed.get()), west.shared.first_retained());
+        let (mut copies, mut dropped) = (Vec::new(), Vec::new());
+        for account in self.links[lane].accounts.iter().filter_map(|id| west.account(*id)) {
+            let id = account.id;
+            let holdings = |side: &Process| {
+                side.ask(|done| Request::Geo(Geo::Holdings { account: id, after: None, most: usize::MAX, done }))
+            };
+            match need(&account, &standing, first, false) {
+                Need::Nothing => {}
+                Need::Drop => dropped.push(id),
+                need @ (Need::Account | Need::Comparison) => {
+                    let (Some(ours), Some(theirs)) = (holdings(west), holdings(east)) else { return };
+                    copies.push((account, need, ours, theirs));
+                }
             }
         }
+        if copies.is_empty() {
+            // What was trimmed is not wanted there.
+            let from = position.max(first);
+            let link = &self.links[lane];
+            let mut shipper = Shipper::new(link.options, link.accounts.iter().copied(), from);
+            dropped.into_iter().for_each(|id| shipper.leave_out(id, Lsn::ZERO));
+            return self.begin_session(lane, shipper, from, position, time);
+        }
+        self.links[lane].comparing = Some(Comparing { standing, time, known, copies, dropped });
     }
 
     /// What east says of itself.
-    fn standing(&self, position: Lsn) -> Standing {
+    fn standing(&self, lane: usize, position: Lsn) -> Standing {
         let mut standing = Standing { position, ..Standing::default() };
-        let known = self.shipped().zip(self.east.open()).and_then(|(account, east)| east.account(account));
-        match known.map(|known| (known.role, known.id)) {
-            Some((Role::Bootstrap, id)) => drop(standing.bootstrap.insert(id)),
-            Some((Role::Dropped, id)) => drop(standing.dropped.insert(id)),
-            Some(_) => {}
-            None => standing.unknown.extend(self.shipped()),
+        for &id in &self.links[lane].accounts {
+            match self.east.open().and_then(|east| east.account(id)).map(|known| known.role) {
+                Some(Role::Bootstrap) => standing.bootstrap.insert(id),
+                Some(Role::Dropped) => standing.dropped.insert(id),
+                Some(_) => false,
+                None => standing.unknown.insert(id),
+            };
         }
         standing
     }
 
-    /// The account was switched off and on again while this session was up.
-    fn is_on_again(&self) -> bool {
-        let (Some(west), Some(account), Some(session)) = (self.west.open(), self.shipped(), &self.link.session) else {
-            return false;
-        };
-        let primary = west.account(account).is_some_and(|known| known.role == Role::Primary);
-        primary && session.shipper.has_dropped(account)
+    /// An account was switched off and on again while this session was up.
+    fn is_on_again(&self, lane: usize) -> bool {
+        let (Some(west), Some(session)) = (self.west.open(), &self.links[lane].session) else { return false };
+        let primary = |id: &AccountId| west.account(*id).is_some_and(|known| known.role == Role::Primary);
+        self.links[lane].accounts.iter().any(|id| session.shipper.has_dropped(*id) && primary(id))
     }
 
-    fn bootstrap(&mut self, comparing: Comparing) {
-        let Comparing { standing, time, known, account, ours, theirs } = comparing;
+    fn bootstrap(&mut self, lane: usize, comparing: Comparing) {
+        let Comparing { standing, time, known, copies, dropped } = comparing;
         let Some(west) = self.west.open() else { return };
-        let (Ok(Ok(ours)), Ok(Ok(theirs))) = (ours.wait(), theirs.wait()) else { return };
-        let until = Lsn(west.shared.committed.get());
-        let (first, id, live) = (west.shared.first_retained(), account.id, standing.position);
-        let mut compared = None;
-        if need(&account, &standing, first, false) == Need::Comparison {
-            let Ok(comparison) = west.shared.compare(id, &ours, &theirs) else { return };
-            if !comparison.differ.is_empty() {
-                return self.complain(format!("the copies are found to differ: {comparison:?}"));
+        let (until, first, live) = (Lsn(west.shared.committed.get()), west.shared.first_retained(), standing.position);
+        let (mut from, mut made, mut restarting) = (live.max(first), Vec::new(), false);
+        for (account, need, ours, theirs) in copies {
+            let (Ok(Ok(ours)), Ok(Ok(theirs))) = (ours.wait(), theirs.wait()) else { return };
+            let mut compared = None;
+            if need == Need::Comparison {
+                let Ok(comparison) = west.shared.compare(account.id, &ours, &theirs) else { return };
+                if !comparison.differ.is_empty() {
+                    return self.complain(format!("the copies are found to differ: {comparison:?}"));
+                }
+                self.world.note(|| format!("a bootstrap of {:?} from {first} on: {comparison:?}", account.id));
+                from = from.min(comparison.from.max(first));
+                (compared, restarting) = (Some(comparison), true);
             }
-            self.world.note(|| format!("a bootstrap from {first} on: {comparison:?}"));
-            compared = Some(comparison);
-            self.link.restarting = true;
+            made.push(Copy { account, compared });
         }
-        let from = compared.as_ref().map_or(Lsn::MAX, |compared| compared.from.max(first)).min(live.max(first));
-        let copies = vec![Copy { account, compared }];
-        let shipper =
-            Shipper::bootstrap(self.link.options, [id], Bootstrap { first: from, live, known, until, copies });
-        self.link.bootstraps += 1;
-        self.begin_session(shipper, from, live, time);
+        let link = &mut self.links[lane];
+        link.restarting |= restarting;
+        link.bootstraps += 1;
+        let bootstrap = Bootstrap { first: from, live, known, until, copies: made };
+        let mut shipper = Shipper::bootstrap(link.options, link.accounts.iter().copied(), bootstrap);
+        dropped.into_iter().for_each(|id| shipper.leave_out(id, Lsn::ZERO));
+        self.begin_session(lane, shipper, from, live, time);
     }
 
-    fn begin_session(&mut self, shipper: Shipper, from: Lsn, position: Lsn, time: u64) {
+    fn begin_session(&mut self, lane: usize, mut shipper: Shipper, from: Lsn, position: Lsn, time: u64) {
         let Some(west) = self.west.open() else { return };
         let log = Subscription::new(&west.shared, from.max(Lsn::new(SegmentId(1), DATA_START)));
-        let lane = Lane { log: west.log_id(), number: 0 };
-        let pin = (!self.link.gave_up).then(|| lock(&west.shared.pins).add(from));
-        pin.into_iter().for_each(|pin| self.set_pin(pin));
-        self.link.session = Some(Session {
+        let pin = lock(&west.shared.pins).add(from);
+        let receiver = Receiver::new(self.links[lane].lane(west.log_id()), position);
+        self.set_pin(lane, pin);
+        self.world.note(|| {
+            format!("a session of lane {lane} begins at {from}, the secondary at {position}, last sync time {time}")
+        });
+        let link = &mut self.links[lane];
+        let (whole, lacking) = (!shipper.is_bootstrapping(), shipper.lacking());
+        link.synced = if whole { time } else { 0 };
+        if let Some(gate) = &link.gate {
+            lacking.into_iter().for_each(|lacking| gate.lacking(lacking));
+            gate.arrived(position);
+        }
+        link.session = Some(Session {
             shipper,
-            receiver: Receiver::new(lane, position),
+            receiver,
             log,
             to_east: VecDeque::new(),
             to_west: VecDeque::new(),
@@ -276,55 +372,61 @@ impl Pair {
             importing: VecDeque::new(),
             lied: false,
         });
-        self.link.sessions += 1;
-        self.world.note(|| format!("a session begins at {from}, the secondary at {position}, last sync time {time}"));
-        self.link.position = position;
-        self.claim(time);
-        let whole = self.link.session.as_ref().is_some_and(|session| !session.shipper.is_bootstrapping());
-        let missing = self.missing(|seen| seen.lsn < position);
+        link.sessions += 1;
+        link.position = position;
+        self.claim(lane, time);
+        let missing = self.missing(&self.carried(lane), |seen| seen.lsn < position);
         if whole && missing > 0 {
             self.complain(format!("east says that it is at {position}, and lacks {missing} frames before"));
         }
     }
 
-    /// What the secondary lacks can be trimmed from now on.
-    pub(super) fn give_up(&mut self) {
-        let pin = self.link.pin.take();
+    fn carried(&self, lane: usize) -> Vec<AccountId> {
+        self.links[lane].accounts.iter().copied().collect()
+    }
+
+    /// What the secondary lacks can be trimmed from now on. What a session needs to begin is held back until it has begun.
+    pub(super) fn give_up(&mut self, lane: usize) {
+        let link = &mut self.links[lane];
+        let pin = link.pin.take_if(|_| link.asked.is_none() && link.comparing.is_none());
         if let (Some(pin), Some(west)) = (pin, self.west.open()) {
             lock(&west.shared.pins).remove(pin);
-            self.link.gave_up = true;
+            link.gave_up = true;
         }
     }
 
-    /// Nothing behind this pin is trimmed any more; what is before may be.
-    fn set_pin(&mut self, pin: (Lsn, u64)) {
-        let old = self.link.pin.replace(pin);
+    /// Nothing behind this pin is trimmed any more for this lane; what is before may be.
+    fn set_pin(&mut self, lane: usize, pin: (Lsn, u64)) {
+        let link = &mut self.links[lane];
+        let old = link.pin.replace(pin);
         let Some(west) = self.west.open() else { return };
         let mut pins = lock(&west.shared.pins);
         match old {
             Some(old) => pins.remove(old),
-            // The first of this process: its start had pinned everything.
-            None => pins.remove((Lsn::ZERO, 1)),
+            // The first of this process: its start had pinned everything, once for each lane.
+            None => pins.remove((Lsn::ZERO, lane as u64 + 1)),
         }
     }
 
     /// Last sync time: everything up to it is there (acceptance G9).
-    fn claim(&mut self, time: u64) {
-        self.link.claims += u64::from(time > self.link.claimed);
-        self.link.claimed = self.link.claimed.max(time);
-        let missing = self.missing(|seen| seen.time <= time);
+    fn claim(&mut self, lane: usize, time: u64) {
+        let link = &mut self.links[lane];
+        link.claims += u64::from(time > link.claimed);
+        link.claimed = link.claimed.max(time);
+        link.changed &= time == 0;
+        let missing = self.missing(&self.carried(lane), |seen| seen.time <= time);
         if missing > 0 {
             self.complain(format!("last sync time {time} is claimed, and {missing} frames are missing"));
         }
     }
 
-    fn ship(&mut self, session: &mut Session) -> bool {
+    fn ship(&mut self, lane: usize, session: &mut Session) -> bool {
         let now = self.world.now();
         while session.shipper.wants_block() && session.shipper.waiting(now) != Waiting::Window {
             match session.log.try_next() {
                 Ok(Some(block)) => session.shipper.offer(&block, now),
                 Ok(None) => break,
-                Err(error) if error.kind() == ErrorKind::Trimmed && !self.link.gave_up => {
+                Err(error) if error.kind() == ErrorKind::Trimmed && !self.links[lane].gave_up => {
                     self.complain(format!("what the link needs was trimmed: {error}"));
                     return false;
                 }
@@ -333,9 +435,10 @@ impl Pair {
             }
             while let Some(batch) = session.shipper.poll(now) {
                 let mut batch = deliver(batch);
-                self.lie(session, &mut batch);
-                let fate = if self.link.lossy > 0 { self.rng.u32(..self.link.lossy) } else { 9 };
-                let at = now + self.link.delay;
+                self.lie(lane, session, &mut batch);
+                let link = &self.links[lane];
+                let fate = if link.lossy > 0 { self.rng.u32(..link.lossy) } else { 9 };
+                let at = now + link.delay;
                 match fate {
                     0 => {}
                     1 => session.to_east.extend([(at, batch.clone()), (at, batch)]),
@@ -345,14 +448,15 @@ impl Pair {
             }
         }
         while let Some(batch) = session.shipper.poll(now) {
-            session.to_east.push_back((now + self.link.delay, deliver(batch)));
+            session.to_east.push_back((now + self.links[lane].delay, deliver(batch)));
         }
         true
     }
 
     /// The link lies: the checksum of a message leaves out its body.
-    fn lie(&mut self, session: &mut Session, batch: &mut Delivered) {
-        if self.link.lies == 0 || batch.frames.is_empty() || self.rng.u32(..self.link.lies) > 0 {
+    fn lie(&mut self, lane: usize, session: &mut Session, batch: &mut Delivered) {
+        let lies = self.links[lane].lies;
+        if lies == 0 || batch.frames.is_empty() || self.rng.u32(..lies) > 0 {
             return;
         }
         session.lied = true;
@@ -392,7 +496,7 @@ impl Pair {
         true
     }
 
-    fn answer(&mut self, session: &mut Session) -> bool {
+    fn answer(&mut self, lane: usize, session: &mut Session) -> bool {
         while session.importing.front().is_some_and(Ticket::is_done) {
             let Some(importing) = session.importing.pop_front() else { break };
             match importing.wait() {
@@ -401,7 +505,7 @@ impl Pair {
                         self.complain(format!("the copies are said to differ: {imported:?}"));
                     }
                     let acknowledgement = session.receiver.imported(imported);
-                    session.to_west.push_back((self.world.now() + self.link.delay, acknowledgement));
+                    session.to_west.push_back((self.world.now() + self.links[lane].delay, acknowledgement));
                 }
                 Ok(Err(error)) => {
                     let poisoned = matches!(
@@ -415,6 +519,7 @@ impl Pair {
                     if poisoned && !session.lied {
                         self.complain(format!("east refuses what west sends: {error}"));
                     }
+                    self.refused += u64::from(error.kind() == ErrorKind::LimitReached);
                     return false;
                 }
                 Err(_) => return false,
@@ -423,26 +528,35 @@ impl Pair {
         true
     }
 
-    fn acknowledge(&mut self, session: &mut Session) -> bool {
+    fn acknowledge(&mut self, lane: usize, session: &mut Session) -> bool {
         let now = self.world.now();
         while session.to_west.front().is_some_and(|(at, _)| *at <= now) {
             let Some((_, acknowledgement)) = session.to_west.pop_front() else { break };
             if session.shipper.acknowledge(acknowledgement.number).is_err() {
                 return false;
             }
-            let position = session.shipper.settled();
-            self.link.position = acknowledgement.position;
-            self.link.restarting &= acknowledgement.time == 0;
-            let missing = self.missing(|seen| seen.lsn < position);
+            let (position, settled) = (session.shipper.position(), session.shipper.settled());
+            let link = &mut self.links[lane];
+            link.position = acknowledgement.position;
+            // A batch that only says that an account is to be dropped comes before others begin anew: its time is the old one.
+            if !session.shipper.is_bootstrapping() {
+                link.restarting &= acknowledgement.time == 0;
+                link.synced = link.synced.max(acknowledgement.time);
+            }
+            if let Some(gate) = &link.gate {
+                session.shipper.lacking().into_iter().for_each(|lacking| gate.lacking(lacking));
+                gate.arrived(position);
+            }
+            let missing = self.missing(&self.carried(lane), |seen| seen.lsn < settled);
             if missing > 0 {
-                self.complain(format!("{position} is acknowledged, and {missing} frames before it are not there"));
+                self.complain(format!("{settled} is acknowledged, and {missing} frames before it are not there"));
             }
-            if self.link.pin.is_some_and(|(at, _)| at < position)
-                && let Some(pin) = self.west.open().map(|west| lock(&west.shared.pins).add(position))
+            if self.links[lane].pin.is_some_and(|(at, _)| at < settled)
+                && let Some(pin) = self.west.open().map(|west| lock(&west.shared.pins).add(settled))
             {
-                self.set_pin(pin);
+                self.set_pin(lane, pin);
             }
-            self.claim(acknowledgement.time);
+            self.claim(lane, acknowledgement.time);
         }
         true
     }

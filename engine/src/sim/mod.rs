@@ -5,6 +5,7 @@
 //! some of its sectors. One seed gives one run, bit for bit; [`World::digest`] is the proof.
 
 mod bugs;
+mod clients;
 mod driver;
 mod effects;
 mod fault;

@@ -1,8 +1,8 @@
 //! Two regions and the link between them: the real logs, shipper and receiver on simulated disks and a simulated network.
 //!
-//! The primary, `west`, commits; what it commits of one account goes to `east` over a link that delays, loses, doubles, reorders and cuts. Both
-//! sides die and come back at any time. What must hold is checked as it happens, and at the end, when everything is mended, the secondary must
-//! catch up and hold the same.
+//! The primary, `west`, commits; what it commits of most accounts goes to `east` over one or two lanes, each a link that delays, loses, doubles,
+//! reorders and cuts, and lags behind the other. Accounts are switched off and on, change lanes and contracts; both sides die and come back at any
+//! time. What must hold is checked as it happens, and at the end, when everything is mended, the secondary must catch up and hold the same.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,28 +10,33 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::bugs::{Bug, plant, reached};
+use super::clients::Clients;
 use super::fault::Condition;
 use super::harness::options;
 use super::link::Link;
 use super::world::{World, WorldOptions};
 use crate::account::Account;
 use crate::error::Result;
-use crate::geo::{Arrived, Digest, Imported, Lane};
+use crate::geo::{Arrived, Digest, Imported};
 use crate::io::Driver;
 use crate::log::geo::{Geo, Import};
 use crate::log::{Core, Mode, Phase};
 use crate::options::Options;
 use crate::region::check_arrived;
-use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
+use crate::shared::{AccountChange, PutAccount, Request, Shared, lock};
 use crate::sync::intake::{AHEAD, Intake};
 use crate::sync::ticket::{Ticket, ticket};
-use crate::transaction::{Committed, StateMachine, Transaction};
-use crate::types::{AccountId, Ack, ClientId, LogId, Lsn, PartitionId, Role};
+use crate::transaction::{Committed, StateMachine};
+use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId, Role};
 
 /// Virtual nanoseconds after which what has to happen will never.
 const PATIENCE: u64 = 30_000_000_000;
-/// The name of the account that is shipped, and of the one that is not.
-const NAMES: [&str; 2] = ["shipped", "not shipped"];
+/// The names of accounts, in the order in which they are made. The second one is never shipped.
+pub(super) const NAMES: [&str; 5] = ["one", "not shipped", "two", "three", "four"];
+const NOT_SHIPPED: usize = 1;
+/// More than there are.
+const MAX_CLIENTS: usize = 16;
+const MAX_PARTITIONS: usize = 64;
 
 /// What one schedule of two regions came to.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +53,12 @@ pub struct PairOutcome {
     pub claims: u64,
     /// Bootstraps begun or gone on with.
     pub bootstraps: u64,
+    /// Commits that waited for the secondary and were answered when it had them.
+    pub waited: u64,
+    /// Commits that a broken contract kept out.
+    pub held_back: u64,
+    /// Batches that the secondary refused for its limits.
+    pub refused: u64,
     /// How often the planted bug's place was reached.
     pub reached: u64,
     /// A line per event, when asked for.
@@ -80,9 +91,12 @@ impl PairSchedule {
             digest: pair.world.digest(),
             violation: pair.violation.take(),
             arrived: lock(&pair.east.held).frames.len(),
-            sessions: pair.link.sessions,
-            claims: pair.link.claims,
-            bootstraps: pair.link.bootstraps,
+            sessions: pair.links.iter().map(|link| link.sessions).sum(),
+            claims: pair.links.iter().map(|link| link.claims).sum(),
+            bootstraps: pair.links.iter().map(|link| link.bootstraps).sum(),
+            waited: pair.clients.waited,
+            held_back: pair.clients.held_back,
+            refused: pair.refused,
             reached: reached(),
             trace: pair.world.trace(),
         };
@@ -142,7 +156,9 @@ impl StateMachine for Watch {
 /// One region: its process, when there is one.
 pub(super) struct Side {
     name: &'static str,
-    options: Options,
+    pub(super) options: Options,
+    /// How many lanes hold back trimming.
+    lanes: usize,
     world: World,
     pub(super) held: Arc<Mutex<Held>>,
     process: Option<Process>,
@@ -156,15 +172,15 @@ pub(super) struct Process {
 }
 
 impl Side {
-    fn new(name: &'static str, world: &World, rng: &mut fastrand::Rng) -> Side {
+    fn new(name: &'static str, world: &World, lanes: usize, rng: &mut fastrand::Rng) -> Side {
         let mut options = options(rng, 3);
         for disk in &mut options.disks {
             disk.path = std::path::Path::new(name).join(&disk.path);
         }
         options.max_segments = None;
-        options.max_clients = 16;
+        options.max_clients = MAX_CLIENTS;
         let (held, world) = (Arc::default(), world.clone());
-        Side { name, options, world, held, process: None, made: false }
+        Side { name, options, lanes, world, held, process: None, made: false }
     }
 
     fn start(&mut self) {
@@ -172,8 +188,10 @@ impl Side {
         let options = self.options.clone();
         let intake = Intake::new(options.queue_transactions, AHEAD, options.queue_bytes as u64, driver.doorbell());
         let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
-        // Nothing is trimmed before the link says what the other side has.
-        lock(&shared.pins).add(Lsn::ZERO);
+        // Nothing is trimmed before each link says what the other side has.
+        for _ in 0..self.lanes {
+            lock(&shared.pins).add(Lsn::ZERO);
+        }
         let mode = if self.made { Mode::Open } else { Mode::Create };
         let core = Core::start(mode, Box::new(driver), Box::new(Watch(Arc::clone(&self.held))), Arc::clone(&shared));
         self.process = Some(Process { core, shared, running: false });
@@ -241,6 +259,10 @@ impl Process {
         self.core.log().tables.borrow().account(account).cloned()
     }
 
+    pub(super) fn account_named(&self, name: &str) -> Option<AccountId> {
+        self.core.log().tables.borrow().account_named(name).map(|account| account.id)
+    }
+
     pub(super) fn digest(&self, account: AccountId) -> Digest {
         self.core.log().tables.borrow().digest(account)
     }
@@ -251,22 +273,69 @@ pub(super) struct Pair {
     pub(super) rng: fastrand::Rng,
     pub(super) west: Side,
     pub(super) east: Side,
-    pub(super) link: Link,
+    pub(super) links: Vec<Link>,
+    pub(super) clients: Clients,
+    /// Those that are made, in the order of their names.
     pub(super) accounts: Vec<AccountId>,
-    made: [Option<Ticket<Result<AccountId>>>; 2],
+    /// By which lane each account is shipped at first.
+    homes: Vec<Option<usize>>,
+    made: Option<Ticket<Result<AccountId>>>,
     violation: Option<String>,
-    /// One action in so many: crash, cut, fence, trim, clock, disk, giving up what the secondary lacks, geo off or on.
-    habits: [u32; 8],
-    clients: u64,
+    habits: Habits,
     /// Of west's frames, those that are indexed; of east's, those that are checked.
     looked: (usize, usize),
-    /// West's frames of the shipped account, by partition.
-    expected: BTreeMap<PartitionId, Vec<usize>>,
-    arrived: BTreeMap<PartitionId, usize>,
+    /// West's frames of shipped accounts, by partition.
+    pub(super) expected: BTreeMap<Whole, Vec<usize>>,
+    pub(super) arrived: BTreeMap<Whole, usize>,
+    /// Batches that the secondary refused for its limits.
+    pub(super) refused: u64,
+    /// Accounts that are left switched off at the end.
+    off: BTreeSet<AccountId>,
     /// How far west was ever trimmed.
     trimmed: Lsn,
     /// Nothing breaks any more.
     pub(super) calm: bool,
+}
+
+/// What is in order: a partition of an account.
+pub(super) type Whole = (AccountId, PartitionId);
+
+/// The temper of a schedule: one action in so many, 0 for never.
+pub(super) struct Habits {
+    crash: u32,
+    cut: u32,
+    pub(super) fence: u32,
+    pub(super) trim: u32,
+    clock: u32,
+    disk: u32,
+    /// What the secondary lacks is given up.
+    give_up: u32,
+    /// Geo off or on.
+    pub(super) geo: u32,
+    /// A lane is held up.
+    lag: u32,
+    /// An account changes lanes.
+    shift: u32,
+    pub(super) contract: u32,
+}
+
+impl Habits {
+    fn draw(rng: &mut fastrand::Rng) -> Habits {
+        let mut some = |often: u32| if rng.bool() { often } else { 0 };
+        Habits {
+            crash: some(60),
+            cut: some(40),
+            fence: some(30),
+            trim: some(20),
+            clock: some(20),
+            disk: some(60),
+            give_up: some(100),
+            geo: some(80),
+            lag: some(50),
+            shift: some(40),
+            contract: some(15),
+        }
+    }
 }
 
 impl Pair {
@@ -276,23 +345,34 @@ impl Pair {
         options.trace = schedule.trace;
         options.is_append = |crate::io::OpId(id)| id >> 63 == 1;
         let world = World::new(options);
-        let (west, east) = (Side::new("west", &world, &mut rng), Side::new("east", &world, &mut rng));
-        let mut some = |often: u32| if rng.bool() { often } else { 0 };
-        let habits = [some(60), some(40), some(30), some(20), some(20), some(60), some(100), some(80)];
+        let lanes = rng.usize(1..3);
+        let (west, mut east) = (Side::new("west", &world, lanes, &mut rng), Side::new("east", &world, lanes, &mut rng));
+        // A secondary that was given too little refuses what it is sent until an operator gives it more.
+        match rng.u8(..8) {
+            0 => east.options.max_clients = 2,
+            1 => east.options.max_partitions = 4,
+            _ => {}
+        }
+        let mut homes = vec![Some(0), None];
+        homes.extend((1..lanes).map(Some));
+        homes.extend((0..rng.usize(lanes - 1..3)).map(|_| Some(rng.usize(..lanes))));
         Pair {
-            link: Link::new(&mut rng),
+            links: (0..lanes as u32).map(|number| Link::new(number, &mut rng)).collect(),
+            habits: Habits::draw(&mut rng),
+            clients: Clients::default(),
             world,
             rng,
             west,
             east,
             accounts: Vec::new(),
-            made: [None, None],
+            homes,
+            made: None,
             violation: None,
-            habits,
-            clients: 0,
             looked: (0, 0),
             expected: BTreeMap::new(),
             arrived: BTreeMap::new(),
+            refused: 0,
+            off: BTreeSet::new(),
             trimmed: Lsn::ZERO,
             calm: false,
         }
@@ -303,17 +383,19 @@ impl Pair {
         self.violation.get_or_insert(what);
     }
 
-    /// The account that is shipped, once it is there.
-    pub(super) fn shipped(&self) -> Option<AccountId> {
-        self.accounts.first().copied()
+    pub(super) fn chance(&mut self, habit: impl Fn(&Habits) -> u32) -> bool {
+        let often = habit(&self.habits);
+        often > 0 && self.rng.u32(..often) == 0
     }
 
-    fn chance(&mut self, habit: usize) -> bool {
-        self.habits[habit] > 0 && self.rng.u32(..self.habits[habit]) == 0
+    /// A shipped account, and its place among the names.
+    pub(super) fn any_shipped(&mut self) -> Option<(usize, AccountId)> {
+        let at = self.rng.usize(..NAMES.len());
+        self.accounts.get(at).filter(|_| at != NOT_SHIPPED).map(|id| (at, *id))
     }
 
     fn run(&mut self) {
-        let steps = self.rng.u32(50..400);
+        let steps = self.rng.u32(50..360);
         for _ in 0..steps {
             self.break_something();
             self.write();
@@ -324,22 +406,34 @@ impl Pair {
         self.mend();
         let (patience, mut quiet) = (self.world.now() + PATIENCE, 0);
         while quiet < 3 {
-            let off = |west: &Process| {
-                self.shipped().and_then(|id| west.account(id)).is_some_and(|it| it.role == Role::Local)
-            };
-            if self.west.open().is_some_and(off) {
-                self.switch_geo(true);
-            }
+            self.switch_on();
+            self.write_owed();
             if self.turn() {
                 return;
             }
             quiet = if self.is_quiet() { quiet + 1 } else { 0 };
             if self.world.now() > patience {
                 let (west, east) = (lock(&self.west.held).frames.len(), lock(&self.east.held).frames.len());
-                return self.complain(format!("the secondary never catches up: {east} frames of {west}"));
+                let open = self.clients.open();
+                return self.complain(format!("the secondary never catches up: {east} frames of {west}; {open}"));
             }
         }
         self.compare();
+    }
+
+    /// Accounts that are not to stay switched off are switched on.
+    fn switch_on(&mut self) {
+        for (at, id) in self.accounts.clone().into_iter().enumerate().filter(|(at, _)| *at != NOT_SHIPPED) {
+            let local = self.role(id) == Some(Role::Local);
+            if local != self.off.contains(&id) {
+                self.switch_geo(at, id, local);
+            }
+        }
+    }
+
+    /// How the primary knows an account.
+    pub(super) fn role(&self, account: AccountId) -> Option<Role> {
+        self.west.open().and_then(|west| west.account(account)).map(|known| known.role)
     }
 
     /// One step of everything. True when it is over.
@@ -354,89 +448,36 @@ impl Pair {
         self.name_accounts();
         self.pump();
         self.check();
+        self.take_answers();
         self.violation.is_some()
     }
 
+    /// One after the other; those behind the first two come when they come, and join lanes that are at work.
     fn name_accounts(&mut self) {
         let (Some(west), at) = (self.west.open(), self.accounts.len()) else { return };
-        if at == NAMES.len() {
+        if at == self.homes.len() {
             return;
         }
-        if self.made[at].is_none() {
+        if self.made.is_none() && (at < 2 || self.calm || self.rng.u8(..20) == 0) {
             let (name, change) = (NAMES[at].to_owned(), AccountChange::Create(Ack::Quorum));
             let at_time = self.world.now();
-            let made = west.ask(|done| Request::PutAccount(PutAccount { name, change, done, at: at_time }));
-            self.made[at] = made;
+            self.made = west.ask(|done| Request::PutAccount(PutAccount { name, change, done, at: at_time }));
         }
-        if let Some(made) = self.made[at].take_if(|made| made.is_done()) {
+        if let Some(made) = self.made.take_if(|made| made.is_done()) {
             // It may be there already: its maker died before it was told.
-            match made.wait() {
-                Ok(Ok(account)) => self.accounts.push(account),
-                _ => self.find_account(at),
+            let made = match made.wait() {
+                Ok(Ok(account)) => Some(account),
+                _ => self.west.open().and_then(|west| west.account_named(NAMES[at])),
+            };
+            if let (Some(account), Some(lane)) = (made, self.homes[at]) {
+                self.links[lane].change(account, true);
             }
-        }
-    }
-
-    fn find_account(&mut self, at: usize) {
-        let known = self.west.open().and_then(|west| {
-            let tables = west.core.log().tables.borrow();
-            tables.account_named(NAMES[at]).map(|account| account.id)
-        });
-        self.accounts.extend(known);
-    }
-
-    fn write(&mut self) {
-        for _ in 0..self.rng.u32(..4) {
-            let Some(account) = self.rng.choice(&self.accounts).copied() else { return };
-            let partition = PartitionId(u128::from(self.rng.u8(..4)));
-            let large = self.rng.u8(..6) == 0;
-            let mut transaction = Transaction::new(account, partition);
-            for _ in 0..self.rng.usize(1..4) {
-                let len = if large { self.rng.usize(500..3_000) } else { self.rng.usize(1..150) };
-                transaction = transaction.record(vec![self.rng.u8(..); len]);
-            }
-            if self.rng.bool() {
-                self.clients += 1;
-                transaction = transaction.client(ClientId(u128::from(self.clients % 3) + 1), self.clients);
-            }
-            let bytes = transaction.encoded_len().unwrap_or_default();
-            let (done, _nobody) = ticket();
-            let commit = Commit { transaction, done, at: self.world.now(), bytes };
-            if let Some(west) = self.west.open() {
-                west.push(Request::Commit(commit), bytes as u64);
-            }
-        }
-        let at = self.world.now();
-        if self.chance(2)
-            && !self.accounts.is_empty()
-            && let Some(west) = self.west.open()
-        {
-            let (name, change) = (NAMES[0].to_owned(), AccountChange::Fence);
-            drop(west.ask(|done| Request::PutAccount(PutAccount { name, change, done, at })));
-        }
-        if self.chance(7) {
-            let on = self.rng.bool();
-            self.switch_geo(on);
-        }
-        if self.chance(3) {
-            for side in [&self.west, &self.east] {
-                if let Some(process) = side.open() {
-                    drop(process.ask(|done| Request::Control(Control::Trim { to: Lsn::MAX, done })));
-                }
-            }
-        }
-    }
-
-    fn switch_geo(&mut self, on: bool) {
-        let at = self.world.now();
-        if let Some(west) = self.west.open().filter(|_| !self.accounts.is_empty()) {
-            let (name, change) = (NAMES[0].to_owned(), AccountChange::SetGeo(on));
-            drop(west.ask(|done| Request::PutAccount(PutAccount { name, change, done, at })));
+            self.accounts.extend(made);
         }
     }
 
     fn break_something(&mut self) {
-        if self.chance(0) {
+        if self.chance(|habits| habits.crash) {
             match self.rng.u8(..3) {
                 0 => self.west.kill(),
                 1 => self.east.kill(),
@@ -446,62 +487,129 @@ impl Pair {
                 self.west.kill();
                 self.east.kill();
             }
+            if self.rng.u8(..4) == 0 {
+                self.lift_limits();
+            }
         }
-        if self.chance(1) {
-            self.link.cut();
+        let lane = self.rng.usize(..self.links.len());
+        if self.chance(|habits| habits.cut) {
+            self.links[lane].cut();
         }
-        if self.chance(6) {
-            self.give_up();
+        if self.chance(|habits| habits.lag) {
+            let until = self.world.now() + self.rng.u64(..50_000_000);
+            self.links[lane].hold(until);
         }
-        if self.chance(4) {
+        if self.chance(|habits| habits.give_up) {
+            self.give_up(lane);
+        }
+        if self.chance(|habits| habits.shift) {
+            self.shift(lane);
+        }
+        if self.chance(|habits| habits.clock) {
             let by = self.rng.i64(-10_000_000_000..10_000_000_000);
             self.world.jump_wall(by);
         }
-        if self.chance(5) {
+        if self.chance(|habits| habits.disk) {
             let side = if self.rng.bool() { &self.west } else { &self.east };
             let condition = [Condition::Slow(20), Condition::Lost, Condition::Healthy][self.rng.usize(..3)];
             self.world.set_condition(&side.options.disks[1].path, condition);
         }
     }
 
+    /// The next opening of the secondary has room for everything.
+    fn lift_limits(&mut self) {
+        (self.east.options.max_clients, self.east.options.max_partitions) = (MAX_CLIENTS, MAX_PARTITIONS);
+    }
+
+    /// An operator stops the links, and starts them again with one account on another lane. The last one of a lane stays.
+    fn shift(&mut self, from: usize) {
+        let (to, link) = ((from + 1) % self.links.len(), &self.links[from]);
+        let Some(account) = link.accounts.iter().nth(1).copied().filter(|_| to != from) else { return };
+        self.world.note(|| format!("{account:?} goes from lane {from} to lane {to}"));
+        self.links[from].change(account, false);
+        self.links[to].change(account, true);
+    }
+
     fn mend(&mut self) {
         self.calm = true;
+        self.lift_limits();
         for side in [&self.west, &self.east] {
             self.world.set_condition(&side.options.disks[1].path, Condition::Healthy);
+        }
+        for &id in &self.accounts {
+            if self.rng.u8(..8) == 0 {
+                self.off.insert(id);
+            }
         }
         // What was lost is found at the next opening.
         self.west.kill();
         self.east.kill();
-        self.link.cut();
+        self.links.iter_mut().for_each(Link::cut);
+        self.owe();
     }
 
-    /// Everything that west committed has arrived, and a mark after it.
+    /// Everything that west committed has arrived, and a mark after it, and everyone who waited was answered.
     fn is_quiet(&self) -> bool {
-        let (Some(west), Some(east), Some(account)) = (self.west.open(), self.east.open(), self.shipped()) else {
-            return self.shipped().is_none() && self.west.open().is_some() && self.made.iter().all(Option::is_none);
-        };
-        let last = lock(&self.west.held).frames.iter().rev().find(|seen| seen.account == account).map(|seen| seen.lsn);
-        let lane = Lane { log: west.log_id(), number: 0 };
-        let arrived = east.core.log().tables.borrow().progress(lane);
-        let whole = east.account(account).is_some_and(|known| known.role == Role::Secondary);
+        let (Some(west), Some(east)) = (self.west.open(), self.east.open()) else { return false };
         let idle =
             |side: &Process| side.core.log().with(|pipeline| pipeline.open.is_none() && pipeline.uncommitted() == 0);
-        idle(west)
+        self.accounts.len() == self.homes.len()
+            && self.clients.is_idle()
+            && idle(west)
             && idle(east)
-            && whole
-            && arrived.is_some_and(|progress| progress.time > 0 && last.is_none_or(|last| progress.position > last))
+            && self.links.iter().all(|link| self.has_all(link, west, east))
+    }
+
+    fn has_all(&self, link: &Link, west: &Process, east: &Process) -> bool {
+        let progress = east.core.log().tables.borrow().progress(link.lane(west.log_id()));
+        let held = lock(&self.west.held);
+        link.accounts.iter().all(|id| {
+            let off = self.off.contains(id);
+            let last = held.frames.iter().rev().find(|seen| seen.account == *id).map(|seen| seen.lsn);
+            let there = |position| last.is_none_or(|last| position > last);
+            let wanted = if off { Role::Dropped } else { Role::Secondary };
+            // A lane whose accounts are all switched off has no marks.
+            (off || progress.is_some_and(|progress| progress.time > 0 && there(progress.position)))
+                && east.account(*id).is_some_and(|known| known.role == wanted)
+        })
     }
 
     /// At rest both sides hold the same (acceptance G7).
     fn compare(&mut self) {
-        let (Some(west), Some(east), Some(account)) = (self.west.open(), self.east.open(), self.shipped()) else {
-            return;
-        };
-        let [ours, theirs] = [west.digest(account), east.digest(account)];
-        let missing = self.missing(|_| true);
-        if ours != theirs || missing > 0 {
-            self.complain(format!("at rest: {missing} frames are missing, digests {ours:?} and {theirs:?}"));
+        let (Some(west), Some(east)) = (self.west.open(), self.east.open()) else { return };
+        let mut wrong = None;
+        for &id in self.links.iter().flat_map(|link| &link.accounts).filter(|id| !self.off.contains(id)) {
+            let [ours, theirs] = [west.digest(id), east.digest(id)];
+            let missing = self.missing(&[id], |_| true);
+            if ours != theirs || missing > 0 {
+                wrong = Some(format!("at rest, {id:?}: {missing} frames are missing, digests {ours:?} and {theirs:?}"));
+            }
         }
+        wrong.into_iter().for_each(|wrong| self.complain(wrong));
+    }
+
+    /// A copy that is not whole cannot be read, and no last sync time is claimed: where nothing is known to be there, one at least of the lane's
+    /// copies is not whole.
+    fn check_open(&mut self) {
+        let (Some(west), Some(east)) = (self.west.open(), self.east.open()) else { return };
+        let mut wrong = None;
+        {
+            let tables = east.core.log().tables.borrow();
+            for link in self.links.iter().filter(|link| !link.accounts.is_empty()) {
+                let lane = link.lane(west.log_id());
+                if tables.progress(lane).is_none_or(|progress| progress.time > 0) {
+                    continue;
+                }
+                let open = |id| tables.account(id).is_some_and(|known| known.role == Role::Secondary);
+                if !link.changed && link.accounts.iter().all(|id| open(*id)) {
+                    wrong = Some("a copy that is not whole can be read".to_owned());
+                }
+                if link.synced > 0 {
+                    wrong = Some(format!("last sync time {} is claimed of copies that begin anew", link.synced));
+                }
+            }
+        }
+        wrong.into_iter().for_each(|wrong| self.complain(wrong));
     }
 
     /// What arrived is, partition by partition, the beginning of what was committed, byte for byte (G3, G5).
@@ -509,37 +617,33 @@ impl Pair {
         if let Some(west) = self.west.open() {
             self.trimmed = self.trimmed.max(west.shared.first_retained());
         }
-        let Some(account) = self.shipped() else { return };
-        if let (Some(west), Some(east)) = (self.west.open(), self.east.open()) {
-            let lane = Lane { log: west.log_id(), number: 0 };
-            let progress = east.core.log().tables.borrow().progress(lane);
-            let open = east.account(account).is_some_and(|known| known.role == Role::Secondary);
-            if open && progress.is_some_and(|progress| progress.time == 0) {
-                self.complain("a copy that is not whole can be read".into());
-            }
-        }
+        self.check_open();
+        let claimed = self.links.iter().map(|link| link.claimed).max().unwrap_or_default();
         let mut wrong = None;
         {
             let (west, east) = (lock(&self.west.held), lock(&self.east.held));
+            let not_shipped = self.accounts.get(NOT_SHIPPED);
             for (at, seen) in west.frames.iter().enumerate().skip(self.looked.0) {
-                if seen.account == account {
-                    self.expected.entry(seen.partition).or_default().push(at);
-                    if seen.time <= self.link.claimed {
+                if Some(&seen.account) != not_shipped {
+                    self.expected.entry((seen.account, seen.partition)).or_default().push(at);
+                    // Whatever lane claimed it: a mark moves the clock of the whole log.
+                    if seen.time <= claimed {
                         wrong = Some(format!("{} was committed with a time that was claimed before", seen.lsn));
                     }
                 }
             }
             for seen in &east.frames[self.looked.1..] {
-                let at = self.arrived.entry(seen.partition).or_default();
-                let frames = self.expected.get(&seen.partition).map(Vec::as_slice).unwrap_or_default();
+                let key = (seen.account, seen.partition);
+                let at = self.arrived.entry(key).or_default();
+                let frames = self.expected.get(&key).map(Vec::as_slice).unwrap_or_default();
                 let is_it = |expected: &usize| west.frames[*expected].bytes == seen.bytes;
-                if east.restarted.contains(&(account, seen.partition)) {
+                if east.restarted.contains(&key) {
                     // What was trimmed here never gets there.
                     let gone = |expected: &&usize| west.frames[**expected].lsn < self.trimmed && !is_it(expected);
                     *at += frames[*at..].iter().take_while(gone).count();
                 }
                 if !frames.get(*at).is_some_and(is_it) {
-                    wrong = Some(format!("frame {at} of {:?} arrived, and is not what was committed", seen.partition));
+                    wrong = Some(format!("frame {at} of {key:?} arrived, and is not what was committed"));
                 }
                 *at += 1;
             }
@@ -550,22 +654,25 @@ impl Pair {
         }
     }
 
-    /// The frames of the shipped account that west committed and east has not, of those that `which` names. Of a copy that nobody can read
-    /// nothing is said.
-    pub(super) fn missing(&self, which: impl Fn(&Seen) -> bool) -> usize {
-        let copy = self.shipped().zip(self.east.open()).and_then(|(account, east)| east.account(account));
-        if copy.is_some_and(|copy| copy.role != Role::Secondary) {
-            return 0;
+    /// The frames of these accounts that west committed and east has not, of those that `which` names. Of a copy that nobody can read, or that is
+    /// not there yet, nothing is said.
+    pub(super) fn missing(&self, accounts: &[AccountId], which: impl Fn(&Seen) -> bool) -> usize {
+        let Some(there) = self.east.open() else { return 0 };
+        let (west, east) = (lock(&self.west.held), lock(&self.east.held));
+        let mut missing = 0;
+        for &account in accounts {
+            if there.account(account).is_none_or(|copy| copy.role != Role::Secondary) {
+                continue;
+            }
+            let its = (account, PartitionId(0))..=(account, PartitionId(u128::MAX));
+            for (key, frames) in self.expected.range(its) {
+                let arrived = self.arrived.get(key).copied().unwrap_or_default();
+                let gone = |seen: &Seen| east.restarted.contains(key) && seen.lsn < self.trimmed;
+                let lacking = frames.iter().skip(arrived).map(|&at| &west.frames[at]);
+                missing += lacking.filter(|seen| which(seen) && !gone(seen)).count();
+            }
         }
-        let west = lock(&self.west.held);
-        let east = lock(&self.east.held);
-        let missing = self.expected.iter().map(|(partition, frames)| {
-            let arrived = self.arrived.get(partition).copied().unwrap_or_default();
-            let restarted = self.shipped().is_some_and(|account| east.restarted.contains(&(account, *partition)));
-            let gone = |seen: &Seen| restarted && seen.lsn < self.trimmed;
-            frames.iter().skip(arrived).map(|&at| &west.frames[at]).filter(|seen| which(seen) && !gone(seen)).count()
-        });
-        missing.sum()
+        missing
     }
 
     /// A stretch goes to east's queue; it comes back when there is no room.

@@ -4,7 +4,12 @@ use super::life::{Life, SealedCopies, Stop};
 use crate::format::{ALIGN, Block, DATA_START, Seal, SegmentHeader};
 use crate::health::{DiskState, Health};
 use crate::log::disk::Slot;
+use crate::log::placement::COPIES;
 use crate::shared::Control;
+use crate::types::{Lsn, ORDINAL};
+
+/// No block of a schedule is larger, see the harness's options.
+const LARGEST_BLOCK: u64 = 20 << 10;
 
 impl Life<'_> {
     /// Brings every disk back, lets everything be repaired, and looks at everything.
@@ -134,6 +139,30 @@ impl Life<'_> {
                     Some(_) => return self.complain(format!("copies of sealed segment {} differ", id.0)),
                 }
             }
+        }
+    }
+}
+
+impl Life<'_> {
+    /// Who asked for all copies was answered when three disks hold his block. What the victim holds may be anything.
+    pub(super) fn check_all_copies(&mut self, sent: usize, lsn: Lsn) {
+        let victim = self.victim();
+        let (epoch, id, copies) = {
+            let (log, catalog) = (self.log().meta.borrow().log(), self.log().catalog.borrow());
+            // It was trimmed meanwhile.
+            let Some(segment) = catalog.get(lsn.segment()) else { return };
+            let copies: Vec<_> = segment.copies.iter().map(|copy| (copy.disk.0, copy.slot.number)).collect();
+            (segment.epoch, log, copies)
+        };
+        let at = lsn.offset() & !ORDINAL;
+        let holds = |disk: usize, slot: u32| {
+            let range = u64::from(at)..u64::from(at) + LARGEST_BLOCK;
+            let bytes = self.world().part(&self.disk_path(disk), &Slot::name(slot), range);
+            bytes.is_some_and(|bytes| Block::verify_at(&bytes, id, epoch, lsn.segment(), at).is_ok())
+        };
+        let held = copies.iter().filter(|(disk, slot)| *disk == victim || holds(*disk, *slot)).count();
+        if held < COPIES {
+            self.complain(format!("transaction {sent} at {lsn} was acknowledged as on all disks, and {held} hold it"));
         }
     }
 }

@@ -204,6 +204,17 @@ impl World {
         state.media[medium].named(file).map(super::medium::Inode::bytes)
     }
 
+    /// A part of that, as far as the file reaches.
+    pub(super) fn part(&self, path: &Path, file: &str, range: Range<u64>) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        let medium = state.medium_at(path);
+        let inode = state.media[medium].named(file)?;
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let len = inode.read(range.start, &mut bytes);
+        bytes.truncate(len);
+        Some(bytes)
+    }
+
     /// How often each kind of fault bit.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<FaultKind, u64> {

@@ -151,12 +151,15 @@ fn one_seed_gives_one_run_and_another_seed_another() {
 #[test]
 #[ignore = "a tool: lists violations instead of stopping at the first"]
 fn survey() {
-    let (first, count) = (from_environment("MERIDIAN_FIRST_SEED", 0), from_environment("MERIDIAN_SCHEDULES", 10_000));
+    survey_of(10_000, |seed| Schedule { seed, ..Schedule::default() }.run().violation);
+}
+
+pub(crate) fn survey_of(usual: u64, run: impl Fn(u64) -> Option<String>) {
+    let (first, count) = (from_environment("MERIDIAN_FIRST_SEED", 0), from_environment("MERIDIAN_SCHEDULES", usual));
     let started = Instant::now();
     let mut kinds: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for seed in first..first + count {
-        let outcome = Schedule { seed, ..Schedule::default() }.run();
-        if let Some(violation) = outcome.violation {
+        if let Some(violation) = run(seed) {
             let shape: String = violation.chars().filter(|c| !c.is_ascii_digit()).take(160).collect();
             kinds.entry(shape).or_insert((0, seed)).0 += 1;
         }

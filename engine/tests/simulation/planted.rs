@@ -72,4 +72,7 @@ caught! {
     late_copy_unread: LateCopyUnread,
     sequences_restart: SequencesRestart,
     checkpoint_forgets_clients: CheckpointForgetsClients,
+    all_is_answered_like_quorum: AllIsQuorum,
+    a_repetition_skips_the_third_copy: RepeatSkipsThird,
+    a_late_closing_goes_on: LateCloseGoesOn,
 }

@@ -1,0 +1,218 @@
+//! The clients of two regions and their operators: commits, contracts that hold them back, and whether who waits for the secondary is answered only
+//! when it has what he wrote.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::pair::{NAMES, Pair};
+use crate::account::Contract;
+use crate::error::Result;
+use crate::gate::Gate;
+use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, lock};
+use crate::sync::ticket::{Ticket, ticket};
+use crate::transaction::{Receipt, Transaction};
+use crate::types::{AccountId, ClientId, Lsn, PartitionId, Role};
+
+/// Those who commit to the primary.
+#[derive(Default)]
+pub(super) struct Clients {
+    sequence: u64,
+    waiting: Vec<Waiting>,
+    /// Changes of accounts that are under way: what an account is meanwhile is not known.
+    changes: Vec<(AccountId, Ticket<Result<AccountId>>)>,
+    /// Of clients who do not know what came of them.
+    again: Vec<Transaction>,
+    /// Accounts that have to take a commit and answer it, now that nothing breaks any more.
+    owed: BTreeSet<AccountId>,
+    /// Commits that waited for the secondary and were answered when it had them.
+    pub(super) waited: u64,
+    /// Commits that a broken contract kept out.
+    pub(super) held_back: u64,
+}
+
+/// A commit whose answer is looked at.
+struct Waiting {
+    transaction: Transaction,
+    ticket: Ticket<Result<Receipt>>,
+    /// The contract says for certain that it waits for the secondary.
+    sure: bool,
+    owed: bool,
+}
+
+impl Clients {
+    /// Nothing is owed or waited for.
+    pub(super) fn is_idle(&self) -> bool {
+        self.owed.is_empty() && self.waiting.is_empty() && self.changes.is_empty()
+    }
+
+    /// What is not answered yet, for a complaint.
+    pub(super) fn open(&self) -> String {
+        format!("{} commits wait, {:?} take none", self.waiting.len(), self.owed)
+    }
+}
+
+impl Pair {
+    pub(super) fn write(&mut self) {
+        for _ in 0..self.rng.u32(..4) {
+            let Some(account) = self.rng.choice(&self.accounts).copied() else { return };
+            let transaction = self.transaction(account);
+            self.commit(transaction, false);
+        }
+        if !self.clients.again.is_empty() && self.rng.u8(..4) == 0 {
+            let at = self.rng.usize(..self.clients.again.len());
+            let transaction = self.clients.again.swap_remove(at);
+            self.commit(transaction, false);
+        }
+        self.operate();
+    }
+
+    /// Fences, switches, contracts and trims.
+    fn operate(&mut self) {
+        if self.chance(|habits| habits.fence)
+            && let Some((at, account)) = self.any_shipped()
+        {
+            self.change(at, account, AccountChange::Fence);
+        }
+        if self.chance(|habits| habits.geo)
+            && let Some((at, account)) = self.any_shipped()
+        {
+            let on = self.rng.bool();
+            self.switch_geo(at, account, on);
+        }
+        if self.chance(|habits| habits.contract)
+            && let Some((at, account)) = self.any_shipped()
+        {
+            let contract = self.draw_contract();
+            self.change(at, account, AccountChange::SetContract(contract));
+        }
+        if self.chance(|habits| habits.trim) {
+            for side in [&self.west, &self.east] {
+                if let Some(process) = side.open() {
+                    drop(process.ask(|done| Request::Control(Control::Trim { to: Lsn::MAX, done })));
+                }
+            }
+        }
+    }
+
+    fn transaction(&mut self, account: AccountId) -> Transaction {
+        let partition = PartitionId(u128::from(self.rng.u8(..4)));
+        let large = self.rng.u8(..6) == 0;
+        let mut transaction = Transaction::new(account, partition);
+        for _ in 0..self.rng.usize(1..4) {
+            let len = if large { self.rng.usize(500..3_000) } else { self.rng.usize(1..150) };
+            transaction = transaction.record(vec![self.rng.u8(..); len]);
+        }
+        if self.rng.bool() {
+            let clients = &mut self.clients;
+            clients.sequence += 1;
+            transaction = transaction.client(ClientId(u128::from(clients.sequence % 3) + 1), clients.sequence);
+        }
+        transaction
+    }
+
+    pub(super) fn switch_geo(&mut self, at: usize, account: AccountId, on: bool) {
+        self.change(at, account, AccountChange::SetGeo(on));
+    }
+
+    fn change(&mut self, at: usize, account: AccountId, change: AccountChange) {
+        let (name, now) = (NAMES[at].to_owned(), self.world.now());
+        let Some(west) = self.west.open() else { return };
+        let ticket = west.ask(|done| Request::PutAccount(PutAccount { name, change, done, at: now }));
+        self.clients.changes.extend(ticket.map(|ticket| (account, ticket)));
+    }
+
+    /// One that a lane without faults keeps.
+    fn draw_contract(&mut self) -> Option<Contract> {
+        let slowest = self.links.iter().map(|link| 2 * link.delay + link.mark_every).max().unwrap_or_default();
+        let most = Duration::from_millis(60) + 4 * Duration::from_nanos(slowest);
+        let then = match self.rng.u8(..8) {
+            0 => return None,
+            1..=5 => return Some(Contract { most: Duration::ZERO, then: Gate::Wait }),
+            6 => [Gate::Throttle, Gate::Refuse][self.rng.usize(..2)],
+            _ => [Gate::Wait, Gate::Open][self.rng.usize(..2)],
+        };
+        Some(Contract { most, then })
+    }
+
+    /// The contract that holds for an account, when that is known: it is committed, and nobody is changing it.
+    pub(super) fn contract(&self, account: AccountId) -> Option<Contract> {
+        let known = self.west.open()?.account(account).filter(|known| known.role == Role::Primary)?;
+        let changing = self.clients.changes.iter().any(|(its, _)| *its == account);
+        known.contract.filter(|_| !changing)
+    }
+
+    /// Commits as [`Region::try_submit`](crate::Region::try_submit) does. What may wait for the secondary is looked after.
+    fn commit(&mut self, transaction: Transaction, owed: bool) {
+        let account = transaction.account;
+        let Some(west) = self.west.open() else { return };
+        if !matches!(west.shared.gates.pass(account), Ok(None)) {
+            self.clients.held_back += 1;
+            return;
+        }
+        let waits = west.shared.gates.of(account) == Gate::Wait;
+        let sure = self.contract(account).is_some_and(|contract| contract.most.is_zero());
+        let bytes = transaction.encoded_len().unwrap_or_default();
+        let (done, ticket) = ticket();
+        let commit = Commit { transaction: transaction.clone(), done, at: self.world.now(), bytes };
+        let taken = west.push(Request::Commit(commit), bytes as u64);
+        if taken && (waits || owed) {
+            self.clients.waiting.push(Waiting { transaction, ticket, sure, owed });
+        }
+        if sure && !waits {
+            self.complain(format!("{account:?} has a contract to wait, and its commits do not"));
+        }
+    }
+
+    /// Takes in the answers that are there: who had to wait for the secondary finds there what he wrote.
+    pub(super) fn take_answers(&mut self) {
+        self.clients.changes.retain(|(_, ticket)| !ticket.is_done());
+        let (done, waiting) =
+            std::mem::take(&mut self.clients.waiting).into_iter().partition(|waiting| waiting.ticket.is_done());
+        self.clients.waiting = waiting;
+        let done: Vec<Waiting> = done;
+        for Waiting { transaction, ticket, sure, owed } in done {
+            let Ok(Ok(receipt)) = ticket.wait() else {
+                if transaction.client != ClientId::NONE && self.clients.again.len() < 8 {
+                    self.clients.again.push(transaction);
+                }
+                continue;
+            };
+            if owed {
+                self.clients.owed.remove(&transaction.account);
+            }
+            if sure {
+                self.clients.waited += 1;
+                self.check_waited(&transaction, receipt);
+            }
+        }
+    }
+
+    fn check_waited(&mut self, transaction: &Transaction, receipt: Receipt) {
+        let key = (transaction.account, transaction.partition);
+        let place = {
+            let held = lock(&self.west.held);
+            let frames = self.expected.get(&key).map(Vec::as_slice).unwrap_or_default();
+            frames.binary_search_by_key(&receipt.lsn, |at| held.frames[*at].lsn).ok()
+        };
+        let arrived = self.arrived.get(&key).copied().unwrap_or_default();
+        if place.is_none_or(|place| place >= arrived) {
+            self.complain(format!("who waited for the secondary was answered, which lacks {receipt:?} of {key:?}"));
+        }
+    }
+
+    /// From now on every account has to take a commit, whatever its contract, and to answer it.
+    pub(super) fn owe(&mut self) {
+        self.clients.owed.extend(&self.accounts);
+    }
+
+    pub(super) fn write_owed(&mut self) {
+        for account in self.clients.owed.clone() {
+            let waits =
+                self.clients.waiting.iter().any(|waiting| waiting.owed && waiting.transaction.account == account);
+            if !waits {
+                let transaction = self.transaction(account);
+                self.commit(transaction, true);
+            }
+        }
+    }
+}
