@@ -7,6 +7,7 @@
 
 mod chaos;
 mod common;
+mod contracts;
 mod cuts;
 mod security;
 mod shipping;
