@@ -12,8 +12,8 @@ use crate::space::Place;
 
 /// Measures, breaks and verifies a Meridian region.
 ///
-/// Without a command: makes a region on three directories, commits a real data set, loses a disk, kills itself,
-/// recovers, verifies everything it was promised, and leaves a report.
+/// Without a command: makes a region on four directories, commits a real data set, loses a disk, kills itself,
+/// recovers, verifies everything it was promised, ships it to a second region, and leaves a report.
 #[derive(Debug, Parser)]
 #[command(version, about, long_about)]
 pub(crate) struct Cli {

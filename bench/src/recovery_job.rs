@@ -60,7 +60,8 @@ pub(crate) fn run(place: &Place, segments: u32) -> Outcome {
         return Err(format!("a commit failed: {error}"));
     }
     drop(plan);
-    let sealed = region.health().map_err(text)?.segments;
+    let health = region.health().map_err(text)?;
+    let (sealed, driver) = (health.segments, health.driver);
     region.close().map_err(text)?;
     progress.done(&format!("{} segments", number(sealed as f64)));
     let mut times = Vec::new();
@@ -87,6 +88,7 @@ pub(crate) fn run(place: &Place, segments: u32) -> Outcome {
         number(sealed as f64)
     );
     let mut report = Report::new("Recovery", &about, machine);
+    report.drivers.push(("engine".to_string(), driver));
     report.headline(number(median), "ms", "to open, the median");
     report.headline(bytes(read as f64), "", "read for that");
     report.aims.push(Ratio::value("opening the region, median", "ms", median, AIM));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -41,14 +42,23 @@ pub(crate) struct Run {
 const MARKER: &str = "MERIDIAN-BENCH";
 const MARKS: &str = "meridian-bench made this folder, and clears it with all that is in it when it runs again.\n";
 
+/// A process that is being started has what this one had open, locks among them, until it is itself: a run before may be over all the same.
+const STARTING: Duration = Duration::from_millis(200);
+
 /// Takes a directory for this run. The directory itself is locked: nothing is left in it.
 fn take(dir: &Path, option: &str) -> Result<File, String> {
     let failed = |error: io::Error| format!("cannot lock {}: {error}", dir.display());
     let lock = File::open(dir).map_err(failed)?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(Errno::WOULDBLOCK) => Err(format!("another run uses {}: name another place with {option}", dir.display())),
-        Err(error) => Err(failed(error.into())),
+    let end = Instant::now() + STARTING;
+    loop {
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(format!("another run uses {}: name another place with {option}", dir.display()));
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::stats::Stats;
 use crate::sync::intake::{AHEAD, Intake, Reason, Refused};
 use crate::sync::ticket::{Abandoned, Resolver, ticket};
 use crate::transaction::{Receipt, StateMachine, Transaction};
-use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId, SegmentId};
+use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId, Role, SegmentId};
 
 /// What makes a driver for the thread that it is called on, which is the one that uses it.
 pub trait MakeDriver: FnOnce() -> io::Result<Box<dyn Driver>> + Send + 'static {}
@@ -102,6 +102,10 @@ impl Region {
         placement::check(options.placement, &options.disks)?;
         let (tell, told) = mpsc::sync_channel(1);
         let builder = std::thread::Builder::new().name("meridian-log".into());
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "the log thread is the region's own; a simulation steps the core instead"
+        )]
         let thread = builder
             .spawn(move || run(mode, options, machine, make, &tell))
             .map_err(|error| Error::new(ErrorKind::System, format!("the log thread could not be started: {error}")))?;
@@ -316,6 +320,21 @@ impl Region {
     /// [`Closed`](ErrorKind::Closed).
     pub fn cut(&self, lane: Lane) -> Result<Option<Cut>> {
         self.control(|done| Control::Cut { lane, done })
+    }
+
+    /// Last sync time of an account's copy here, and of each of its partitions, in nanoseconds since the Unix epoch of the primary's clock: all that
+    /// was committed up to then is there (acceptance G9). `None` while the copy is not whole, was switched off, or is no copy.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`Closed`](ErrorKind::Closed).
+    pub fn last_sync_time(&self, account: AccountId) -> Result<Option<u64>> {
+        let known = self.accounts()?.into_iter().find(|known| known.id == account);
+        let known =
+            known.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no account {}", account.0)))?;
+        match known.lane {
+            Some(lane) if known.role == Role::Secondary => Ok(self.cut(lane)?.map(|cut| cut.time)),
+            _ => Ok(None),
+        }
     }
 
     /// What an account holds: every record ever committed, the trimmed ones included.

@@ -38,7 +38,8 @@ pub struct Stats {
     pub repeated: u64,
     /// Times that a full segment had to wait for the next one.
     pub segment_waits: u64,
-    /// Bytes that the last opening read: superblocks, headers and the unsealed tail (not the replay to the state machine).
+    /// Bytes that the last opening read: superblocks, headers, the unsealed tail, the checkpoint and the indexes behind it (not the replay to the
+    /// state machine).
     pub recovery_bytes: u64,
     /// Nanoseconds that the last opening took, until the region could serve.
     pub recovery_time: u64,

@@ -123,7 +123,7 @@ fn batch(random: &mut Random, number: u64, position: u64) -> Vec<u8> {
     let restart =
         (random.below(4) == 0).then(|| Restart { account: AccountId(random.any()), partitions: holdings(random) });
     let (position, bytes) = (Lsn(position), frames.len());
-    let batch = Batch { number, account, restart, frames: Vec::new(), mark, position, bytes };
+    let batch = Batch { number, account, restart, frames: Vec::new(), mark, position, bytes, records: 0, oldest: 0 };
     [encode_batch(&batch, None), frames].concat()
 }
 

@@ -609,7 +609,17 @@ mod tests {
         });
         let mark = Some(Mark { time: 8, accounts: vec![(id, Digest { sum: 1 << 99, records: 3 })] });
         let restart = Some(Restart { account: id, partitions: vec![holding(4)] });
-        Batch { number: 3, account, restart, frames: Vec::new(), mark, position: Lsn(77), bytes: 0 }
+        Batch {
+            number: 3,
+            account,
+            restart,
+            frames: Vec::new(),
+            mark,
+            position: Lsn(77),
+            bytes: 0,
+            records: 0,
+            oldest: 0,
+        }
     }
 
     #[test]

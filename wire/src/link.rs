@@ -183,7 +183,10 @@ pub struct LinkStatus {
     pub unmarked: Option<String>,
     /// From a ping to its pong, in nanoseconds; 0 before the first.
     pub round_trip: u64,
-    /// From a transaction's time to its durability on the secondary, in nanoseconds, one count a record.
+    /// From a transaction's time to its batch's being handed to the connection, in nanoseconds, one count a record (acceptance T1); what is sent
+    /// again is counted again.
+    pub sent: Histogram<u64>,
+    /// From a transaction's time to its durability on the secondary, in nanoseconds, one count a record (acceptance T1).
     pub remotely_durable: Histogram<u64>,
 }
 
@@ -282,6 +285,7 @@ impl Link {
             ended: None,
             unmarked: None,
             round_trip: 0,
+            sent: histogram.clone(),
             remotely_durable: histogram,
         };
         let pin = region.pin(Lsn::ZERO);
@@ -327,11 +331,35 @@ impl Link {
         status
     }
 
-    /// What each partition lacks on the secondary, those that lack the oldest first, `most` at most. It reads that part of the log.
+    /// What each partition lacks on the secondary, those that lack the oldest first, `most` at most (acceptance T2). It reads that part of the log.
     ///
     /// # Errors
     /// [`Region`](WireError::Region) when the log cannot be read.
     pub fn lag_by_partition(&self, most: usize) -> Result<Vec<PartitionLag>> {
+        let lags = self.lags()?.into_iter();
+        let mut lags: Vec<PartitionLag> =
+            lags.map(|((account, partition), lag)| PartitionLag { account, partition, lag }).collect();
+        lags.sort_by_key(|behind| behind.lag.oldest);
+        lags.truncate(most);
+        Ok(lags)
+    }
+
+    /// What each account lacks on the secondary; those that lack nothing are left out (acceptance T2). It reads that part of the log.
+    ///
+    /// # Errors
+    /// As [`Link::lag_by_partition`].
+    pub fn lag_by_account(&self) -> Result<BTreeMap<AccountId, Lag>> {
+        let mut accounts: BTreeMap<AccountId, Lag> = BTreeMap::new();
+        for ((account, _), lacks) in self.lags()? {
+            let lag = accounts.entry(account).or_insert(Lag { oldest: lacks.oldest, ..Lag::default() });
+            lag.bytes += lacks.bytes;
+            lag.records += lacks.records;
+            lag.oldest = lag.oldest.min(lacks.oldest);
+        }
+        Ok(accounts)
+    }
+
+    fn lags(&self) -> Result<BTreeMap<(AccountId, PartitionId), Lag>> {
         let from = {
             let state = self.shared.lock();
             state.shipper.as_ref().map_or(state.status.position, Shipper::settled)
@@ -349,10 +377,6 @@ impl Link {
                 lag.records += transaction.len() as u64;
             }
         }
-        let lags = lags.into_iter().map(|((account, partition), lag)| PartitionLag { account, partition, lag });
-        let mut lags: Vec<PartitionLag> = lags.collect();
-        lags.sort_by_key(|behind| behind.lag.oldest);
-        lags.truncate(most);
         Ok(lags)
     }
 
@@ -650,8 +674,12 @@ impl Shared {
         let start = self.clock.now();
         let bytes = session::write_batch(connection, batch, compressed)?;
         compression.sent(bytes, self.clock.now() - start);
+        let wall = clock::wall();
         self.spend(Cause::Link, start);
         let mut state = self.lock();
+        if batch.records > 0 {
+            state.status.sent.saturating_record_n(wall.saturating_sub(batch.oldest).max(1), batch.records);
+        }
         state.status.shipped.0 += batch.bytes as u64;
         state.status.shipped.1 += bytes as u64;
         Ok(())

@@ -1,4 +1,5 @@
 //! The door to threads and locks: started with a name, taken whatever their last holder did.
+#![allow(clippy::disallowed_methods, reason = "this is where the link's threads are started")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;

@@ -70,7 +70,8 @@ fn read(socket: &mut TcpStream) -> Message {
 
 fn batch(number: u64, bytes: usize) -> Batch {
     let (account, restart, mark) = (None, None, None);
-    Batch { number, account, restart, frames: Vec::new(), mark, position: Lsn(number << 12), bytes }
+    let (frames, position) = (Vec::new(), Lsn(number << 12));
+    Batch { number, account, restart, frames, mark, position, bytes, records: 0, oldest: 0 }
 }
 
 /// Frames of partition 1 from a sequence on, about as many bytes as a batch may have.

@@ -83,6 +83,7 @@ impl Job {
         let load = Load {
             account: Some(account.to_owned()),
             payload: RECORD,
+            partitions: self.arguments.partitions,
             skew: 50,
             rate: Some(rate),
             outstanding: 0,

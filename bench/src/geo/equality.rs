@@ -58,21 +58,21 @@ impl Frames {
     }
 }
 
-/// Opens both regions and compares what they hold.
+/// Opens both regions and compares what they hold. Loads wrote to so many partitions of each account but the flights'.
 ///
 /// # Errors
 /// A message when one cannot be opened or read.
-pub(super) fn compare(west: &Path, east: &Path) -> Result<Compared, String> {
+pub(super) fn compare(west: &Path, east: &Path, partitions: u64) -> Result<Compared, String> {
     let open = |home: &Path| Region::open(options(&disks(home)), ()).map_err(text);
     let (west, east) = (open(west)?, open(east)?);
     let flights = Flights::load()?;
     // What was dropped cannot be read there.
     let copies = east.accounts().map_err(text)?.into_iter().filter(|account| account.role == Role::Secondary);
     // A partition whose records are all trimmed is in no frame: it is known from the load alone.
-    let (mut accounts, mut partitions) = (BTreeSet::new(), BTreeSet::new());
+    let (mut accounts, mut known) = (BTreeSet::new(), BTreeSet::new());
     for copy in copies {
         accounts.insert(copy.id);
-        partitions.extend(written(&copy.name, &flights).into_iter().map(|partition| (copy.id, partition)));
+        known.extend(written(&copy.name, partitions, &flights).into_iter().map(|partition| (copy.id, partition)));
     }
     let mut compared = Compared::default();
     let (mut ours, mut theirs) = (Frames::new(&west), Frames::new(&east));
@@ -82,7 +82,7 @@ pub(super) fn compare(west: &Path, east: &Path) -> Result<Compared, String> {
         region.partition(frame.0, frame.1, frame.2).skip_trimmed().map_err(text).map(|first| first > frame.2)
     };
     while let (Some(left), Some(right)) = (&one, &other) {
-        partitions.insert((left.0, left.1));
+        known.insert((left.0, left.1));
         if left == right {
             compared.frames += 1;
             (one, other) = (ours.next()?, theirs.next()?);
@@ -96,7 +96,7 @@ pub(super) fn compare(west: &Path, east: &Path) -> Result<Compared, String> {
         }
     }
     compared.differ += u64::from(one.is_some() || other.is_some());
-    for (account, partition) in partitions.into_iter().filter(|(account, _)| accounts.contains(account)) {
+    for (account, partition) in known.into_iter().filter(|(account, _)| accounts.contains(account)) {
         let [left, right] = [&west, &east].map(|region| region.partition_digest(account, partition).map_err(text));
         let (left, right) = (left?, right?);
         // A load draws its partitions: one that it drew on neither side was never written.

@@ -37,6 +37,9 @@ pub(crate) struct GeoArguments {
     /// Bytes of a synthetic record.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) payload: u32,
+    /// Partitions that the synthetic records of an account go to.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub(crate) partitions: u64,
     /// Half of the synthetic records go to so many percent of the partitions.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) skew: u64,
@@ -86,7 +89,15 @@ pub(crate) fn run(place: &Place, arguments: &GeoArguments) -> Outcome {
 /// # Errors
 /// A message with what kept it from running.
 pub(crate) fn in_brief(home: &Path, report: &mut Report) -> Result<(), String> {
-    let arguments = GeoArguments { rounds: 1, payload: 1024, skew: 50, seconds: 1.0, catch_up: 1, faults_only: true };
+    let arguments = GeoArguments {
+        rounds: 1,
+        payload: 1024,
+        partitions: 256,
+        skew: 50,
+        seconds: 1.0,
+        catch_up: 1,
+        faults_only: true,
+    };
     let mut job = Job::start(home, arguments)?;
     job.break_it()?;
     job.finish(report)
@@ -150,7 +161,8 @@ impl Job {
         let first = self.next_flight;
         self.next_flight += count;
         let outstanding = MOST_OUTSTANDING / 4;
-        Load { flights: Some((first, count)), account: None, payload: 0, skew: 50, rate, outstanding, seconds: 600.0 }
+        let (flights, account, partitions) = (Some((first, count)), None, self.arguments.partitions);
+        Load { flights, account, payload: 0, partitions, skew: 50, rate, outstanding, seconds: 600.0 }
     }
 
     /// Every flight of the data set, while both sides are shown.
@@ -220,7 +232,7 @@ impl Job {
         east.quit()?;
         progress.step("comparing every frame", 0);
         let [west, east]: [PathBuf; 2] = homes;
-        let compared = equality::compare(&west, &east)?;
+        let compared = equality::compare(&west, &east, self.arguments.partitions)?;
         progress.done(&format!("{} frames compared", number(compared.frames as f64)));
         report.checks.extend(checks);
         report.checks.push(Check {

@@ -26,8 +26,6 @@ use crate::machine::CpuSample;
 pub(crate) const CLUSTER: &str = "meridian-bench";
 /// What a region calls the account of the records that it commits beside the flights.
 const RECORDS: &str = "records";
-/// Partitions of those records.
-const PARTITIONS: u64 = 256;
 
 /// What a region process is started with.
 #[derive(Clone, Debug, Args)]
@@ -85,6 +83,8 @@ pub(crate) struct Load {
     pub(crate) account: Option<String>,
     /// Bytes of a record.
     pub(crate) payload: usize,
+    /// Partitions that they go to.
+    pub(crate) partitions: u64,
     /// Half of all records go to this part of the partitions, in percent; 50 is even.
     pub(crate) skew: u64,
     /// Transactions a second; else `outstanding` at once.
@@ -374,6 +374,7 @@ fn commit(region: &Region, account: AccountId, load: &Load, state: &Mutex<Option
         flights: flights.as_ref().map(|flights| FlightLoad::new(flights, account)),
         account,
         payloads,
+        partitions: load.partitions,
         skew: load.skew,
         last: load.flights.map_or(u64::MAX, |(first, count)| first + count),
         start,
@@ -398,6 +399,7 @@ struct Committing<'a> {
     flights: Option<FlightLoad<'a>>,
     account: AccountId,
     payloads: Payloads,
+    partitions: u64,
     skew: u64,
     last: u64,
     start: Instant,
@@ -446,7 +448,10 @@ impl Plan for Committing<'_> {
     fn make(&mut self, number: u64) -> Transaction {
         match &self.flights {
             Some(flights) => flights.transaction(number),
-            None => Transaction::new(self.account, partition(number, self.skew)).record(self.payloads.of(number)),
+            None => {
+                let partition = partition(number, self.partitions, self.skew);
+                Transaction::new(self.account, partition).record(self.payloads.of(number))
+            }
         }
     }
 
@@ -469,20 +474,20 @@ impl Plan for Committing<'_> {
     }
 }
 
-/// The partitions that loads write to in the account of this name.
-pub(crate) fn written(account: &str, flights: &Flights) -> Vec<PartitionId> {
+/// The partitions that loads write to in the account of this name: those of the flights, or so many.
+pub(crate) fn written(account: &str, partitions: u64, flights: &Flights) -> Vec<PartitionId> {
     if account == ACCOUNT {
         return flights.partitions.iter().map(|name| PartitionId::named(name)).collect();
     }
-    (1..=PARTITIONS).map(|partition| PartitionId(u128::from(partition))).collect()
+    (1..=partitions).map(|partition| PartitionId(u128::from(partition))).collect()
 }
 
 /// Of every two records one goes to the first `skew` percent of the partitions.
-fn partition(number: u64, skew: u64) -> PartitionId {
-    let few = (PARTITIONS * skew / 100).max(1);
+fn partition(number: u64, partitions: u64, skew: u64) -> PartitionId {
+    let few = (partitions * skew / 100).max(1);
     // Any fixed mixing will do: neighbours do not go to neighbours.
     let mixed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    let at = if number.is_multiple_of(2) { mixed % few } else { mixed % PARTITIONS };
+    let at = if number.is_multiple_of(2) { mixed % few } else { mixed % partitions };
     PartitionId(u128::from(at) + 1)
 }
 
@@ -497,7 +502,7 @@ mod tests {
 
     fn load(payload: usize) -> Load {
         let (flights, account, rate) = (None, None, None);
-        Load { flights, account, payload, skew: 50, rate, outstanding: 4, seconds: 0.05 }
+        Load { flights, account, payload, partitions: 256, skew: 50, rate, outstanding: 4, seconds: 0.05 }
     }
 
     #[test]
@@ -538,11 +543,11 @@ mod tests {
     #[test]
     fn every_partition_that_a_load_writes_to_is_compared() {
         let flights = Flights::load().expect("built in");
-        for skew in [1, 50, 100] {
-            let known = written(RECORDS, &flights);
-            assert!((0..10_000).all(|number| known.contains(&partition(number, skew))));
+        for (partitions, skew) in [(256, 1), (256, 50), (256, 100), (1, 10), (1_000, 10)] {
+            let known = written(RECORDS, partitions, &flights);
+            assert!((0..10_000).all(|number| known.contains(&partition(number, partitions, skew))));
         }
-        let known = written(ACCOUNT, &flights);
+        let known = written(ACCOUNT, 256, &flights);
         assert!(known.len() == flights.partitions.len() && known.contains(&PartitionId::named(&flights.partitions[7])));
     }
 

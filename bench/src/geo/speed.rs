@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::discard::{Discard, plain_stream};
 use super::node::{Ask, Load, Loaded};
 use super::remote::{LONG, PATIENCE};
-use super::{Job, at_least, text};
+use super::{GeoArguments, Job, at_least, text};
 use meridian::Lsn;
 
 use crate::latency::Summary;
@@ -121,8 +121,8 @@ impl Job {
     }
 
     pub(super) fn records(&self, rate: Option<f64>, outstanding: usize, seconds: f64) -> Load {
-        let (payload, skew) = (self.arguments.payload as usize, self.arguments.skew);
-        Load { flights: None, account: None, payload, skew, rate, outstanding, seconds }
+        let GeoArguments { payload, partitions, skew, .. } = self.arguments;
+        Load { flights: None, account: None, payload: payload as usize, partitions, skew, rate, outstanding, seconds }
     }
 
     pub(super) fn trim(&mut self) -> Result<(), String> {

@@ -52,6 +52,10 @@ pub struct Batch {
     pub position: Lsn,
     /// The bytes of all frames.
     pub bytes: usize,
+    /// How many records they hold.
+    pub records: u64,
+    /// The time of the oldest of their transactions, in the clock of the log; 0 without one.
+    pub oldest: u64,
 }
 
 /// What a session sends before and beside what is new, for copies that are not whole.
@@ -472,7 +476,7 @@ impl Shipper {
         assert!(self.shipped <= position && position <= self.offered, "shipped <= offered");
         self.shipped = position;
         let position = position.max(self.bootstrap.live);
-        Some(Batch { number, account, restart, frames, mark, position, bytes })
+        Some(Batch { number, account, restart, frames, mark, position, bytes, records, oldest: time })
     }
 
     /// What it waits for now.

@@ -1,8 +1,9 @@
 //! Segments filled, sealed, trimmed; disks lost and back.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use meridian::{AccountId, Ack, ErrorKind, Lsn, PartitionId, Region, Transaction};
+use meridian::{AccountId, Ack, ErrorKind, Lsn, PartitionId, Placement, Region, Transaction};
 
 use crate::common::{Memory, options};
 use crate::input::copy_directory;
@@ -99,6 +100,104 @@ fn a_lost_disk_is_replaced_by_a_spare_and_every_segment_is_whole_again() {
     let memory = Memory::default();
     drop(Region::open(options, memory.clone()).unwrap());
     assert_eq!(memory.0.lock().unwrap().len(), 600);
+}
+
+/// What an opening reads grows with the sealed segments by two pages of each copy and the indexes behind the checkpoint.
+#[test]
+fn an_opening_reads_headers_and_the_unsealed_tail_and_no_sealed_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&dir, 3);
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::All).unwrap();
+    fill(&region, account, 4000);
+    whole(&region);
+    let crashed = tempfile::tempdir().unwrap();
+    for disk in ["disk-0", "disk-1", "disk-2"] {
+        copy_directory(&dir.path().join(disk), &crashed.path().join(disk));
+    }
+    region.close().unwrap();
+    // On each of three disks the open segment and the one made ready: walked, looked behind for a block or two, and once more.
+    let tail = 3 * 2 * 3 * u64::from(options.segment_bytes);
+    for dir in [&dir, &crashed] {
+        let (mut pages, mut derived, mut log) = (0, 0, 0);
+        for entry in (0..3).flat_map(|disk| std::fs::read_dir(dir.path().join(format!("disk-{disk}"))).unwrap()) {
+            let entry = entry.unwrap();
+            let (name, bytes) = (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len());
+            match name.split('-').next().unwrap() {
+                "slot" => (pages, log) = (pages + 2 * 4096, log + bytes),
+                "superblock" => pages += bytes,
+                "index" | "checkpoint" => derived += bytes,
+                _ => {}
+            }
+        }
+        let region = Region::open(crate::common::options(dir, 3), ()).unwrap();
+        let read = region.stats().unwrap().recovery_bytes;
+        assert!(read >= pages && read <= pages + derived + tail, "{read} bytes of {pages}, {derived} and {tail}");
+        assert!(pages + derived + tail < log / 5, "{log} bytes of log");
+        region.close().unwrap();
+    }
+}
+
+/// What is lost at once has one copy of a segment at most: a rack is a fault domain, however many disks stand in it.
+#[test]
+fn a_rack_of_two_disks_is_lost_and_every_segment_is_whole_again_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(&dir, 5);
+    options.disks[1].fault_domain = options.disks[0].fault_domain.clone();
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::All).unwrap();
+    fill(&region, account, 300);
+    whole(&region);
+    let rack = |copy: &meridian::CopyHealth| copy.disk < 2;
+    let copies = region.copies().unwrap();
+    assert!(copies.iter().all(|segment| segment.copies.iter().filter(|copy| rack(copy)).count() < 2), "{copies:?}");
+    assert!(copies.iter().flat_map(|segment| &segment.copies).any(rack), "the rack has something to lose");
+    for disk in 0..2 {
+        region.fail_disk(disk).unwrap();
+    }
+    fill(&region, account, 300);
+    whole(&region);
+    let copies = region.copies().unwrap();
+    assert!(copies.iter().all(|segment| segment.copies.len() == 3 && !segment.copies.iter().any(rack)), "{copies:?}");
+    region.close().unwrap();
+    for disk in 0..2 {
+        std::fs::remove_dir_all(dir.path().join(format!("disk-{disk}"))).unwrap();
+    }
+    let memory = Memory::default();
+    drop(Region::open(options, memory.clone()).unwrap());
+    assert_eq!(memory.0.lock().unwrap().len(), 600);
+}
+
+#[test]
+fn copies_lie_in_three_zones_or_in_one_before_and_after_a_loss() {
+    for placement in [Placement::ThreeZones, Placement::OneZone] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = options(&dir, 6);
+        options.placement = placement;
+        for (disk, zone) in options.disks.iter_mut().zip(["zone-1", "zone-1", "zone-2", "zone-3", "zone-1", "zone-1"]) {
+            disk.zone = zone.into();
+        }
+        let expected = if placement == Placement::ThreeZones { 3 } else { 1 };
+        let region = Region::create(options.clone(), ()).unwrap();
+        let account = region.create_account("flights", Ack::All).unwrap();
+        let check = || {
+            whole(&region);
+            for segment in region.copies().unwrap() {
+                let zones: BTreeSet<&str> =
+                    segment.copies.iter().map(|copy| options.disks[copy.disk].zone.as_str()).collect();
+                assert_eq!((segment.copies.len(), zones.len()), (3, expected), "{segment:?}");
+            }
+        };
+        fill(&region, account, 300);
+        check();
+        let in_first = |at: &usize| options.disks[*at].zone == "zone-1";
+        let health = region.health().unwrap();
+        let lost = (0..6).find(|at| in_first(at) && health.disks[*at].in_set).unwrap();
+        region.fail_disk(lost).unwrap();
+        fill(&region, account, 300);
+        check();
+        region.close().unwrap();
+    }
 }
 
 /// A disk from before the last epoch promises in an opening that is refused, and learns of that epoch: it has missed it all the same.

@@ -36,7 +36,7 @@ fn lane(primary: &Region) -> Lane {
 }
 
 fn delivered(batch: Batch) -> Delivered {
-    let Batch { number, account, restart, frames, mark, position, bytes } = batch;
+    let Batch { number, account, restart, frames, mark, position, bytes, .. } = batch;
     let frames: Vec<u8> = frames.iter().flat_map(|slice| slice.iter().copied()).collect();
     assert_eq!(frames.len(), bytes);
     Delivered { number, account, restart, frames: frames.into(), mark, position }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian::geo::Lane;
-use meridian::{AccountId, Ack, ClientId, Contract, DiskConfig, Lsn, Options, PartitionId, Region, Transaction};
+use meridian::{AccountId, Ack, ClientId, Contract, DiskConfig, Lsn, Options, PartitionId, Region, Role, Transaction};
 use meridian_wire::{Link, LinkOptions, LinkState, Listener, ListenerOptions, Peer};
 use tempfile::TempDir;
 
@@ -119,4 +119,29 @@ pub(crate) fn lane(primary: &Region) -> Lane {
 pub(crate) fn until_shipped(link: &Link, region: &Region) {
     let committed = region.committed();
     until("arrival of everything", || link.status().position >= committed && link.status().state == LinkState::Live);
+}
+
+/// What a region's readers see of ten partitions, from the first retained record of each on.
+pub(crate) fn retained(region: &Region, account: AccountId) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    for partition in 0..10 {
+        let mut reader = region.partition(account, PartitionId(partition), 0);
+        if reader.skip_trimmed().unwrap() < region.next_sequence(account, PartitionId(partition)).unwrap() {
+            found.extend(reader.map(|view| view.unwrap().transaction().bytes().to_vec()));
+        }
+    }
+    found
+}
+
+/// A link that has shipped so many transactions, and the account's name.
+pub(crate) fn shipped(pair: &Pair, transactions: u64, len: usize) -> (Listener, Link, String) {
+    let listener = pair.listen();
+    let link = pair.link(pair.options(&listener));
+    fill(&pair.west, pair.account, transactions, len);
+    until_shipped(&link, &pair.west);
+    (listener, link, pair.west.accounts().unwrap()[0].name.clone())
+}
+
+pub(crate) fn role(region: &Region, account: AccountId) -> Role {
+    region.accounts().unwrap().into_iter().find(|known| known.id == account).unwrap().role
 }

@@ -8,6 +8,7 @@
 mod chaos;
 mod common;
 mod contracts;
+mod copies;
 mod cuts;
 mod security;
 mod shipping;
