@@ -4,13 +4,16 @@
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
+/// The longest that anything is waited for: a year. A deadline further away could be more than the clock can say.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// A point in time up to which something may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline(Instant);
 
 impl Deadline {
     pub(crate) fn after(time: Duration) -> Deadline {
-        Deadline(Instant::now() + time)
+        Deadline(Instant::now() + time.min(LONGEST))
     }
 
     /// The same, so much later.

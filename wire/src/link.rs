@@ -310,11 +310,12 @@ impl Link {
         let gate = region.gate(options.accounts.iter().copied());
         let (clock, state, changed) = (Clock::start(), Mutex::new(state), Condvar::new());
         let shared = Arc::new(Shared { region, options, gate, clock, state, changed });
-        let (ships, marks) = (Arc::clone(&shared), Arc::clone(&shared));
-        // Dropped where the second cannot be started, it stops the first.
-        let mut link = Link { shared, threads: Vec::with_capacity(2) };
+        let [ships, marks, keeps] = [(); 3].map(|()| Arc::clone(&shared));
+        // Dropped where one cannot be started, it stops those before.
+        let mut link = Link { shared, threads: Vec::with_capacity(3) };
         link.threads.push(start("meridian-ship", move || ships.keep_shipping())?);
         link.threads.push(start("meridian-mark", move || marks.keep_marking())?);
+        link.threads.push(start("meridian-keep", move || keeps.keep_watch())?);
         Ok(link)
     }
 
@@ -443,12 +444,18 @@ impl Shared {
         !waited.unwrap_or_else(PoisonError::into_inner).0.stopping
     }
 
-    /// Marks the log while a session is up, also while nothing is written, and looks after contract and retention.
+    /// Looks after contract and retention. It never waits for the log: while that takes no marks, a contract runs out all the same.
+    fn keep_watch(&self) {
+        while self.pause(TICK) {
+            self.keep_contracts();
+            self.keep_retention();
+        }
+    }
+
+    /// Marks the log while a session is up, also while nothing is written.
     fn keep_marking(&self) {
         let mut marked = self.clock.now();
         while self.pause(self.options.mark_interval.min(TICK)) {
-            self.keep_contracts();
-            self.keep_retention();
             let contracts = self.gate.strictest().map_or(Duration::MAX, |most| most / 2);
             let interval = self.options.mark_interval.min(contracts);
             let (live, now) = (self.lock().status.state != LinkState::Unavailable, self.clock.now());

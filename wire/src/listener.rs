@@ -236,22 +236,9 @@ impl Shared {
             connection.shut();
             return Ok(());
         }
-        self.region.carry(hello.lane, carried.iter().copied())?;
-        let accounts = self.region.accounts()?;
-        // The answer waits until what the accounts say is committed.
-        let known = self.region.progress(hello.lane)?;
-        let (position, time) = known.map_or((Lsn::ZERO, 0), |progress| (progress.position, progress.time));
-        let mut standing = Standing { position, ..Standing::default() };
-        let roles: BTreeMap<AccountId, Role> = accounts.iter().map(|known| (known.id, known.role)).collect();
-        for account in carried {
-            match roles.get(&account) {
-                None => standing.unknown.insert(account),
-                Some(Role::Bootstrap) => standing.bootstrap.insert(account),
-                Some(Role::Dropped) => standing.dropped.insert(account),
-                // Of its own it tells nothing: what is sent for them is refused.
-                Some(Role::Secondary | Role::Primary | Role::Local) => false,
-            };
-        }
+        let standing = self.standing(hello.lane, carried).inspect_err(|error| refuse(&connection, error));
+        let (standing, time) = standing?;
+        let position = standing.position;
         let welcome = Welcome { nonce: hello.nonce, time, window: options.window, standing };
         session::write(&connection, &Message::Welcome(welcome))?;
         self.note(hello.lane, |arrival| {
@@ -271,6 +258,27 @@ impl Shared {
         })?;
         *session = Some(Session { connection, thread: Some(thread) });
         Ok(())
+    }
+
+    /// Takes note of what a lane carries; returns how that stands here, and the last sync time.
+    fn standing(&self, lane: Lane, carried: Vec<AccountId>) -> meridian::Result<(Standing, u64)> {
+        self.region.carry(lane, carried.iter().copied())?;
+        let accounts = self.region.accounts()?;
+        // The answer waits until what the accounts say is committed.
+        let known = self.region.progress(lane)?;
+        let (position, time) = known.map_or((Lsn::ZERO, 0), |progress| (progress.position, progress.time));
+        let mut standing = Standing { position, ..Standing::default() };
+        let roles: BTreeMap<AccountId, Role> = accounts.iter().map(|known| (known.id, known.role)).collect();
+        for account in carried {
+            match roles.get(&account) {
+                None => standing.unknown.insert(account),
+                Some(Role::Bootstrap) => standing.bootstrap.insert(account),
+                Some(Role::Dropped) => standing.dropped.insert(account),
+                // Of its own it tells nothing: what is sent for them is refused.
+                Some(Role::Secondary | Role::Primary | Role::Local) => false,
+            };
+        }
+        Ok((standing, time))
     }
 
     /// `None` when there are as many lanes as can be.
@@ -313,7 +321,7 @@ impl Shared {
         receiver: &Mutex<Receiver>,
         importing: &channel::Sender<Ticket<Imported>>,
     ) -> Result<()> {
-        let most = MOST_BATCH_BYTES + self.options.transaction_bytes;
+        let most = MOST_BATCH_BYTES.saturating_add(self.options.transaction_bytes);
         loop {
             match session::read(connection, MOST_FIELDS, most, self.options.patience)? {
                 Message::Batch(batch) => {

@@ -500,7 +500,7 @@ impl Shipper {
     pub fn deadline(&self) -> Option<u64> {
         // While the other side has little to do, a fuller batch would be no gain.
         let wait = if self.flying.len() < BUSY { 0 } else { self.options.batch_time };
-        self.open.since.map(|since| since + wait)
+        self.open.since.map(|since| since.saturating_add(wait))
     }
 
     /// Takes in an acknowledgement: everything up to its batch is durable on the other side. Returns what was on its way.

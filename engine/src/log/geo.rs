@@ -403,13 +403,11 @@ impl Log {
         let tables = self.tables.borrow();
         let lane = arrived.lane;
         let known = tables.progress(lane).unwrap_or(Progress { lane, position: Lsn::ZERO, time: 0 });
-        if arrived.restart.is_some() {
-            return (Progress { position: arrived.position.max(known.position), time: 0, ..known }, Vec::new());
-        }
         let (time, accounts) = arrived.mark.as_ref().map_or((0, &[][..]), |mark| (mark.time, &mark.accounts));
         let differ = accounts.iter().filter(|(account, digest)| tables.digest(*account) != *digest);
         let differ: Vec<AccountId> = differ.map(|(account, _)| *account).collect();
-        let time = if differ.is_empty() { time.max(known.time) } else { known.time };
+        let before = if arrived.restart.is_some() { 0 } else { known.time };
+        let time = if differ.is_empty() { time.max(before) } else { before };
         (Progress { position: arrived.position.max(known.position), time, ..known }, differ)
     }
 }

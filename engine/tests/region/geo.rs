@@ -525,6 +525,22 @@ fn copies_begin_anew_within_the_bound_on_partitions_so_that_the_region_can_be_op
 }
 
 #[test]
+fn a_mark_in_the_stretch_in_which_a_copy_begins_anew_makes_it_whole_only_where_it_agrees() {
+    let Pair { primary, secondary, account, .. } = &pair();
+    fill(primary, *account, 7, 100);
+    ship(primary, secondary, &[*account]);
+    primary.mark(&[*account]).unwrap();
+    let marked = stretches(primary, &[*account], Lsn::ZERO).pop().unwrap().mark;
+    assert!(marked.is_some());
+    let restart = begins_anew(*account, [0], 5);
+    let arrived = Arrived { restart, mark: marked, ..nothing(primary, secondary) };
+    let imported = secondary.import(arrived).unwrap().wait().unwrap();
+    assert_eq!((imported.differ, imported.progress.time), (vec![*account], 0));
+    let known = secondary.accounts().unwrap().into_iter().find(|known| known.id == *account);
+    assert_eq!(known.map(|known| known.role), Some(Role::Bootstrap));
+}
+
+#[test]
 fn sequences_behind_the_last_there_is_are_refused() {
     let Pair { primary, secondary, account, options, _dirs } = pair();
     fill(&primary, account, 7, 100);

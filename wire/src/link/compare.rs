@@ -50,7 +50,8 @@ impl Shared {
         welcome: &Welcome,
         suspects: &BTreeSet<AccountId>,
     ) -> Result<(Shipper, Lsn, RetentionPin)> {
-        let (batch_bytes, batch_time) = (self.options.batch_bytes, self.options.batch_time.as_nanos() as u64);
+        let batch_time = u64::try_from(self.options.batch_time.as_nanos()).unwrap_or(u64::MAX);
+        let batch_bytes = self.options.batch_bytes;
         let options = ShipperOptions { batch_bytes, batch_time, window: welcome.window };
         // Nothing goes away until it is known what is needed, and that is pinned.
         let all = self.region.pin(Lsn::ZERO);

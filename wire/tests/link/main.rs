@@ -7,6 +7,7 @@
 
 mod chaos;
 mod common;
+mod contracts;
 mod copies;
 mod cuts;
 mod security;

@@ -436,12 +436,50 @@ fn a_mark_that_cannot_be_made_is_seen() {
 }
 
 #[test]
+fn a_secondary_without_room_to_begin_a_session_says_so() {
+    let mut pair = Pair::new();
+    let mut options = region_options(&pair.dir.path().join("small"));
+    options.max_segments = Some(4);
+    pair.east = Arc::new(Region::create(options, ()).unwrap());
+    let (listener, link, _) = shipped(&pair, 10, 100);
+    link.stop();
+    let own = pair.east.create_account("own", Ack::Quorum).unwrap();
+    let write = |len: usize| pair.east.commit(Transaction::new(own, PartitionId(0)).record(vec![7; len]));
+    until("the end of the space", || write(60 << 10).is_err());
+    until("the end of the last of it", || write(1).is_err());
+    // That the copy is another lane's from now on has to be written.
+    let link = pair.link(LinkOptions { lane: 1, ..pair.options(&listener) });
+    until("why", || link.status().cause == Cause::Refused);
+    assert!(link.status().ended.is_some_and(|ended| ended.contains("refused")));
+}
+
+#[test]
 fn a_bootstrap_that_may_send_nothing_is_refused() {
     let pair = Pair::new();
     let listener = pair.listen();
     let options = LinkOptions { bootstrap_bytes_per_second: Some(0), ..pair.options(&listener) };
     let refused = Link::start(Arc::clone(&pair.west), options).err();
     assert!(matches!(refused, Some(WireError::InvalidInput(_))), "{refused:?}");
+}
+
+#[test]
+fn patience_without_end_is_patience() {
+    let pair = Pair::new();
+    let most = Duration::MAX;
+    let options = ListenerOptions { patience: most, ..listener_options() };
+    let listener = Listener::bind(Arc::clone(&pair.east), options).unwrap();
+    let options = LinkOptions {
+        patience: most,
+        batch_time: most,
+        longest_retry: most,
+        batch_bytes: 1000,
+        ..pair.options(&listener)
+    };
+    let link = pair.link(options);
+    until("a last sync time", || link.status().last_sync_time > 0);
+    fill(&pair.west, pair.account, 1000, 100);
+    until_shipped(&link, &pair.west);
+    pair.assert_equal();
 }
 
 #[test]
