@@ -344,7 +344,11 @@ fn a_disk_that_stalls_is_given_up_soon_after_the_process_was_suspended() {
 
 /// A region with a few sealed segments and an empty active one.
 fn sealed() -> Script {
-    let mut script = Script::create(options(3));
+    sealed_with(options(3))
+}
+
+fn sealed_with(options: Options) -> Script {
+    let mut script = Script::create(options);
     for _ in 0..200 {
         let ticket = script.commit_to(Ack::All);
         script.answer(ticket).expect("three disks");
@@ -353,6 +357,30 @@ fn sealed() -> Script {
     script.step_for(MS * 1000);
     assert!(script.health().is_whole() && script.states() == [DiskState::Healthy; 3]);
     script
+}
+
+#[test]
+fn the_background_scrub_finds_and_repairs_what_rots_and_what_cannot_be_read() {
+    for on in [true, false] {
+        let mut options = options(3);
+        options.scrub_bytes_per_second = if on { 8 << 20 } else { 0 };
+        let mut script = sealed_with(options);
+        // Two places of two copies of the first segment, far from each other.
+        let (rotten, unread) = (100_000, 600_000..600_001);
+        let name = |script: &Script, disk: usize| {
+            let files = script.world.files(&disk_path(disk));
+            files.into_iter().map(|(name, _)| name).find(|name| name.starts_with("slot-")).expect("a segment")
+        };
+        let files = [0, 1].map(|disk| name(&script, disk));
+        let before = files.each_ref().map(|file| script.world.bytes(&disk_path(0), file).expect("the file"));
+        assert!(script.world.flip(&disk_path(0), &files[0], rotten, 3));
+        assert!(script.world.spoil(&disk_path(1), &files[1], unread));
+        assert_ne!(script.world.bytes(&disk_path(0), &files[0]).as_ref(), Some(&before[0]));
+        script.step_for(Duration::from_secs(90));
+        assert_eq!(script.health().corrupt_copies, if on { (2, 2) } else { (0, 0) });
+        assert_eq!(script.world.bytes(&disk_path(0), &files[0]).as_ref() == Some(&before[0]), on);
+        assert!(script.health().is_whole() && script.states() == [DiskState::Healthy; 3]);
+    }
 }
 
 #[test]
