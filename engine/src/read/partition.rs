@@ -45,7 +45,8 @@ impl Region {
     }
 }
 
-/// Reads a partition in order. As an iterator it ends at what is committed, and goes on when it is asked again later.
+/// Reads a partition in order. As an iterator it ends at what is committed, and goes on when it is asked again later. An error is not its end: it comes
+/// again and again, so stop at the first.
 ///
 /// It reads on the caller's thread, holds no lock and no pin, and keeps a chunk of the index and up to a mebibyte of the log in
 /// memory. An index that is not kept in memory yet is read first; a lost one is made again by reading its segment once.

@@ -405,6 +405,38 @@ fn a_refusal_that_lasts_is_met_less_and_less_often() {
 }
 
 #[test]
+fn each_region_repairs_itself_and_the_link_carries_nothing_for_it() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let link = pair.link(pair.options(&listener));
+    fill(&pair.west, pair.account, 3000, 700);
+    until_shipped(&link, &pair.west);
+    let (shipped, sessions) = (link.status().shipped.0, link.status().sessions);
+    assert!(shipped > 4 << 20);
+    for region in [&pair.east, &pair.west] {
+        let blank = region.health().unwrap().disks[1].path.clone();
+        region.fail_disk(1).unwrap();
+        // What was on its way may make files still.
+        until("the end of the directory", || std::fs::remove_dir_all(&blank).is_ok());
+        std::fs::create_dir(&blank).unwrap();
+        until("the replacement", || match region.replace_disk(1) {
+            Err(error) if error.kind() == ErrorKind::Busy => false,
+            replaced => replaced.map(|()| true).unwrap(),
+        });
+        until("three copies", || region.health().unwrap().is_whole());
+        let copies = region.copies().unwrap();
+        let sealed = copies.iter().filter(|segment| segment.sealed.is_some());
+        assert!(sealed.clone().count() > 3);
+        assert!(sealed.flat_map(|segment| &segment.copies).filter(|copy| copy.disk == 1 && copy.complete).count() > 3);
+    }
+    until_shipped(&link, &pair.west);
+    assert_eq!((link.status().shipped.0, link.status().sessions), (shipped, sessions));
+    fill(&pair.west, pair.account, 100, 700);
+    until_shipped(&link, &pair.west);
+    pair.assert_equal();
+}
+
+#[test]
 fn an_account_that_is_not_here_or_is_a_copy_is_not_shipped_from_here() {
     let pair = Pair::new();
     let (listener, link, _) = shipped(&pair, 10, 100);
