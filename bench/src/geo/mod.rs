@@ -40,6 +40,9 @@ pub(crate) struct GeoArguments {
     /// Partitions that the synthetic records of an account go to.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     pub(crate) partitions: u64,
+    /// What the primary is offered while what a secondary costs it is measured, in percent of its greatest rate.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) rate: u32,
     /// Half of the synthetic records go to so many percent of the partitions.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) skew: u64,
@@ -93,6 +96,7 @@ pub(crate) fn in_brief(home: &Path, report: &mut Report) -> Result<(), String> {
         rounds: 1,
         payload: 1024,
         partitions: 256,
+        rate: 50,
         skew: 50,
         seconds: 1.0,
         catch_up: 1,

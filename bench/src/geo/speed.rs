@@ -130,7 +130,7 @@ impl Job {
         self.east.ask(&Ask::Trim).map(drop)
     }
 
-    /// Half of the primary's greatest rate, with the link and without it in turns. Returns that rate.
+    /// A share of the primary's greatest rate, with the link and without it in turns. Returns that greatest rate.
     fn cost(&mut self, report: &mut Report) -> Result<f64, String> {
         let seconds = self.arguments.seconds;
         self.progress.step("the primary with and without a secondary", 2 * TURNS as u64 + 1);
@@ -141,7 +141,7 @@ impl Job {
         // Of each turn: from commit to remotely durable, and what that is held against.
         let mut lags: Vec<(Summary, f64)> = Vec::new();
         for turn in 0..TURNS {
-            let load = self.records(Some(most / 2.0), 0, seconds);
+            let load = self.records(Some(self.offered(most)), 0, seconds);
             let cpu = self.west.status()?.cpu;
             let off = self.west.load(&load, |_| {})?;
             alone.add(&off, self.west.status()?.cpu - cpu);
@@ -160,7 +160,8 @@ impl Job {
             self.progress.at(turn as u64 + 1, "");
         }
         self.progress.done(&format!(
-            "at half of {} records/s: {} µs of the primary's processor a record alone, {} with a secondary",
+            "at {} % of {} records/s: {} µs of the primary's processor a record alone, {} with a secondary",
+            self.arguments.rate,
             number(most),
             number(alone.cpu_per_record()),
             number(linked.cpu_per_record())
@@ -183,9 +184,10 @@ impl Job {
             "µs",
             &format!("of the primary's processor a record with a secondary, {} µs without", number(off)),
         );
+        let rate = self.arguments.rate;
         // An owner's aim. At half rate an open loop is kept up with, unless the secondary takes half of everything.
         report.ratios.push(at_least(
-            "records/s in an open loop at half of the greatest rate, with a secondary",
+            &format!("records/s in an open loop at {rate} % of the greatest rate, with a secondary"),
             "records/s",
             linked.rate(),
             alone.rate(),
@@ -196,15 +198,15 @@ impl Job {
         let worst = lags.last().map_or(0.0, |(lag, _)| lag.p99_us / 1e3);
         let (lag, most_lag) = lags.swap_remove(lags.len() / 2);
         report.tables.push(Table {
-            title: "Two regions on one machine, at half of the primary's greatest rate".into(),
-            note: "Both regions share the processors and the disk: the secondary's work is part of what the primary feels. An open loop at \
-                half of the greatest rate: records/s stay what is offered for as long as the primary keeps up, so they do not say what a \
+            title: format!("Two regions on one machine, at {rate} % of the primary's greatest rate"),
+            note: "Both regions share the processors and the disk: the secondary's work is part of what the primary feels. In an open loop \
+                records/s stay what is offered for as long as the primary keeps up, so they do not say what a \
                 secondary costs; processor a record does."
                 .into(),
             columns: ["", "alone", "with a secondary"].map(String::from).to_vec(),
             rows: vec![
                 vec!["µs of the primary's processor a record".into(), number(off), number(on)],
-                vec!["records/s offered".into(), number(most / 2.0), number(most / 2.0)],
+                vec!["records/s offered".into(), number(self.offered(most)), number(self.offered(most))],
                 vec!["records/s achieved".into(), number(alone.rate()), number(linked.rate())],
                 vec![
                     "p99 from when a commit was due until its answer, the worst turn, µs".into(),
@@ -217,16 +219,25 @@ impl Job {
             first: true,
         });
         report.aims.push(Ratio::value(
-            "p99 from commit to remotely durable at half rate, the middle turn",
+            &format!("p99 from commit to remotely durable at {rate} % of the greatest rate, the middle turn"),
             "ms",
             lag.p99_us / 1e3,
             most_lag,
         ));
-        let series = Series { name: "half rate".into(), meaning: "synthetic records".into(), summary: lag };
+        let series = Series {
+            name: format!("{rate} % of the greatest rate"),
+            meaning: "synthetic records".into(),
+            summary: lag,
+        };
         if let Some(group) = self.latencies.first_mut() {
             group.series.push(series);
         }
         Ok(())
+    }
+
+    /// What the primary is offered of what it can do.
+    fn offered(&self, most: f64) -> f64 {
+        most * f64::from(self.arguments.rate) / 100.0
     }
 
     /// Commits what a secondary then catches up on.
