@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Block, FrameHeader, FrameKind, MAX_RESTARTED, SystemRecord};
-use crate::geo::{Comparison, Mark, Restart};
+use crate::geo::{Comparison, Digest, Mark, Restart};
 use crate::io::Slice;
 use crate::read::BlockView;
 use crate::types::{AccountId, Lsn, ORDINAL, PartitionId, Role};
@@ -168,6 +168,8 @@ pub struct Shipper {
     news: bool,
     acknowledged_number: u64,
     open: Open,
+    /// Behind the last mark that was not sent.
+    left_out: Lsn,
     ready: VecDeque<Closed>,
     /// Sent and not acknowledged, in order.
     flying: VecDeque<Flying>,
@@ -267,6 +269,7 @@ impl Shipper {
             news: true,
             acknowledged_number: 0,
             open: Open::default(),
+            left_out: Lsn::ZERO,
             ready: VecDeque::new(),
             flying: VecDeque::new(),
             flying_bytes: 0,
@@ -372,6 +375,7 @@ impl Shipper {
                 run = at..at;
             }
             run.end += frame.len();
+            self.go_on_behind_marks();
             let open = &mut self.open;
             if open.records == 0 {
                 open.time = header.time;
@@ -412,22 +416,35 @@ impl Shipper {
                     self.back.remove(&known.id);
                 }
             }
-            Ok(SystemRecord::Mark(_)) if !self.back.is_empty() => {}
-            Ok(SystemRecord::Mark(_)) if lsn < self.bootstrap.until && !planted!(MarksTooEarly) => {}
-            Ok(SystemRecord::Mark(marked)) => {
-                let carried: Vec<_> = marked.into_iter().filter(|(id, _)| self.accounts.contains(id)).collect();
-                if carried.len() == self.accounts.len() && !carried.is_empty() {
-                    let mark = Mark { time: header.time, accounts: carried };
-                    if planted!(MarkOvertakes) {
-                        let open = std::mem::take(&mut self.open);
-                        self.close(Some(mark), self.shipped);
-                        self.open = open;
-                        return;
-                    }
-                    self.close(Some(mark), self.offered);
-                }
-            }
+            Ok(SystemRecord::Mark(marked)) => self.offer_mark(lsn, header.time, marked),
             _ => {}
+        }
+    }
+
+    /// A mark that speaks of copies that are not whole, or not of all, is not sent. No batch goes over it all the same: the other side may end in
+    /// the middle of a batch, and a later session, of other accounts, may send the mark. What is there by then has to be before it.
+    fn offer_mark(&mut self, lsn: Lsn, time: u64, mut marked: Vec<(AccountId, Digest)>) {
+        marked.retain(|(id, _)| self.accounts.contains(id));
+        let whole = self.back.is_empty() && (lsn >= self.bootstrap.until || planted!(MarksTooEarly));
+        if !whole || marked.len() != self.accounts.len() || marked.is_empty() {
+            self.left_out = self.offered;
+            return self.close(None, self.offered);
+        }
+        let mark = Mark { time, accounts: marked };
+        if planted!(MarkOvertakes) {
+            let open = std::mem::take(&mut self.open);
+            self.close(Some(mark), self.shipped);
+            self.open = open;
+            return;
+        }
+        self.close(Some(mark), self.offered);
+    }
+
+    /// Before the first frame of a batch the other side is told that it is behind the mark that was left out, where no batch has said so.
+    fn go_on_behind_marks(&mut self) {
+        let last = self.ready.back().map_or(self.shipped, |closed| closed.position);
+        if self.open.since.is_none() && self.left_out > last {
+            self.ready.push_back(Closed::at(self.left_out, Open::default()));
         }
     }
 

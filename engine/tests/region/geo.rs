@@ -31,6 +31,22 @@ fn stretches(primary: &Region, accounts: &[AccountId], from: Lsn) -> Vec<Arrived
     }
 }
 
+/// The same from the beginning on, where batches go out only when they are complete.
+fn large_stretches(primary: &Region, accounts: &[AccountId]) -> Vec<Arrived> {
+    let mut shipper = Shipper::new(ShipperOptions::default(), accounts.iter().copied(), Lsn::ZERO);
+    let mut receiver = Receiver::new(lane(primary), Lsn::ZERO);
+    let mut log = primary.subscribe(Lsn::ZERO);
+    let mut stretches = Vec::new();
+    loop {
+        let block = log.try_next().unwrap();
+        while block.is_none() || !shipper.wants_block() {
+            let Some(batch) = shipper.poll(u64::MAX) else { return stretches };
+            stretches.push(receiver.receive(delivered(batch)).unwrap());
+        }
+        shipper.offer(&block.unwrap(), 0);
+    }
+}
+
 fn lane(primary: &Region) -> Lane {
     Lane { log: primary.log_id(), number: 0 }
 }
@@ -451,6 +467,31 @@ fn batches_are_cut_by_bytes_and_time_and_marks_and_wait_for_the_window() {
     shipper.acknowledge(last).unwrap();
     assert_eq!((shipper.lag(), shipper.position()), (Lag::default(), primary.committed()));
     assert!(shipper.acknowledge(u64::MAX).is_err() && shipper.acknowledge(0).is_err());
+}
+
+#[test]
+fn a_secondary_that_ends_in_the_middle_of_a_batch_is_not_behind_a_mark_that_another_session_sends() {
+    for large in [false, true] {
+        let Pair { primary, secondary, account, .. } = &pair();
+        let hotels = primary.create_account("hotels", Ack::Quorum).unwrap();
+        fill(primary, *account, 20, 10);
+        let mark = primary.mark(&[*account]).unwrap();
+        fill(primary, *account, 40, 10);
+        // Two accounts are carried, and the mark is of one of them: it is left out.
+        let both = [*account, hotels];
+        let mut all = if large { large_stretches(primary, &both) } else { stretches(primary, &both, Lsn::ZERO) };
+        assert!(all.iter().all(|arrived| arrived.mark.is_none()));
+        let cut = all.iter().position(|arrived| arrived.position > mark && !arrived.frames.is_empty()).unwrap();
+        all.truncate(cut + 1);
+        // Its frames became durable, and that it arrived did not.
+        all[cut].position = Lsn::ZERO;
+        all.into_iter().for_each(|arrived| drop(secondary.import(arrived).unwrap().wait().unwrap()));
+        // From now on the account is carried alone.
+        primary.mark(&[*account]).unwrap();
+        let imported = ship(primary, secondary, &[*account]);
+        assert!(imported.iter().all(|imported| imported.differ.is_empty()), "it holds what it should: {imported:?}");
+        assert!(frames(secondary, *account) == frames(primary, *account));
+    }
 }
 
 #[test]
