@@ -240,6 +240,7 @@ impl Log {
     fn find_original(&self, block: &Flying, pending: &mut Pending) {
         let (client, sequence) = (pending.client, pending.client_sequence);
         let here = block.clients.iter().find(|(id, its, _)| (*id, *its) == (client, sequence));
+        let here = here.filter(|_| !planted!(OriginalForgotten));
         let here = here.map(|(.., ordinal)| Lsn::new(block.segment, block.offset | ordinal));
         let known = self.tables.borrow().client_commit(client, sequence).map(|commit| commit.lsn);
         pending.receipt.lsn = here.or(known).unwrap_or(pending.receipt.lsn);

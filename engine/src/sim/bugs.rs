@@ -117,11 +117,15 @@ pub enum Bug {
     OthersBeginLate,
     /// Trimming respects the highest pin only.
     OnePinHolds,
+    /// Of the partitions that begin anew together, one at most counts against their number.
+    RestartsUncounted,
+    /// Where the original of a repetition lies is asked of its client's window only, which may have forgotten it.
+    OriginalForgotten,
 }
 
 impl Bug {
     /// Those that two regions and a link are needed for.
-    pub const OF_THE_LINK: [Bug; 28] = [
+    pub const OF_THE_LINK: [Bug; 30] = [
         Bug::ArrivesTwice,
         Bug::AccountOvertakes,
         Bug::ImportAnsweredEarly,
@@ -150,6 +154,8 @@ impl Bug {
         Bug::ContractsForgotten,
         Bug::OthersBeginLate,
         Bug::OnePinHolds,
+        Bug::RestartsUncounted,
+        Bug::OriginalForgotten,
     ];
 
     /// Those that one region shows.

@@ -13,6 +13,9 @@ use crate::sync::ticket::{Ticket, ticket};
 use crate::transaction::{Receipt, Transaction};
 use crate::types::{AccountId, ClientId, Lsn, PartitionId, Role};
 
+/// How many there are; each sequence is one's only.
+const CLIENTS: u64 = 3;
+
 /// Those who commit to the primary.
 #[derive(Default)]
 pub(super) struct Clients {
@@ -56,7 +59,7 @@ impl Pair {
         for _ in 0..self.rng.u32(..4) {
             let Some(account) = self.rng.choice(&self.accounts).copied() else { return };
             let transaction = self.transaction(account);
-            self.commit(transaction, false);
+            self.commit_once_or_twice(transaction, false);
         }
         if !self.clients.again.is_empty() && self.rng.u8(..4) == 0 {
             let at = self.rng.usize(..self.clients.again.len());
@@ -95,17 +98,22 @@ impl Pair {
     }
 
     fn transaction(&mut self, account: AccountId) -> Transaction {
+        let transaction = self.transaction_without_client(account);
+        if self.rng.bool() {
+            return transaction;
+        }
+        let clients = &mut self.clients;
+        clients.sequence += 1;
+        transaction.client(ClientId(u128::from(clients.sequence % CLIENTS) + 1), clients.sequence)
+    }
+
+    fn transaction_without_client(&mut self, account: AccountId) -> Transaction {
         let partition = PartitionId(u128::from(self.rng.u8(..4)));
         let large = self.rng.u8(..6) == 0;
         let mut transaction = Transaction::new(account, partition);
         for _ in 0..self.rng.usize(1..4) {
             let len = if large { self.rng.usize(500..3_000) } else { self.rng.usize(1..150) };
             transaction = transaction.record(vec![self.rng.u8(..); len]);
-        }
-        if self.rng.bool() {
-            let clients = &mut self.clients;
-            clients.sequence += 1;
-            transaction = transaction.client(ClientId(u128::from(clients.sequence % 3) + 1), clients.sequence);
         }
         transaction
     }
@@ -124,7 +132,7 @@ impl Pair {
     /// One that a lane without faults keeps.
     fn draw_contract(&mut self) -> Option<Contract> {
         let slowest = self.links.iter().map(|link| 2 * link.delay + link.mark_every).max().unwrap_or_default();
-        let most = Duration::from_millis(60) + 4 * Duration::from_nanos(slowest);
+        let most = Duration::from_millis(10) + 2 * Duration::from_nanos(slowest);
         let then = match self.rng.u8(..8) {
             0 => return None,
             1..=5 => return Some(Contract { most: Duration::ZERO, then: Gate::Wait }),
@@ -161,6 +169,19 @@ impl Pair {
         if sure && !waits {
             self.complain(format!("{account:?} has a contract to wait, and its commits do not"));
         }
+    }
+
+    /// A client that is in a hurry asks again before there can be an answer, and goes on with what comes next.
+    fn commit_once_or_twice(&mut self, transaction: Transaction, owed: bool) {
+        let Transaction { account, client, .. } = transaction;
+        if client == ClientId::NONE || self.rng.u8(..8) > 0 {
+            return self.commit(transaction, owed);
+        }
+        self.commit(transaction.clone(), owed);
+        self.commit(transaction, owed);
+        self.clients.sequence += CLIENTS;
+        let next = self.transaction_without_client(account).client(client, self.clients.sequence);
+        self.commit(next, false);
     }
 
     /// Takes in the answers that are there: who had to wait for the secondary finds there what he wrote.
@@ -211,7 +232,7 @@ impl Pair {
                 self.clients.waiting.iter().any(|waiting| waiting.owed && waiting.transaction.account == account);
             if !waits {
                 let transaction = self.transaction(account);
-                self.commit(transaction, true);
+                self.commit_once_or_twice(transaction, true);
             }
         }
     }

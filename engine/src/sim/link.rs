@@ -48,6 +48,8 @@ pub(super) struct Link {
     gate: Option<AccountGate>,
     /// Last sync time, as contracts are held against it: nothing in a bootstrap.
     pub(super) synced: u64,
+    /// The latest of all, and when it was heard of.
+    heard: (u64, u64),
     /// Last sync time, as west knows it.
     pub(super) claimed: u64,
     pub(super) claims: u64,
@@ -111,6 +113,7 @@ impl Link {
             sessions: 0,
             gate: None,
             synced: 0,
+            heard: (0, 0),
             claimed: 0,
             claims: 0,
             position: Lsn::ZERO,
@@ -203,12 +206,17 @@ impl Pair {
     /// As a link does every ten milliseconds, also while it has no session.
     fn keep_contracts(&mut self, lane: usize) {
         let Some(west) = self.west.open() else { return };
-        let link = &mut self.links[lane];
+        let (clock, link) = (self.world.now(), &mut self.links[lane]);
         if link.gate.is_none() {
-            link.synced = 0;
+            (link.synced, link.heard) = (0, (0, 0));
+        }
+        if link.synced > link.heard.0 {
+            link.heard = (link.synced, clock);
         }
         let gate = link.gate.get_or_insert_with(|| AccountGate::new(&west.shared, link.accounts.iter().copied()));
-        let now = west.shared.environment.wall();
+        // A clock may have been set back: last sync time is as old as it has been known, at least.
+        let known = link.heard.0.saturating_add(clock - link.heard.1);
+        let now = west.shared.environment.wall().max(known);
         let broken = gate.keep(now, link.synced);
         for &account in &self.links[lane].accounts {
             let Some(contract) = self.contract(account).filter(|_| !broken.contains(&account)) else { continue };

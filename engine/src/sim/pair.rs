@@ -329,7 +329,7 @@ impl Habits {
             trim: some(20),
             clock: some(20),
             disk: some(60),
-            give_up: some(100),
+            give_up: some(50),
             geo: some(80),
             lag: some(50),
             shift: some(40),
@@ -346,11 +346,20 @@ impl Pair {
         options.is_append = |crate::io::OpId(id)| id >> 63 == 1;
         let world = World::new(options);
         let lanes = rng.usize(1..3);
-        let (west, mut east) = (Side::new("west", &world, lanes, &mut rng), Side::new("east", &world, lanes, &mut rng));
+        let (mut west, mut east) =
+            (Side::new("west", &world, lanes, &mut rng), Side::new("east", &world, lanes, &mut rng));
+        // A client that has several commits under way may be one whose window forgets them.
+        west.options.client_window = [1, 3, 64, 64][rng.usize(..4)];
+        east.options.client_window = west.options.client_window;
+        let mut habits = Habits::draw(&mut rng);
         // A secondary that was given too little refuses what it is sent until an operator gives it more.
         match rng.u8(..8) {
             0 => east.options.max_clients = 2,
-            1 => east.options.max_partitions = 4,
+            1 | 2 => {
+                east.options.max_partitions = rng.usize(1..8);
+                // Nobody holds back for ever what is refused: copies begin anew.
+                (habits.give_up, habits.trim) = (50, 20);
+            }
             _ => {}
         }
         let mut homes = vec![Some(0), None];
@@ -358,7 +367,7 @@ impl Pair {
         homes.extend((0..rng.usize(lanes - 1..3)).map(|_| Some(rng.usize(..lanes))));
         Pair {
             links: (0..lanes as u32).map(|number| Link::new(number, &mut rng)).collect(),
-            habits: Habits::draw(&mut rng),
+            habits,
             clients: Clients::default(),
             world,
             rng,
@@ -395,7 +404,7 @@ impl Pair {
     }
 
     fn run(&mut self) {
-        let steps = self.rng.u32(50..360);
+        let steps = self.rng.u32(50..400);
         for _ in 0..steps {
             self.break_something();
             self.write();
@@ -406,6 +415,7 @@ impl Pair {
         self.mend();
         let (patience, mut quiet) = (self.world.now() + PATIENCE, 0);
         while quiet < 3 {
+            self.lift_limits_when_open();
             self.switch_on();
             self.write_owed();
             if self.turn() {
@@ -521,6 +531,16 @@ impl Pair {
         (self.east.options.max_clients, self.east.options.max_partitions) = (MAX_CLIENTS, MAX_PARTITIONS);
     }
 
+    /// With limits under which it took what it holds, the secondary opens again; only then is it given more.
+    fn lift_limits_when_open(&mut self) {
+        let options = &self.east.options;
+        if (options.max_clients, options.max_partitions) != (MAX_CLIENTS, MAX_PARTITIONS) && self.east.open().is_some()
+        {
+            self.lift_limits();
+            self.east.kill();
+        }
+    }
+
     /// An operator stops the links, and starts them again with one account on another lane. The last one of a lane stays.
     fn shift(&mut self, from: usize) {
         let (to, link) = ((from + 1) % self.links.len(), &self.links[from]);
@@ -532,7 +552,6 @@ impl Pair {
 
     fn mend(&mut self) {
         self.calm = true;
-        self.lift_limits();
         for side in [&self.west, &self.east] {
             self.world.set_condition(&side.options.disks[1].path, Condition::Healthy);
         }

@@ -109,4 +109,6 @@ caught! {
     contracts_are_forgotten: ContractsForgotten,
     others_wait_for_a_bootstrap: OthersBeginLate,
     one_pin_holds_for_all: OnePinHolds,
+    partitions_that_begin_anew_are_not_counted: RestartsUncounted,
+    a_forgotten_original_is_waited_for: OriginalForgotten,
 }
