@@ -40,12 +40,12 @@ pub(crate) struct GeoArguments {
     /// Partitions that the synthetic records of an account go to.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     pub(crate) partitions: u64,
-    /// What the primary is offered while what a secondary costs it is measured, in percent of its greatest rate.
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub(crate) rate: u32,
     /// Half of the synthetic records go to so many percent of the partitions.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) skew: u64,
+    /// What the primary is offered while what a secondary costs it is measured, in percent of its greatest rate.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) rate: u32,
     /// Seconds of each turn of a measurement.
     #[arg(long, default_value_t = 2.0, value_parser = crate::cli::positive)]
     pub(crate) seconds: f64,
@@ -205,12 +205,19 @@ impl Job {
         });
         self.latencies.push(LatencyGroup {
             title: "From commit to remotely durable".into(),
-            note: "From the time of the oldest transaction of a batch until the primary knew the batch durable on the secondary's disks.".into(),
-            series: vec![Series {
-                name: "flights".into(),
-                meaning: "as fast as they go".into(),
-                summary: link.remotely_durable,
-            }],
+            note: "From the time of the oldest transaction of a batch until it was handed to the connection, and until the primary knew it durable on the secondary's disks. Flights, as fast as they go.".into(),
+            series: vec![
+                Series {
+                    name: "ship".into(),
+                    meaning: "committed → handed to the connection".into(),
+                    summary: link.sent,
+                },
+                Series {
+                    name: "remote durable".into(),
+                    meaning: "committed → known to be durable on the secondary's disks".into(),
+                    summary: link.remotely_durable,
+                },
+            ],
         });
         Ok(())
     }

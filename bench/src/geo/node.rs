@@ -123,6 +123,8 @@ pub(crate) struct Shipping {
     pub(crate) sessions: u64,
     pub(crate) ended: Option<String>,
     pub(crate) round_trip: u64,
+    /// Since the link began.
+    pub(crate) sent: Summary,
     pub(crate) remotely_durable: Summary,
 }
 
@@ -342,6 +344,7 @@ fn shipping(link: &Link, before: Option<&Histogram<u64>>) -> Shipping {
         sessions: status.sessions,
         ended: status.ended,
         round_trip: status.round_trip,
+        sent: summarize(&status.sent),
         remotely_durable: since(status.remotely_durable, before),
     }
 }

@@ -177,6 +177,8 @@ fn copies_lie_in_three_zones_or_in_one_before_and_after_a_loss() {
         for (disk, zone) in options.disks.iter_mut().zip(["zone-1", "zone-1", "zone-2", "zone-3", "zone-1", "zone-1"]) {
             disk.zone = zone.into();
         }
+        // These two are taken down together.
+        options.disks[1].upgrade_domain = options.disks[0].upgrade_domain.clone();
         let expected = if placement == Placement::ThreeZones { 3 } else { 1 };
         let region = Region::create(options.clone(), ()).unwrap();
         let account = region.create_account("flights", Ack::All).unwrap();
@@ -186,6 +188,9 @@ fn copies_lie_in_three_zones_or_in_one_before_and_after_a_loss() {
                 let zones: BTreeSet<&str> =
                     segment.copies.iter().map(|copy| options.disks[copy.disk].zone.as_str()).collect();
                 assert_eq!((segment.copies.len(), zones.len()), (3, expected), "{segment:?}");
+                let upgrade: BTreeSet<&str> =
+                    segment.copies.iter().map(|copy| options.disks[copy.disk].upgrade_domain.as_str()).collect();
+                assert_eq!(upgrade.len(), 3, "{segment:?}");
             }
         };
         fill(&region, account, 300);
