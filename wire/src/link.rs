@@ -14,7 +14,7 @@ use meridian::{
 };
 
 use crate::clock::{self, Clock};
-use crate::codec::{Hello, MOST_FIELDS, Message, Welcome};
+use crate::codec::{Hello, MOST_FIELDS, MOST_NAME, Message, Welcome};
 use crate::compress::{Adaptive, Compression};
 use crate::error::{RefusalKind, Result, WireError};
 use crate::session::{self, Peer};
@@ -61,7 +61,8 @@ pub struct LinkOptions {
     pub patience: Duration,
     /// The longest wait before another attempt to connect. Default 2 s.
     pub longest_retry: Duration,
-    /// Bytes of frames a second that a bootstrap sends, at most. Default: as many as it can.
+    /// Bytes of frames a second that a bootstrap sends, at most, and all else of the lane meanwhile: with less than is written it never ends.
+    /// Default: as many as it can.
     pub bootstrap_bytes_per_second: Option<u64>,
     /// Bytes of log that are held back from trimming for the secondary, at most. What is trimmed beyond that, while the secondary lacks it,
     /// is a gap, and a bootstrap follows (FAULT-MODEL invariant 12). Default: no bound but the space there is.
@@ -99,6 +100,10 @@ impl LinkOptions {
         }
         if !(1..=MAX_MARKED).contains(&self.accounts.len()) {
             return invalid(format!("accounts: {} given, 1 to {MAX_MARKED} accepted", self.accounts.len()));
+        }
+        let names = [&self.cluster, &self.region, &self.peer.region];
+        if let Some(name) = names.into_iter().find(|name| name.len() > MOST_NAME) {
+            return invalid(format!("cluster and regions: a name of {} bytes, {MOST_NAME} accepted", name.len()));
         }
         if self.mark_interval.is_zero() || self.patience.is_zero() {
             return invalid("mark_interval and patience: more than nothing".into());

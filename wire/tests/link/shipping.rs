@@ -495,6 +495,15 @@ fn a_bootstrap_that_may_send_nothing_is_refused() {
 }
 
 #[test]
+fn a_name_that_no_greeting_can_carry_is_refused() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let options = LinkOptions { region: "w".repeat(1025), ..pair.options(&listener) };
+    let refused = Link::start(Arc::clone(&pair.west), options).err();
+    assert!(matches!(&refused, Some(WireError::InvalidInput(what)) if what.contains("1025 bytes")), "{refused:?}");
+}
+
+#[test]
 fn patience_without_end_is_patience() {
     let pair = Pair::new();
     let most = Duration::MAX;
