@@ -242,6 +242,7 @@ impl Region {
     }
 
     /// Says how far the account's secondary may be behind, and what happens beyond that (acceptance G9); nothing does for a new one.
+    /// It holds for commits from then on: who waits for the secondary already goes on waiting while a link keeps the account's gate.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Secondary`](ErrorKind::Secondary); [`InvalidInput`](ErrorKind::InvalidInput) for less than a
