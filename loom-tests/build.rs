@@ -166,6 +166,14 @@ const MUTANTS: &[Mutant] = &[
         sign: DEADLOCK,
     },
     Mutant {
+        name: "what_goes_ahead_forgets_the_line",
+        file: "intake",
+        from: "compare_exchange_weak(used, used + ITEM, ",
+        to: "compare_exchange_weak(used, (used & !WAITING) + ITEM, ",
+        model: "what_goes_ahead_waits_for_nobody_and_nobody_is_forgotten_for_it",
+        sign: DEADLOCK,
+    },
+    Mutant {
         name: "a_push_given_up_returns_room_that_it_may_not_have",
         file: "intake",
         from: "self.intake.leave_line(answer);",

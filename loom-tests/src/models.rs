@@ -208,6 +208,27 @@ pub(crate) fn little_room_lets_everybody_in() {
     });
 }
 
+pub(crate) fn what_goes_ahead_waits_for_nobody_and_nobody_is_forgotten_for_it() {
+    explore(|| {
+        let bell = Signal::new();
+        let intake = Arc::new(Intake::new(1, 1, 1, bell.clone()));
+        intake.try_push(1, 1).expect("room for one");
+        let (line, ahead) = (Arc::clone(&intake), Arc::clone(&intake));
+        let line = thread::spawn(move || line.push_blocking(2, 1).expect("it stays open"));
+        let ahead = thread::spawn(move || ahead.push_ahead(4).expect("room beyond the bound"));
+        let mut sum = 0;
+        for _ in 0..3 {
+            let item = next(&intake, &bell);
+            sum += item;
+            intake.release(1, u64::from(item != 4));
+        }
+        assert_eq!(sum, 7);
+        done(line);
+        done(ahead);
+        assert_eq!(intake.in_use(), (0, 0));
+    });
+}
+
 pub(crate) fn a_late_push_finds_the_room_just_released() {
     explore(|| {
         let (intake, _) = intake(1, 1);
