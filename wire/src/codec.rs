@@ -19,7 +19,6 @@ pub const MOST_FIELDS: usize = (2 << 20) + 4096;
 /// The most bytes of fields from a peer that has not said who it is.
 pub const MOST_FIELDS_BEFORE_HELLO: usize = 4096;
 /// The most bytes of a name.
-/// Bytes of a name, at most.
 pub(crate) const MOST_NAME: usize = 1024;
 const MAGIC: u32 = 0x4e44_524d; // "MRDN"
 const VERSION: u8 = 1;
