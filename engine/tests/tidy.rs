@@ -167,7 +167,7 @@ fn every_test_that_the_acceptance_table_names_exists() {
         let missing = named.into_iter().filter(|name| !tests.contains(*name));
         broken.extend(missing.map(|name| format!("{id}: there is no test {name}")));
     }
-    assert_eq!(rows, 80, "the table has a row for each behaviour");
+    assert_eq!(rows, 94, "the table has a row for each behaviour");
     report(&broken);
 }
 
