@@ -39,11 +39,17 @@ impl State {
         if matches!(op, Op::Open { .. } | Op::WriteFile { .. } | Op::ReadFile { .. } | Op::Remove { .. }) {
             plain(&file)?;
         }
+        if kind != OpKind::Detach {
+            self.refuse(process, Some(medium), kind, &file)?;
+        }
         self.gate(medium, kind, &file)?;
         match op {
             Op::Attach { disk, path, create } => self.attach(process, medium, disk, &path, create),
             Op::Detach { disk } => self.detach(process, medium, disk),
             Op::List { .. } => {
+                if !self.media[medium].gone.is_empty() {
+                    self.fire(FaultKind::GoneFile, Some(medium), Some(OpKind::List), "");
+                }
                 let medium = &self.media[medium];
                 let names = medium.names.iter().map(|(name, inode)| (name.clone(), medium.inodes[inode].len()));
                 Ok(Output::Names(names.collect()))
@@ -131,6 +137,9 @@ impl State {
 
     fn open(&mut self, process: u64, at: usize, disk: DiskIndex, file: &str, create: Option<u64>) -> Outcome {
         let capacity = self.options.capacity;
+        if create.is_none() {
+            self.meet_loss(at, OpKind::Open, file);
+        }
         let medium = &mut self.media[at];
         let inode = match (create, medium.names.get(file)) {
             (Some(_), Some(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
@@ -145,6 +154,16 @@ impl State {
             process.files.insert(id, OpenFile { disk, medium: at, inode, name: file.into() });
         }
         Ok(Output::File(FileId(id)))
+    }
+
+    /// Records that a file which is opened by name was cut short, or lost its name.
+    fn meet_loss(&mut self, at: usize, op: OpKind, file: &str) {
+        let medium = &self.media[at];
+        if medium.gone.contains(file) {
+            self.fire(FaultKind::GoneFile, Some(at), Some(op), file);
+        } else if medium.named(file).is_some_and(|inode| inode.is_short(u64::MAX)) {
+            self.fire(FaultKind::ShortFile, Some(at), Some(op), file);
+        }
     }
 
     fn read(&mut self, at: usize, inode: u64, file: &str, offset: u64, mut buffer: Buffer, len: usize) -> Outcome {
@@ -166,8 +185,14 @@ impl State {
         offset: u64,
         out: &mut [u8],
     ) -> io::Result<usize> {
-        let Some(inode) = self.media[at].inodes.get(&inode) else { return Ok(0) };
+        if self.media[at].is_gone(inode) {
+            self.fire(FaultKind::GoneFile, Some(at), Some(OpKind::Read), file);
+        }
         let range = offset..offset + out.len() as u64;
+        if self.media[at].inodes.get(&inode).is_some_and(|inode| inode.is_short(range.end)) {
+            self.fire(FaultKind::ShortFile, Some(at), Some(OpKind::Read), file);
+        }
+        let Some(inode) = self.media[at].inodes.get(&inode) else { return Ok(0) };
         if inode.unreadable(&range) {
             self.fire(FaultKind::LatentRead, Some(at), Some(OpKind::Read), file);
             return Err(Errno::IO.into());
@@ -180,6 +205,7 @@ impl State {
     }
 
     pub(super) fn read_file(&mut self, at: usize, file: &str, limit: u64) -> Outcome {
+        self.meet_loss(at, OpKind::ReadFile, file);
         let inode = self.media[at].named(file).ok_or(io::ErrorKind::NotFound)?;
         if inode.len() > limit {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is longer than the limit"));
@@ -197,6 +223,11 @@ impl State {
 
     fn write(&mut self, at: usize, inode: u64, file: &str, offset: u64, data: &[u8]) -> Outcome {
         let range = offset..offset + data.len() as u64;
+        if self.media[at].is_gone(inode) {
+            self.fire(FaultKind::GoneFile, Some(at), Some(OpKind::Write), file);
+        } else if self.media[at].inodes.get(&inode).is_some_and(|inode| inode.is_short(range.end)) {
+            self.fire(FaultKind::ShortFile, Some(at), Some(OpKind::Write), file);
+        }
         let Some(target) = self.media[at].inodes.get_mut(&inode) else { return Ok(Output::Done) };
         let (grows, dropped) = (range.end.saturating_sub(target.len()), target.drops_write(&range));
         if dropped {
@@ -314,7 +345,9 @@ impl State {
                 },
             };
             let (Some(at), Work::Op(op)) = (pending.medium, pending.work) else { continue };
-            if !matches!(self.media[at].condition, Condition::Healthy | Condition::Slow(_) | Condition::Stalled) {
+            if !matches!(self.media[at].condition, Condition::Healthy | Condition::Slow(_) | Condition::Stalled)
+                || self.refusal(pending.process, Some(at), pending.kind, &pending.file).is_some()
+            {
                 continue;
             }
             let is_write = matches!(op, Op::Write { .. } | Op::WriteFile { .. });

@@ -47,11 +47,35 @@ pub enum FaultKind {
     ClockJump,
     /// The process stood still for a while, and perhaps its disks.
     Suspended,
+    /// The host did not let a file be opened.
+    OpenRefused,
+    /// The process had as many files open as it may have.
+    Descriptors,
+    /// The host did not let a directory be listed.
+    ListRefused,
+    /// The host did not let a file be read.
+    ReadRefused,
+    /// The host did not let a file be made.
+    CreateRefused,
+    /// The host had no memory for an operation.
+    NoMemory,
+    /// The host had no thread for an operation.
+    NoThreads,
+    /// A file was cut short.
+    ShortFile,
+    /// A file lost its name.
+    GoneFile,
+    /// Several disks, or all of them, were put back to older images.
+    PutBack,
+    /// Wall time was off by years.
+    ClockYears,
+    /// The process died for the hundredth time or later.
+    ManyLives,
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [FaultKind; 20] = [
+    pub const ALL: [FaultKind; 32] = [
         FaultKind::Crash,
         FaultKind::CrashInFlight,
         FaultKind::TornByCrash,
@@ -72,6 +96,18 @@ impl FaultKind {
         FaultKind::FailedFlush,
         FaultKind::ClockJump,
         FaultKind::Suspended,
+        FaultKind::OpenRefused,
+        FaultKind::Descriptors,
+        FaultKind::ListRefused,
+        FaultKind::ReadRefused,
+        FaultKind::CreateRefused,
+        FaultKind::NoMemory,
+        FaultKind::NoThreads,
+        FaultKind::ShortFile,
+        FaultKind::GoneFile,
+        FaultKind::PutBack,
+        FaultKind::ClockYears,
+        FaultKind::ManyLives,
     ];
 }
 

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::fault::{Arm, ArmedFault, Condition};
+use super::host::some_slots;
 use super::medium::Image;
+use super::refusal::{Refusal, Refused};
 use super::world::World;
 
 /// The victim of a schedule, and what was done to it.
@@ -26,6 +28,10 @@ pub(super) struct Mischief {
     silent: bool,
     /// No faults in this schedule but the loss of power.
     gentle: bool,
+    /// The host takes part: it refuses what concerns the victim, and takes its files or parts of them.
+    host: bool,
+    /// It has too little memory or too few threads for the victim: that is no fault of a disk.
+    lacking: bool,
 }
 
 impl Mischief {
@@ -44,7 +50,14 @@ impl Mischief {
             touched: false,
             silent: false,
             gentle,
+            host: false,
+            lacking: false,
         }
+    }
+
+    /// From now on the host takes part.
+    pub(super) fn with_host(&mut self, on: bool) {
+        self.host = on;
     }
 
     pub(super) fn victim(&self) -> usize {
@@ -134,11 +147,13 @@ impl Mischief {
         self.touched = true;
         let path = self.path().to_owned();
         self.world.set_condition(&path, Condition::Healthy);
-        match rng.u8(..6) {
+        self.world.allow(Some(&path));
+        match rng.u8(..if self.host { 12 } else { 6 }) {
             0 => {
                 self.blank = true;
                 self.world.blank(&path);
             }
+            6.. => self.hide(&path, rng),
             1..=3 if self.old > 0 => {
                 let image = &self.images[rng.usize(..self.old)];
                 self.world.restore(&path, image);
@@ -155,8 +170,30 @@ impl Mischief {
         true
     }
 
+    /// What the victim has is out of reach or cut off, in a way that shows.
+    fn hide(&mut self, path: &Path, rng: &mut fastrand::Rng) {
+        let (whole, of_some) = (Vec::new, |rng: &mut fastrand::Rng| {
+            some_slots(&self.world, std::slice::from_ref(&self.paths[self.victim]), rng)
+        });
+        let (what, files) = match rng.u8(..6) {
+            0 => (Refused::Lists, whole()),
+            1 => (Refused::Reads, of_some(rng)),
+            2 => (Refused::Memory, whole()),
+            3 => {
+                for name in of_some(rng) {
+                    let len = rng.u64(..16) * 4096;
+                    self.world.cut(path, &name, len);
+                }
+                return;
+            }
+            _ => (Refused::Opens, of_some(rng)),
+        };
+        self.world.refuse(Refusal { what, disk: Some(path.to_owned()), files });
+    }
+
     /// The second disk is back.
     pub(super) fn end_beyond(&mut self) {
+        self.world.allow(Some(self.path()));
         if let Some(away) = self.away.take() {
             self.world.set_condition(&self.paths[away], Condition::Healthy);
         }
@@ -177,6 +214,9 @@ impl Mischief {
     }
 
     fn set_condition(&mut self, rng: &mut fastrand::Rng) {
+        if self.host && rng.bool() {
+            return self.refuse(rng);
+        }
         let condition = match rng.u8(..10) {
             0 | 1 => Condition::Lost,
             2 => Condition::Full,
@@ -187,6 +227,35 @@ impl Mischief {
             _ => Condition::Healthy,
         };
         self.world.set_condition(self.path(), condition);
+    }
+
+    /// Whether an opening may be refused for what the host lacks.
+    pub(super) fn is_lacking(&self) -> bool {
+        self.lacking
+    }
+
+    /// The host refuses something that concerns the victim alone, or nothing any more.
+    fn refuse(&mut self, rng: &mut fastrand::Rng) {
+        let path = self.path().to_owned();
+        self.world.allow(Some(&path));
+        self.lacking = false;
+        let all = [Refused::Opens, Refused::Lists, Refused::Reads, Refused::Creates, Refused::Memory, Refused::Threads];
+        let Some(&what) = all.get(rng.usize(..8)) else { return };
+        self.lacking = matches!(what, Refused::Memory | Refused::Threads);
+        let some = what == Refused::Opens && rng.bool();
+        let files = if some { some_slots(&self.world, std::slice::from_ref(&path), rng) } else { Vec::new() };
+        self.world.refuse(Refusal { what, disk: Some(path), files });
+    }
+
+    /// A file is cut short, or loses its name.
+    fn take_away(&mut self, name: &str, len: u64, rng: &mut fastrand::Rng) {
+        self.silent = true;
+        if rng.bool() {
+            self.world.unlink(self.path(), name);
+        } else {
+            let pages = rng.u64(..len.div_ceil(4096));
+            self.world.cut(self.path(), name, if rng.bool() { pages * 4096 } else { rng.u64(..len) });
+        }
     }
 
     fn arm(&mut self, rng: &mut fastrand::Rng) {
@@ -201,6 +270,10 @@ impl Mischief {
     fn spoil(&mut self, rng: &mut fastrand::Rng) {
         let files = self.world.files(self.path());
         let Some((name, len)) = rng.choice(&files).filter(|(_, len)| *len > 0) else { return };
+        if self.host && self.away.is_none() && name != "LOCK" && rng.u8(..3) == 0 {
+            let (name, len) = (name.clone(), *len);
+            return self.take_away(&name, len, rng);
+        }
         // The pages at the front matter most; there is little behind the tail.
         let reach = if rng.bool() { (*len).min(12 << 10) } else { *len };
         let at = rng.u64(..reach);
@@ -211,6 +284,18 @@ impl Mischief {
             let at = at & !511;
             self.world.spoil(self.path(), name, at..(at + (512 << rng.u32(..5))).min(*len));
         }
+    }
+
+    /// Whether the disks stand at their own places.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.swapped.is_none()
+    }
+
+    /// All disks were put back to one moment: the victim's old states may be from later ones.
+    pub(super) fn forget_images(&mut self, blank: bool) {
+        self.images.clear();
+        self.old = 0;
+        self.blank = blank;
     }
 
     /// Everything starts over on empty disks.
@@ -224,6 +309,8 @@ impl Mischief {
     /// The victim works again, with whatever it holds.
     pub(super) fn repair(&mut self) {
         self.undo_swap();
+        self.world.allow(Some(self.path()));
+        self.lacking = false;
         self.world.disarm();
         self.world.set_condition(self.path(), Condition::Healthy);
     }

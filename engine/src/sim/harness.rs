@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::bugs::{Bug, InStage, Stage, enter_stage, plant, reached};
 use super::fault::FaultKind;
 use super::faults::Mischief;
+use super::host::{Course, Host, Moment};
 use super::life::{End, Life};
 use super::oracle::{Answer, Oracle};
 use super::world::{World, WorldOptions};
@@ -53,6 +54,8 @@ pub struct Schedule {
     pub bug: Option<Bug>,
     /// Whether to keep a trace.
     pub trace: bool,
+    /// Whether the host takes part: what it refuses, takes away and puts back.
+    pub host: bool,
 }
 
 impl Schedule {
@@ -80,6 +83,7 @@ pub(super) struct Run {
     pub(super) options: Options,
     pub(super) oracle: Arc<Mutex<Oracle>>,
     pub(super) mischief: Mischief,
+    pub(super) host: Host,
     /// What the clients want most in this schedule.
     pub(super) habits: Habits,
     /// Transactions with a client whose fate is open: to be sent again.
@@ -100,6 +104,8 @@ pub(super) struct Run {
     broken_openings: u32,
     /// Nanoseconds that processes stood still for.
     pub(super) suspended: u64,
+    /// How many lives there were.
+    count_of_lives: u32,
 }
 
 /// The temper of a schedule: one action in so many, 0 for never.
@@ -137,6 +143,11 @@ impl Habits {
             suspend: if rng.u8(..100) < 15 { 60 } else { 0 },
         }
     }
+
+    /// Lives too short for much. Where there are very many, the log is kept short, or each opening would take longer than the one before.
+    fn for_many(self, lives: u32) -> Habits {
+        Habits { steps: 3, burst: 2, trim: if lives > 500 { 2 } else { 0 }, suspend: 0, ..self }
+    }
 }
 
 impl Run {
@@ -153,13 +164,17 @@ impl Run {
         let options = options(&mut rng, disks);
         let world = World::new(world);
         let paths: Vec<PathBuf> = options.disks.iter().map(|disk| disk.path.clone()).collect();
-        let mischief = Mischief::new(world.clone(), paths, &mut rng);
+        let mut mischief = Mischief::new(world.clone(), paths.clone(), &mut rng);
         let habits = Habits::draw(&mut rng);
+        let host = Host::new(world.clone(), paths, mischief.victim(), schedule.seed, schedule.host);
+        mischief.with_host(host.on);
+        let habits = if let Course::Many(lives) = host.course { habits.for_many(lives) } else { habits };
         Run {
             world,
             options,
             oracle: Arc::default(),
             mischief,
+            host,
             habits,
             unsettled: Vec::new(),
             clients: vec![0; 3],
@@ -171,6 +186,7 @@ impl Run {
             beyond: false,
             broken_openings: 0,
             suspended: 0,
+            count_of_lives: 0,
             rng,
         }
     }
@@ -185,8 +201,12 @@ impl Run {
             if fired.kind == FaultKind::FailedFlush && fired.append {
                 self.flush_failed = 3;
             }
+            let again = matches!(fired.kind, FaultKind::Crash | FaultKind::CrashInFlight) && self.count_of_lives >= 100;
             for stage in fired.stages() {
                 *self.cells.entry((fired.kind, stage)).or_default() += 1;
+                if again {
+                    *self.cells.entry((FaultKind::ManyLives, stage)).or_default() += 1;
+                }
             }
         }
     }
@@ -197,11 +217,24 @@ impl Run {
 
     fn lives(&mut self) {
         let mut made = self.make();
-        for _ in 0..self.rng.u32(0..4) {
+        let lives = match self.host.course {
+            Course::Few => self.rng.u32(0..4),
+            Course::Many(lives) => lives,
+        };
+        for _ in 0..lives {
             if self.failed() || !made {
                 break;
             }
+            if self.mischief.is_in_place() && self.host.remembers(&mut self.rng) {
+                self.remember_all();
+            }
             if !self.mischief.plans_beyond() {
+                if self.put_back() {
+                    if self.life_of_mixed_moments() {
+                        continue;
+                    }
+                    return;
+                }
                 self.mischief.between_lives(&mut self.rng);
             }
             if self.mischief.beyond(&mut self.rng) {
@@ -215,10 +248,56 @@ impl Run {
         }
         if !self.failed() && made {
             self.mischief.repair();
+            self.host.end();
             self.options.max_segments = None;
             made = self.life(Mode::Open, true) == End::Opened;
         }
         debug_assert!(made || self.failed() || self.accounts.is_empty(), "a region that was used can be opened");
+    }
+
+    /// Keeps everything as it is.
+    pub(super) fn remember_all(&mut self) {
+        let images = self.options.disks.iter().map(|disk| self.world.snapshot(&disk.path)).collect();
+        let (oracle, accounts, blank) = (self.oracle().clone(), self.accounts.len(), self.mischief.blank);
+        self.world.note(|| "everything is remembered".to_owned());
+        self.host.moments.push(Moment { images, oracle, accounts, blank });
+    }
+
+    /// Perhaps puts all disks back to one moment, which must be found again, or each to one of its own: then true.
+    fn put_back(&mut self) -> bool {
+        if !self.mischief.is_in_place() {
+            return false;
+        }
+        let Some(draws) = self.host.draw_moments(&mut self.rng) else { return false };
+        let moments = std::mem::take(&mut self.host.moments);
+        for (place, (disk, at)) in self.options.disks.iter().zip(&draws).enumerate() {
+            if let Some(at) = at {
+                self.world.put_back(&disk.path, &moments[*at].images[place]);
+            }
+        }
+        self.world.disarm();
+        let first = draws[0].filter(|first| draws.iter().all(|at| at.as_ref() == Some(first)));
+        if let Some(at) = first {
+            let Moment { oracle, accounts, blank, .. } = &moments[at];
+            self.oracle().put_back(oracle);
+            self.accounts.truncate(*accounts);
+            self.mischief.forget_images(*blank);
+            self.host.moments = moments.into_iter().take(at + 1).collect();
+            return false;
+        }
+        let oldest = draws.iter().filter_map(|at| at.map(|at| moments[at].oracle.len())).min();
+        if let Some(sure) = oldest {
+            self.oracle().put_back_mixed(sure);
+        }
+        true
+    }
+
+    /// Whether the region opened although its disks were put back to different moments, and goes on.
+    fn life_of_mixed_moments(&mut self) -> bool {
+        self.beyond = true;
+        let end = self.life(Mode::Open, false);
+        self.beyond = false;
+        end == End::Opened
     }
 
     /// Makes the region; where that is cut short, looks at what there is and starts over from nothing.
@@ -285,11 +364,14 @@ impl Run {
         self.flush_failed = 0;
         let stage = self.opening_stage(mode);
         let images = self.mischief.images();
+        self.count_of_lives += 1;
+        self.host.begin_life(&mut self.rng);
         if !last && !self.beyond {
             self.mischief.plan_beyond(&mut self.rng);
         }
         let end = Life::start(self, mode, last).run(stage);
         self.count();
+        self.host.end_life(&mut self.rng);
         self.broken_openings = if end == End::Opened { 0 } else { self.broken_openings + 1 };
         if end == End::Opened {
             self.mischief.age_images(images);

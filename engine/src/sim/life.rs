@@ -13,6 +13,7 @@ use super::{Stage, World};
 use crate::error::{Error, ErrorKind, Result};
 
 use crate::format::Seal;
+use crate::health::DiskState;
 use crate::io::Driver;
 use crate::log::disk::{Disk, Slot};
 use crate::log::{Core, Log, Mode, Phase};
@@ -82,6 +83,10 @@ pub(super) struct Life<'a> {
     stops: u32,
     /// Whether all disks but the victim, and the region, served after the last step.
     in_order: bool,
+    /// How much had been changed on disks, and failed to be, when it began.
+    changes: (u64, u64),
+    /// Which disks counted after the last step.
+    counted: Vec<bool>,
 }
 
 /// Why a life stops working.
@@ -105,7 +110,8 @@ impl<'a> Life<'a> {
         let core = Core::start(mode, Box::<SimDriver>::new(driver), Box::new(machine), Arc::clone(&shared));
         let world = run.world.clone();
         world.note(|| format!("a life begins: {mode:?}, resuming from {resume}"));
-        let (waiting, others) = (Vec::new(), Vec::new());
+        let (waiting, others, counted) = (Vec::new(), Vec::new(), Vec::new());
+        let (changes, failed, _) = world.changes();
         Life {
             run,
             core,
@@ -118,6 +124,8 @@ impl<'a> Life<'a> {
             drained: None,
             stops: 4,
             in_order: false,
+            changes: (changes, failed),
+            counted,
         }
     }
 
@@ -206,7 +214,9 @@ impl<'a> Life<'a> {
     fn refused_to_open(&mut self, error: &Error) {
         self.world.note(|| format!("did not open: {:?}: {error}", error.kind()));
         let full = error.kind() == ErrorKind::NoSpace && self.run.options.max_segments.take().is_some();
-        let excused = !self.world.running() || self.run.tentative || self.run.beyond || full;
+        self.check_unchanged(error);
+        let lacking = self.run.host.met || self.run.mischief.is_lacking();
+        let excused = !self.world.running() || self.run.tentative || self.run.beyond || lacking || full;
         if !excused && !self.run.mischief.undo_swap() {
             self.complain(format!("the region does not open with one bad disk: {:?}: {error}", error.kind()));
         }
@@ -273,6 +283,38 @@ impl<'a> Life<'a> {
         self.world.now() - self.run.suspended
     }
 
+    /// An opening that was refused has changed nothing, unless a change that failed is why.
+    fn check_unchanged(&mut self, error: &Error) {
+        let (changes, failed, last) = self.world.changes();
+        let touched = changes > self.changes.0 && failed == self.changes.1 && self.world.running();
+        if touched && self.run.host.on && !self.run.tentative {
+            self.complain(format!("an opening that was refused changed a disk, at last by {last}: {error}"));
+        }
+    }
+
+    /// What the host refuses to all is no fault of a disk.
+    fn check_given_up(&mut self) {
+        let before = std::mem::take(&mut self.counted);
+        if !self.run.host.on || !self.world.running() {
+            return;
+        }
+        let victim = self.victim();
+        let (counted, lost) = {
+            let disks = self.core.log().disks.borrow();
+            let counts = |disk: &Disk| matches!(disk.state, DiskState::Healthy | DiskState::Rebuilding);
+            let counted: Vec<bool> = disks.iter().map(counts).collect();
+            let lost = (0..disks.len()).find(|&at| {
+                let failed = before.get(at) == Some(&true) && disks[at].state == DiskState::Failed;
+                at != victim && failed
+            });
+            (counted, lost.map(|at| (at, disks[at].reason.clone())))
+        };
+        self.counted = counted;
+        if let (Some((disk, reason)), Some(what)) = (lost, self.run.host.refuses()) {
+            self.complain(format!("disk {disk} was given up for what the host refuses ({what:?}): {reason}"));
+        }
+    }
+
     /// One step of the log thread, which now and then stood still before.
     fn turn(&mut self, wait: Duration) -> Phase {
         if self.stops > 0 && self.chance(self.run.habits.suspend) {
@@ -283,6 +325,7 @@ impl<'a> Life<'a> {
             self.run.suspended += time.as_nanos() as u64;
             self.world.suspend(time, self.run.rng.bool());
         }
+        self.run.host.turn(&mut self.run.rng);
         self.core.step(wait)
     }
 
@@ -292,6 +335,7 @@ impl<'a> Life<'a> {
         self.collect();
         self.check_failed_flush();
         self.check_halted();
+        self.check_given_up();
         match phase {
             _ if self.run.failed() || !self.world.running() => Some(Stop::Cut),
             Phase::Closed => Some(Stop::Closed),
@@ -371,6 +415,9 @@ impl Life<'_> {
         }
         if self.chance(habits.fault * 2) {
             self.give_back();
+        }
+        if self.run.mischief.is_in_place() && self.run.host.remembers(&mut self.run.rng) {
+            self.run.remember_all();
         }
         if self.chance(habits.clock) {
             let by = self.run.rng.i64(-10_000_000_000..10_000_000_000);

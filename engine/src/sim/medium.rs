@@ -1,6 +1,6 @@
 //! What one simulated disk holds: files as sparse pages, and the flaws of the medium under them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ pub(super) struct Inode {
     rotten: Vec<u64>,
     /// Pages whose next write reports success and is dropped, because a flush of them failed before.
     deaf: Vec<u64>,
+    /// How long it was before it was cut short.
+    whole: u64,
 }
 
 impl Inode {
@@ -123,6 +125,17 @@ impl Inode {
         }
     }
 
+    /// Takes everything behind `len` away.
+    pub(super) fn cut(&mut self, len: u64) {
+        self.whole = self.whole.max(self.len);
+        self.set_len(len.min(self.len));
+    }
+
+    /// Whether a part that was cut off is missing before `end`.
+    pub(super) fn is_short(&self, end: u64) -> bool {
+        self.len < end.min(self.whole)
+    }
+
     pub(super) fn rotten(&self, range: &Range<u64>) -> bool {
         self.rotten.iter().any(|at| range.contains(at))
     }
@@ -184,6 +197,8 @@ pub(super) struct Medium {
     pub(super) locked_by: Option<u64>,
     /// What brought it to its path, to be recorded when a process attaches it.
     pub(super) arrived: Option<FaultKind>,
+    /// Files that lost their names by themselves.
+    pub(super) gone: BTreeSet<String>,
     /// Whether the directory is there at all.
     pub(super) exists: bool,
 }
@@ -207,6 +222,7 @@ impl Medium {
         self.next_inode += 1;
         self.inodes.insert(self.next_inode, inode);
         self.names.insert(name.to_owned(), self.next_inode);
+        self.gone.remove(name);
         self.next_inode
     }
 
@@ -216,6 +232,20 @@ impl Medium {
 
     pub(super) fn named_mut(&mut self, name: &str) -> Option<&mut Inode> {
         self.names.get(name).and_then(|inode| self.inodes.get_mut(inode))
+    }
+
+    /// Takes a file's name away; whoever has it open keeps it.
+    pub(super) fn unlink(&mut self, name: &str) -> bool {
+        let found = self.names.remove(name).is_some();
+        if found {
+            self.gone.insert(name.to_owned());
+        }
+        found
+    }
+
+    /// Whether this is a file that lost its name while it was open.
+    pub(super) fn is_gone(&self, inode: u64) -> bool {
+        !self.gone.is_empty() && !self.names.values().any(|named| *named == inode)
     }
 
     pub(super) fn used(&self) -> u64 {

@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::bugs::{Stage, stages};
 use super::fault::{Arm, Condition, FaultKind, Fired, OpKind};
 use super::medium::{Image, Medium};
+use super::refusal::Refusal;
 use super::world::WorldOptions;
 use crate::io::{Completion, DiskIndex, FileId, Op, OpId, Output};
 
@@ -22,6 +23,9 @@ const WALL_START: u64 = 1_700_000_000_000_000_000;
 const POLL_COST: u64 = 200;
 /// The longest sleep that a poll is given.
 const LONGEST_WAIT: u64 = 3_600_000_000_000;
+
+/// A clock that is wrong by this much, or jumps so far, is wrong by years.
+const YEAR: u64 = 365 * 86_400_000_000_000;
 
 /// A file that a process has open.
 #[derive(Clone)]
@@ -81,6 +85,12 @@ pub(super) struct State {
     crash_at: Option<u64>,
     pub(super) next_file: u32,
     pub(super) arms: Vec<(usize, Arm)>,
+    /// What the host refuses, with the disk that it concerns.
+    pub(super) refusals: Vec<(Option<usize>, Refusal)>,
+    /// The last thing that a process changed on a disk, and how many such changes there were, and how many failed.
+    pub(super) changed: Option<(OpKind, Arc<str>)>,
+    pub(super) changes: u64,
+    pub(super) failed_changes: u64,
     pub(super) counts: BTreeMap<FaultKind, u64>,
     pub(super) fired: Vec<Fired>,
     pub(super) digest: u64,
@@ -109,6 +119,10 @@ impl State {
             crash_at: None,
             next_file: 0,
             arms: Vec::new(),
+            refusals: Vec::new(),
+            changed: None,
+            changes: 0,
+            failed_changes: 0,
             counts: BTreeMap::new(),
             fired: Vec::new(),
         }
@@ -205,7 +219,8 @@ impl State {
     pub(super) fn submit_computed(&mut self, process: u64, id: OpId, output: Output) {
         if self.alive(process) {
             self.digest_words(&[4, id.0]);
-            let (kind, work) = (OpKind::Compute, Work::Ready(Ok(output)));
+            let refused = self.refuse(process, None, OpKind::Compute, "");
+            let (kind, work) = (OpKind::Compute, Work::Ready(refused.map(|()| output)));
             self.launch(Pending { process, id, kind, medium: None, inode: 0, file: Arc::from(""), work });
         }
     }
@@ -265,8 +280,14 @@ impl State {
         }
         let (process, id) = (pending.process, pending.id);
         self.at_append = (self.options.is_append)(id);
+        let changes = matches!(pending.kind, OpKind::Create | OpKind::Write | OpKind::WriteFile | OpKind::Remove);
+        let change = (pending.kind, Arc::clone(&pending.file));
         let result = self.effect(pending);
         self.at_append = false;
+        if changes {
+            *if result.is_ok() { &mut self.changes } else { &mut self.failed_changes } += 1;
+            self.changed = Some(change);
+        }
         self.appending -= usize::from((self.options.is_append)(id));
         let code = match &result {
             Ok(Output::Read(buffer)) => buffer.len() as u64,
@@ -338,7 +359,7 @@ impl State {
     ) -> io::Result<usize> {
         let open = self.processes.get(&process).and_then(|process| process.files.get(&file.0));
         let open = open.filter(|open| open.disk == disk).ok_or(io::ErrorKind::NotFound)?.clone();
-        self.refuse_read(open.medium, &open.name)?;
+        self.refuse_read(process, open.medium, OpKind::Read, &open.name)?;
         self.read_medium(open.medium, open.inode, &open.name, offset, buf)
     }
 
@@ -351,7 +372,7 @@ impl State {
     ) -> io::Result<Vec<u8>> {
         let medium = self.processes.get(&process).and_then(|process| process.disks.get(&disk)).copied();
         let medium = medium.ok_or(io::ErrorKind::NotFound)?;
-        self.refuse_read(medium, name)?;
+        self.refuse_read(process, medium, OpKind::ReadFile, name)?;
         match self.read_file(medium, name, limit)? {
             Output::Bytes(bytes) => Ok(bytes),
             _ => unreachable!("a file's bytes are bytes"),
@@ -359,11 +380,12 @@ impl State {
     }
 
     /// What another thread's read is told by a disk that does not answer.
-    fn refuse_read(&mut self, medium: usize, name: &str) -> io::Result<()> {
+    fn refuse_read(&mut self, process: u64, medium: usize, op: OpKind, name: &str) -> io::Result<()> {
+        self.refuse(process, Some(medium), op, name)?;
         let condition = self.media[medium].condition;
         if let Condition::Lost | Condition::Stalled = condition {
             let kind = condition.kind().unwrap_or(FaultKind::Lost);
-            self.fire(kind, Some(medium), Some(OpKind::Read), name);
+            self.fire(kind, Some(medium), Some(op), name);
             // A stalled read would block its thread; there is only one here, so it is told so instead.
             return Err(match condition {
                 Condition::Stalled => io::ErrorKind::TimedOut.into(),
@@ -464,9 +486,24 @@ impl State {
         true
     }
 
+    pub(super) fn cut(&mut self, path: &Path, file: &str, len: u64) -> bool {
+        let medium = self.medium_at(path);
+        let Some(inode) = self.media[medium].named_mut(file).filter(|inode| len < inode.len()) else { return false };
+        inode.cut(len);
+        self.note(|| format!("{}: {file} is cut short at {len}", path.display()));
+        true
+    }
+
+    pub(super) fn unlink(&mut self, path: &Path, file: &str) -> bool {
+        let medium = self.medium_at(path);
+        self.note(|| format!("{}: {file} loses its name", path.display()));
+        self.media[medium].unlink(file)
+    }
+
     pub(super) fn jump_wall(&mut self, by: i64) {
         self.wall_offset = self.wall_offset.saturating_add(by);
-        self.fire(FaultKind::ClockJump, None, None, "");
+        let years = self.wall_offset.unsigned_abs() >= YEAR || by.unsigned_abs() >= YEAR;
+        self.fire(if years { FaultKind::ClockYears } else { FaultKind::ClockJump }, None, None, "");
     }
 }
 

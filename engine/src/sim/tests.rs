@@ -373,3 +373,96 @@ fn the_simulated_disks_conform() {
         crate::io::conformance::run(|| (Box::new(world(seed).driver()), PathBuf::from("root")));
     }
 }
+
+fn code(result: io::Result<Output>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
+}
+
+fn refuse(world: &World, what: Refused, disk: Option<PathBuf>) {
+    world.refuse(Refusal { what, disk, files: Vec::new() });
+}
+
+#[test]
+fn each_refusal_names_its_errno_and_ends_when_it_is_lifted() {
+    use rustix::io::Errno;
+    type Make = fn(FileId) -> Op;
+    let cases: [(Refused, Errno, Make); 7] = [
+        (Refused::Opens, Errno::ACCESS, |_| Op::Open { disk: DISK, name: "slot".to_owned(), create: None }),
+        (Refused::Lists, Errno::ACCESS, |_| Op::List { disk: DISK }),
+        (Refused::Reads, Errno::PERM, |file| read_at(file, 0, 4096)),
+        (Refused::Memory, Errno::NOMEM, |file| read_at(file, 0, 4096)),
+        (Refused::Threads, Errno::AGAIN, |_| Op::Space { disk: DISK }),
+        (Refused::Threads, Errno::AGAIN, |_| Op::Compute(Box::new(|| Box::new(1)))),
+        (Refused::Descriptors(3), Errno::MFILE, |_| Op::List { disk: DISK }),
+    ];
+    for (what, errno, make) in cases {
+        let (world, mut driver, file) = with_file(1);
+        refuse(&world, what, None);
+        assert_eq!(code(run(&mut driver, make(file))), Some(errno.raw_os_error()), "{what:?}");
+        run(&mut driver, fill_at(file, 0, 1, 1)).expect("what is open can be written");
+        assert_eq!(world.counts()[&what.kind()], 1);
+        world.allow(None);
+        run(&mut driver, make(file)).expect("lifted");
+    }
+}
+
+#[test]
+fn a_refusal_concerns_its_disk_and_its_files_only() {
+    let (world, mut driver, file) = with_file(2);
+    refuse(&world, Refused::Reads, Some(PathBuf::from("disk-1")));
+    run(&mut driver, read_at(file, 0, 4096)).expect("another disk's");
+    let files = vec!["slot".to_owned()];
+    world.refuse(Refusal { what: Refused::Opens, disk: Some(path()), files });
+    assert!(run(&mut driver, Op::Open { disk: DISK, name: "slot".to_owned(), create: None }).is_err());
+    open_named(&mut driver, "other", Some(4096)).expect("another name");
+    assert!(run(&mut driver, Op::Open { disk: DISK, name: "other".to_owned(), create: None }).is_ok());
+    world.allow(Some(&path()));
+    assert!(run(&mut driver, Op::Open { disk: DISK, name: "slot".to_owned(), create: None }).is_ok());
+}
+
+fn open_named(driver: &mut SimDriver, name: &str, create: Option<u64>) -> io::Result<Output> {
+    run(driver, Op::Open { disk: DISK, name: name.to_owned(), create })
+}
+
+#[test]
+fn a_limit_on_descriptors_counts_what_the_process_has_open() {
+    let (world, mut driver, _file) = with_file(3);
+    // Directory, lock and one file are open.
+    refuse(&world, Refused::Descriptors(5), None);
+    open_named(&mut driver, "second", Some(4096)).expect("the fourth");
+    open_named(&mut driver, "third", Some(4096)).expect("the fifth");
+    assert_eq!(code(open_named(&mut driver, "fourth", Some(4096))), Some(rustix::io::Errno::MFILE.raw_os_error()));
+    run(&mut driver, Op::Remove { disk: DISK, name: "third".to_owned() }).expect("removed and closed");
+    open_named(&mut driver, "fourth", Some(4096)).expect("there is one again");
+}
+
+#[test]
+fn a_file_that_is_cut_short_or_loses_its_name_is_counted_when_it_is_met() {
+    let (world, mut driver, file) = with_file(4);
+    run(&mut driver, fill_at(file, 0, 7, 16)).expect("write");
+    assert!(world.cut(&path(), "slot", 5000) && !world.cut(&path(), "slot", 5000));
+    assert_eq!(contents(&mut driver, file, 16).expect("what is left").len(), 5000);
+    run(&mut driver, read_at(file, 0, 4096)).expect("before the cut");
+    assert_eq!(world.counts()[&FaultKind::ShortFile], 1);
+    assert!(world.unlink(&path(), "slot") && !world.unlink(&path(), "slot"));
+    run(&mut driver, fill_at(file, 0, 8, 1)).expect("who has it open keeps it");
+    run(&mut driver, Op::List { disk: DISK }).expect("list");
+    assert_eq!(open_named(&mut driver, "slot", None).err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
+    assert_eq!(world.counts()[&FaultKind::GoneFile], 3);
+    open_named(&mut driver, "slot", Some(4096)).expect("the name is free");
+    run(&mut driver, Op::List { disk: DISK }).expect("list");
+    assert_eq!(world.counts()[&FaultKind::GoneFile], 3);
+}
+
+#[test]
+fn changes_that_processes_made_to_disks_are_counted() {
+    let (world, mut driver, file) = with_file(5);
+    let (before, failed, _) = world.changes();
+    run(&mut driver, read_at(file, 0, 4096)).expect("read");
+    assert_eq!(world.changes().0, before);
+    run(&mut driver, fill_at(file, 0, 1, 1)).expect("write");
+    assert_eq!((world.changes().0, world.changes().2.as_str()), (before + 1, "Write of slot"));
+    refuse(&world, Refused::Creates, None);
+    assert!(open_named(&mut driver, "another", Some(4096)).is_err());
+    assert_eq!((world.changes().0, world.changes().1), (before + 1, failed + 1));
+}

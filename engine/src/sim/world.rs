@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::driver::SimDriver;
 use super::fault::{Arm, Condition, FaultKind, Fired};
 use super::medium::Image;
+use super::refusal::Refusal;
 use super::state::State;
 use crate::io::OpId;
 
@@ -149,6 +150,38 @@ impl World {
         std::mem::take(&mut self.lock().arms).len()
     }
 
+    /// From now on the host refuses this.
+    pub fn refuse(&self, refusal: Refusal) {
+        let mut state = self.lock();
+        let medium = refusal.disk.as_deref().map(|path| state.medium_at(path));
+        state.note(|| format!("the host refuses: {refusal:?}"));
+        state.refusals.push((medium, refusal));
+    }
+
+    /// The host refuses nothing any more that concerned this disk alone, or with `None` all disks.
+    pub fn allow(&self, disk: Option<&Path>) {
+        let mut state = self.lock();
+        let before = state.refusals.len();
+        state.refusals.retain(|(_, refusal)| refusal.disk.as_deref() != disk);
+        if state.refusals.len() < before {
+            state.note(|| format!("the host allows everything again: {disk:?}"));
+        }
+    }
+
+    /// The most files that any process has open, with what its attached disks take.
+    pub(super) fn open_files(&self) -> usize {
+        let state = self.lock();
+        let all = state.processes.values().map(|process| process.files.len() + 2 * process.disks.len());
+        all.max().unwrap_or(0)
+    }
+
+    /// How many changes processes have made to disks, how many of them failed, and what the last one was.
+    pub(super) fn changes(&self) -> (u64, u64, String) {
+        let state = self.lock();
+        let changed = state.changed.as_ref().map(|(kind, file)| format!("{kind:?} of {file}"));
+        (state.changes, state.failed_changes, changed.unwrap_or_default())
+    }
+
     /// Puts an empty disk in the place of the one at `path`. A process that has the old one open keeps it.
     pub fn blank(&self, path: &Path) {
         self.lock().replace(path, &Image { files: Vec::new() }, FaultKind::Blank);
@@ -170,6 +203,21 @@ impl World {
     /// Puts an old state in the place of the disk at `path`. A process that has the disk open keeps what it has.
     pub fn restore(&self, path: &Path, image: &Image) {
         self.lock().replace(path, image, FaultKind::Stale);
+    }
+
+    /// Puts an old state in the place of the disk at `path`, as one of several.
+    pub(super) fn put_back(&self, path: &Path, image: &Image) {
+        self.lock().replace(path, image, FaultKind::PutBack);
+    }
+
+    /// Cuts a file short at `len`; returns whether it was longer.
+    pub fn cut(&self, path: &Path, file: &str, len: u64) -> bool {
+        self.lock().cut(path, file, len)
+    }
+
+    /// Takes a file's name away; a process that has it open keeps it. Returns whether there was one.
+    pub fn unlink(&self, path: &Path, file: &str) -> bool {
+        self.lock().unlink(path, file)
     }
 
     /// Flips one bit of a file at `path`; returns whether the file is that long.

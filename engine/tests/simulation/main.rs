@@ -36,6 +36,11 @@ fn replay_command(seed: u64) -> String {
     format!("MERIDIAN_SEED={seed} cargo test -p meridian --features sim --test simulation replay -- --nocapture")
 }
 
+/// The schedule of a seed, with the host's part where `MERIDIAN_HOST=1` asks for it.
+fn schedule(seed: u64) -> Schedule {
+    Schedule { seed, host: from_environment("MERIDIAN_HOST", 0) == 1, ..Schedule::default() }
+}
+
 /// Cells that no schedule can reach, by what the fault and the stage are.
 fn is_unreachable(kind: FaultKind, stage: Stage) -> bool {
     use Stage::{Append, Close, Create, Recovery, RecoveryAgain, Return};
@@ -82,7 +87,7 @@ fn run_all(first: u64, count: u64) -> Result<(Cells, u64, u64), (u64, Outcome)> 
                     if seed >= first + count {
                         break;
                     }
-                    let outcome = Schedule { seed, ..Schedule::default() }.run();
+                    let outcome = schedule(seed).run();
                     if outcome.violation.is_some() {
                         stop.store(true, Ordering::Relaxed);
                         failed.lock().unwrap().get_or_insert((seed, outcome));
@@ -129,8 +134,8 @@ fn schedules_keep_every_invariant_and_meet_every_fault_in_every_stage() {
 #[test]
 fn replay() {
     let seed = from_environment("MERIDIAN_SEED", 1);
-    let outcome = Schedule { seed, trace: true, ..Schedule::default() }.run();
-    let again = Schedule { seed, ..Schedule::default() }.run();
+    let outcome = Schedule { trace: true, ..schedule(seed) }.run();
+    let again = schedule(seed).run();
     assert_eq!(outcome.digest, again.digest, "seed {seed} did not replay bit for bit");
     if let Some(violation) = outcome.violation {
         eprintln!("{}", outcome.trace.join("\n"));
@@ -140,7 +145,7 @@ fn replay() {
 
 #[test]
 fn one_seed_gives_one_run_and_another_seed_another() {
-    let digest = |seed| Schedule { seed, ..Schedule::default() }.run().digest;
+    let digest = |seed| schedule(seed).run().digest;
     for seed in 1000..1200 {
         assert_eq!(digest(seed), digest(seed), "{}", replay_command(seed));
         assert_ne!(digest(seed), digest(seed + 1));
@@ -151,7 +156,7 @@ fn one_seed_gives_one_run_and_another_seed_another() {
 #[test]
 #[ignore = "a tool: lists violations instead of stopping at the first"]
 fn survey() {
-    survey_of(10_000, |seed| Schedule { seed, ..Schedule::default() }.run().violation);
+    survey_of(10_000, |seed| schedule(seed).run().violation);
 }
 
 pub(crate) fn survey_of(usual: u64, run: impl Fn(u64) -> Option<String>) {
