@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -24,6 +24,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 const PREDECESSOR_PAUSES: u32 = 10_000;
 /// and how often for a process that is being started.
 const STARTING_PAUSES: u32 = 200;
+/// The highest descriptor that whoever prints takes for a stream of the process.
+const STANDARD_ERROR: RawFd = 2;
 /// Appended to a file's name for the copy that will replace it.
 const TEMPORARY: &str = ".tmp";
 
@@ -341,10 +343,20 @@ pub(crate) fn plain(name: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Moves a file to a descriptor above `number`, unless it has one. A host that closed its standard streams may go on
+/// printing to their numbers: that must not land in a file of ours.
+fn above(file: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
+    if file.as_raw_fd() > number {
+        return Ok(file);
+    }
+    Ok(rustix::io::fcntl_dupfd_cloexec(&file, number + 1)?)
+}
+
 /// Opens a plain file, and nothing else: not a link out of the directory, nor a pipe that would block.
 fn openat(dir: &File, name: &str, flags: OFlags) -> io::Result<File> {
     let (mode, flags) = (Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH, flags | OFlags::CLOEXEC);
-    let file = File::from(rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK, mode)?);
+    let file = rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK, mode)?;
+    let file = File::from(above(file, STANDARD_ERROR)?);
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "not a plain file"));
     }
@@ -433,4 +445,24 @@ fn reserve(file: &File, len: u64) -> io::Result<()> {
         }
     }
     file.set_len(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h4_descriptors_of_standard_streams_are_left_alone() {
+        let file = tempfile::tempfile().expect("a file");
+        rustix::io::pwrite(&file, b"mine", 0).expect("write");
+        let number = file.as_raw_fd();
+        let moved = above(file.into(), number + 20).expect("a descriptor");
+        assert!(moved.as_raw_fd() > number + 20);
+        let mut bytes = [0; 4];
+        rustix::io::pread(&moved, &mut bytes, 0).expect("read");
+        assert_eq!(&bytes, b"mine", "it is the same file");
+        assert!(rustix::io::fcntl_getfd(&moved).expect("flags").contains(rustix::io::FdFlags::CLOEXEC));
+        let stays = moved.as_raw_fd();
+        assert_eq!(above(moved, STANDARD_ERROR).expect("the same").as_raw_fd(), stays);
+    }
 }
