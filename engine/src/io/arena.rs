@@ -14,6 +14,9 @@ use super::Buffer;
 
 /// What the system calls a huge page, and how such a mapping has to lie.
 const HUGE: usize = 2 << 20;
+/// So many pieces may stay behind while the ring goes on around them: those that a disk that hangs has in the kernel, and those
+/// that readers keep.
+const MAX_ASIDE: usize = 64;
 
 /// A ring of memory of fixed capacity. Clones are the same ring.
 #[derive(Clone)]
@@ -43,10 +46,20 @@ struct Pieces {
     first: u64,
     /// Where the last one ends.
     tail: usize,
+    /// Old pieces that are kept for long: the ring goes around them.
+    aside: Vec<Aside>,
+}
+
+/// A piece that the ring goes around.
+struct Aside {
+    number: u64,
+    start: usize,
+    end: usize,
 }
 
 struct Taken {
     start: usize,
+    len: usize,
     /// Its buffer is gone, an older one's is not.
     free: bool,
 }
@@ -99,9 +112,15 @@ impl Ring {
     fn take(self: &Arc<Ring>, len: usize) -> Option<Piece> {
         assert!(len > 0, "a buffer holds something");
         let mut pieces = self.pieces();
-        let start = pieces.place(len, self.capacity)?;
+        let start = loop {
+            match pieces.place(len, self.capacity) {
+                Some(start) => break start,
+                None if pieces.set_aside() => {}
+                None => return None,
+            }
+        };
         let number = pieces.first + pieces.taken.len() as u64;
-        pieces.taken.push_back(Taken { start, free: false });
+        pieces.taken.push_back(Taken { start, len, free: false });
         pieces.tail = start + len;
         // SAFETY: `place` returns a place with `len` bytes behind it inside the mapping.
         let at = unsafe { self.start.add(start) };
@@ -110,17 +129,57 @@ impl Ring {
 }
 
 impl Pieces {
-    /// Where a piece of `len` bytes begins behind the last one, or in front of the oldest.
+    /// Where a piece of `len` bytes begins after the last one, or in front of the oldest, and touches none that is aside.
     fn place(&self, len: usize, capacity: usize) -> Option<usize> {
         let Some(oldest) = self.taken.front().map(|taken| taken.start) else {
-            return (len <= capacity).then_some(0);
+            return self.fit(0, capacity, len);
         };
-        // Never up to the oldest's first byte: then the ring would look empty behind the last one.
+        // Never up to the oldest's first byte: then the ring would look empty after the last one.
         if self.tail > oldest {
-            let behind = capacity - self.tail >= len;
-            return behind.then_some(self.tail).or_else(|| (len < oldest).then_some(0));
+            return self.fit(self.tail, capacity, len).or_else(|| self.fit(0, oldest.saturating_sub(1), len));
         }
-        (len < oldest - self.tail).then_some(self.tail)
+        self.fit(self.tail, oldest.saturating_sub(1), len)
+    }
+
+    /// The first place of `len` bytes from `start` to `end` between the pieces that are aside.
+    fn fit(&self, start: usize, end: usize, len: usize) -> Option<usize> {
+        let mut at = start;
+        while at + len <= end {
+            let in_the_way = self.aside.iter().filter(|aside| aside.start < at + len && at < aside.end);
+            match in_the_way.map(|aside| aside.end).max() {
+                Some(past) => at = past,
+                None => return Some(at),
+            }
+        }
+        None
+    }
+
+    /// Goes around the oldest piece from now on; false where that is not possible.
+    fn set_aside(&mut self) -> bool {
+        if self.aside.len() >= MAX_ASIDE {
+            return false;
+        }
+        let Some(Taken { start, len, .. }) = self.taken.pop_front() else { return false };
+        self.aside.push(Aside { number: self.first, start, end: start + len });
+        self.first += 1;
+        self.forget_free();
+        true
+    }
+
+    fn forget_free(&mut self) {
+        while self.taken.front().is_some_and(|taken| taken.free) {
+            self.taken.pop_front();
+            self.first += 1;
+        }
+    }
+
+    fn give_back(&mut self, number: u64) {
+        if number < self.first {
+            self.aside.retain(|aside| aside.number != number);
+            return;
+        }
+        self.taken[(number - self.first) as usize].free = true;
+        self.forget_free();
     }
 }
 
@@ -152,8 +211,11 @@ impl Piece {
     pub(super) fn shrink(&mut self, len: usize) {
         assert!(len <= self.len, "{len} bytes of {}", self.len);
         let mut pieces = self.ring.pieces();
-        if self.number + 1 == pieces.first + pieces.taken.len() as u64 {
+        if self.number >= pieces.first && self.number + 1 == pieces.first + pieces.taken.len() as u64 {
             pieces.tail -= self.len - len;
+            if let Some(last) = pieces.taken.back_mut() {
+                last.len = len;
+            }
             self.len = len;
         }
     }
@@ -161,13 +223,7 @@ impl Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        let mut pieces = self.ring.pieces();
-        let at = (self.number - pieces.first) as usize;
-        pieces.taken[at].free = true;
-        while pieces.taken.front().is_some_and(|taken| taken.free) {
-            pieces.taken.pop_front();
-            pieces.first += 1;
-        }
+        self.ring.pieces().give_back(self.number);
     }
 }
 
@@ -195,6 +251,46 @@ mod tests {
         assert_eq!((fourth.capacity(), third.capacity()), (32 << 10, 28 << 10));
     }
 
+    /// The oldest pieces are those of a disk that hangs: whatever is taken and given back after them, no byte is two pieces'.
+    #[test]
+    fn h3_the_ring_goes_around_pieces_that_stay() {
+        let arena = Arena::new(64 << 10).expect("map");
+        let stay: Vec<Buffer> = (0..4)
+            .map(|mark| {
+                let mut piece = arena.take(4 << 10).expect("a piece");
+                piece.fill(mark);
+                piece
+            })
+            .collect();
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut young: VecDeque<(u8, Buffer)> = VecDeque::new();
+        let (mut own, mut taken) = (0, 0);
+        for round in 0..4000_u32 {
+            let mark = (round % 200) as u8 + 4;
+            let len = (1 + random.usize(..2)) << 12;
+            let piece = arena.ring.take(len);
+            own += usize::from(piece.is_none());
+            taken += 1;
+            if let Some(piece) = piece {
+                let mut piece = Buffer::of_ring(piece);
+                piece.fill(mark);
+                young.push_back((mark, piece));
+            }
+            while young.len() > 2 {
+                let at = if random.u8(..) < 200 { 0 } else { random.usize(..young.len()) };
+                let (mark, piece) = young.remove(at).expect("it is there");
+                assert!(piece.iter().all(|byte| *byte == mark), "somebody wrote into it");
+            }
+            let pieces = arena.ring.pieces();
+            assert!(pieces.taken.len() + pieces.aside.len() <= 80, "the bookkeeping is bounded");
+        }
+        assert!(own * 10 < taken, "{own} of {taken} found no place in the ring");
+        assert!((0..4).zip(&stay).all(|(mark, piece)| piece.iter().all(|byte| *byte == mark)));
+        drop(stay);
+        young.clear();
+        assert_eq!(place(&arena.take(64 << 10).expect("a piece"), &arena), 0, "all of it again");
+    }
+
     #[test]
     fn a_full_ring_gives_memory_of_its_own_and_takes_pieces_back_out_of_order() {
         let arena = Arena::new(12 << 10).expect("map");
@@ -204,7 +300,7 @@ mod tests {
         pieces.iter_mut().zip(1..).for_each(|(piece, mark)| piece.fill(mark));
         assert!(pieces.iter().zip(1_u8..).all(|(piece, mark)| piece.iter().all(|byte| *byte == mark)));
         drop(pieces.remove(1));
-        assert!(arena.ring.take(4 << 10).is_none(), "the oldest is still there");
+        assert_eq!(place(&arena.take(4 << 10).expect("a piece"), &arena), 4 << 10, "around the oldest");
         drop(pieces.remove(0));
         assert_eq!(place(&arena.take(4 << 10).expect("a piece"), &arena), 0);
         drop(pieces);

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub(super) struct Directory {
     /// Held, not used: closing it gives up the lock.
     _lock: File,
     traits: DiskTraits,
+    /// The kernel keeps writes to different files of this file system apart: see [`writes_apart`].
+    apart: bool,
     /// One replacement at a time, so that two never share a temporary file.
     replacing: Mutex<()>,
 }
@@ -61,7 +64,8 @@ impl Directory {
         // A process that this one is starting has the lock of what was just closed here until it runs its own program.
         outwait(&lock, STARTING_PAUSES, "the directory is locked by another opener")?;
         let traits = DiskTraits { direct: probe_direct(&dir)? };
-        let directory = Directory { dir, _lock: lock, traits, replacing: Mutex::new(()) };
+        let apart = traits.direct && writes_apart(&dir);
+        let directory = Directory { dir, _lock: lock, traits, apart, replacing: Mutex::new(()) };
         directory.outwait_predecessor()?;
         Ok(directory)
     }
@@ -70,7 +74,7 @@ impl Directory {
     #[cfg(test)]
     pub(super) fn attach_buffered(path: &Path) -> io::Result<Directory> {
         let directory = Directory::attach(path, true)?;
-        Ok(Directory { traits: DiskTraits { direct: false }, ..directory })
+        Ok(Directory { traits: DiskTraits { direct: false }, apart: false, ..directory })
     }
 
     /// Waits for writes that a killed process left in flight. io_uring finishes them after the process is gone and its
@@ -147,6 +151,7 @@ impl Directory {
             file,
             writable,
             cached: OnceLock::new(),
+            forgotten: AtomicBool::new(false),
         })
     }
 
@@ -210,6 +215,8 @@ pub(super) struct OpenFile {
     writable: bool,
     /// A second descriptor for reads through the page cache, opened when the first of them comes.
     cached: OnceLock<File>,
+    /// It is in no table any more: whoever holds it last closes it.
+    forgotten: AtomicBool,
 }
 
 impl OpenFile {
@@ -218,7 +225,30 @@ impl OpenFile {
     pub(super) fn of_pipe(path: &Path, pipe: std::os::fd::OwnedFd) -> io::Result<OpenFile> {
         let directory = Arc::new(Directory::attach(path, true)?);
         let (file, cached) = (File::from(pipe), OnceLock::new());
-        Ok(OpenFile { directory, disk: DiskIndex(0), name: "pipe".to_owned(), file, writable: true, cached })
+        let forgotten = AtomicBool::new(false);
+        Ok(OpenFile { directory, disk: DiskIndex(0), name: "pipe".to_owned(), file, writable: true, cached, forgotten })
+    }
+
+    /// As [`OpenFile::of_pipe`], on another disk.
+    #[cfg(test)]
+    pub(super) fn on_disk(mut self, disk: DiskIndex) -> OpenFile {
+        self.disk = disk;
+        self
+    }
+
+    /// Whether reads and writes may go through the ring: see [`writes_apart`].
+    pub(super) fn is_apart(&self) -> bool {
+        self.directory.apart
+    }
+
+    /// Notes that no table holds it any more.
+    pub(super) fn forget(&self) {
+        self.forgotten.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether dropping it may close it, which a disk that hangs does not let happen: not on the log thread then.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.forgotten.load(Ordering::Relaxed)
     }
 
     pub(super) fn disk(&self) -> DiskIndex {
@@ -316,6 +346,20 @@ fn read_full(file: &File, offset: u64, out: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(done)
+}
+
+/// Whether the kernel's workers write to files of this file system side by side. They put writes to other file systems in
+/// line, in a few lines that all disks share: one that hangs would hold up those behind it, of whatever disk (ADR 0020).
+#[cfg(target_os = "linux")]
+fn writes_apart(dir: &File) -> bool {
+    const EXT4: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    rustix::fs::fstatfs(dir).is_ok_and(|stat| [EXT4, XFS].contains(&(stat.f_type as i64)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn writes_apart(_: &File) -> bool {
+    false
 }
 
 fn is_direct(file: &File) -> bool {

@@ -17,6 +17,8 @@ use super::{Completion, DiskIndex, FileId, Op, OpId, Output, ReadAt};
 const BRIEF: Duration = Duration::from_micros(50);
 /// Threads for computations.
 const COMPUTERS: usize = 2;
+/// How many operations one disk works on at a time, of those that its threads do.
+const THREADS_PER_DISK: usize = 4;
 
 /// Disks, files and lanes, owned by the log thread.
 pub(super) struct Host {
@@ -25,26 +27,28 @@ pub(super) struct Host {
     next_file: u32,
     readers: Arc<Readers>,
     lanes: BTreeMap<DiskIndex, Lane>,
+    /// One thread for each disk that closes files: that of a disk that hangs may take for ever.
+    closers: BTreeMap<DiskIndex, Lane>,
+    /// How many threads each disk has.
+    threads: BTreeMap<DiskIndex, Arc<AtomicUsize>>,
     compute: Lane,
     inbox: Arc<Inbox>,
-    threads_per_disk: usize,
-    threads: Arc<AtomicUsize>,
     in_flight: usize,
 }
 
 impl Host {
-    pub(super) fn new(threads_per_disk: usize) -> Host {
-        let (inbox, threads) = (Arc::new(Inbox::default()), Arc::new(AtomicUsize::new(0)));
+    pub(super) fn new() -> Host {
+        let inbox = Arc::new(Inbox::default());
         Host {
             disks: BTreeMap::new(),
             files: FxHashMap::default(),
             next_file: 0,
             readers: Arc::default(),
             lanes: BTreeMap::new(),
-            compute: Lane::new("meridian-job".to_owned(), COMPUTERS, Arc::clone(&inbox), Arc::clone(&threads)),
+            closers: BTreeMap::new(),
+            threads: BTreeMap::new(),
+            compute: Lane::new("meridian-job".to_owned(), COMPUTERS, Arc::clone(&inbox), Arc::default()),
             inbox,
-            threads_per_disk,
-            threads,
             in_flight: 0,
         }
     }
@@ -78,7 +82,7 @@ impl Host {
     /// Completes an operation that was never started.
     pub(super) fn fail(&mut self, id: OpId, error: io::Error) {
         self.in_flight += 1;
-        self.inbox.finished.push(Finished { id, result: Err(error) });
+        self.inbox.finished.push(Finished { id: Some(id), result: Err(error) });
     }
 
     fn dispatch(&mut self, id: OpId, op: Op) -> io::Result<()> {
@@ -139,10 +143,17 @@ impl Host {
     }
 
     fn lane(&mut self, disk: DiskIndex) -> &mut Lane {
-        let (inbox, threads, most) = (&self.inbox, &self.threads, self.threads_per_disk);
+        let (inbox, threads) = (&self.inbox, self.threads.entry(disk).or_default());
+        let name = || format!("meridian-{}", disk.0);
         self.lanes
             .entry(disk)
-            .or_insert_with(|| Lane::new(format!("meridian-{}", disk.0), most, Arc::clone(inbox), Arc::clone(threads)))
+            .or_insert_with(|| Lane::new(name(), THREADS_PER_DISK, Arc::clone(inbox), Arc::clone(threads)))
+    }
+
+    fn closer(&mut self, disk: DiskIndex) -> &mut Lane {
+        let (inbox, threads) = (&self.inbox, self.threads.entry(disk).or_default());
+        let name = || format!("meridian-close-{}", disk.0);
+        self.closers.entry(disk).or_insert_with(|| Lane::new(name(), 1, Arc::clone(inbox), Arc::clone(threads)))
     }
 
     /// Forgets the disk at once, whatever is still under way there, and closes it on a thread of its own: a disk that
@@ -152,10 +163,33 @@ impl Host {
         self.lanes.remove(&disk);
         self.readers.write().disks.remove(&disk);
         let files = self.forget(|file| file.disk() == disk);
-        let name = format!("meridian-close-{}", disk.0);
-        let mut closer = Lane::new(name, 1, Arc::clone(&self.inbox), Arc::clone(&self.threads));
-        closer.push(id, Work::Close { directory, files });
+        self.closer(disk).push(id, Work::Close { directory: Some(directory), files });
+        // Its thread ends when it has closed them: the next one does not wait for it.
+        self.closers.remove(&disk);
         Ok(())
+    }
+
+    /// What no thread of the disk has begun fails with `TimedOut`, and holds no memory any more.
+    pub(super) fn give_up(&mut self, disk: DiskIndex) {
+        let queued = self.lanes.get_mut(&disk).map(Lane::take_queued).unwrap_or_default();
+        for (id, work) in queued {
+            self.inbox.finished.push(Finished { id, result: Err(io::ErrorKind::TimedOut.into()) });
+            match work {
+                Work::Read { file, .. } | Work::Write { file, .. } => self.let_go(file),
+                work => {
+                    self.in_flight += 1;
+                    self.closer(disk).push_silent(Work::Drop(Box::new(work)));
+                }
+            }
+        }
+    }
+
+    /// Drops a file; if that may close it, on a thread of its disk.
+    pub(super) fn let_go(&mut self, file: Arc<OpenFile>) {
+        if file.is_forgotten() {
+            self.in_flight += 1;
+            self.closer(file.disk()).push_silent(Work::Close { directory: None, files: vec![file] });
+        }
     }
 
     /// Takes open files out of the tables; the last who holds one closes it.
@@ -165,7 +199,9 @@ impl Host {
         for file in &gone {
             shared.files.remove(file);
         }
-        gone.iter().filter_map(|file| self.files.remove(file)).collect()
+        let gone: Vec<Arc<OpenFile>> = gone.iter().filter_map(|file| self.files.remove(file)).collect();
+        gone.iter().for_each(|file| file.forget());
+        gone
     }
 
     /// If the wait is brief, spends it awake, until the bell says something or it is over, and returns true. Whoever else wants the
@@ -186,6 +222,7 @@ impl Host {
     pub(super) fn collect(&mut self, done: &mut Vec<Completion>) {
         while let Some(Finished { id, result }) = self.inbox.finished.pop() {
             self.in_flight -= 1;
+            let Some(id) = id else { continue };
             let result = result.and_then(|outcome| self.enter(outcome));
             done.push(Completion { id, result });
         }
@@ -196,6 +233,8 @@ impl Host {
             Outcome::Plain(output) => Ok(output),
             Outcome::Attached(disk, directory, traits) => {
                 if self.disks.contains_key(&disk) {
+                    self.in_flight += 1;
+                    self.closer(disk).push_silent(Work::Close { directory: Some(directory), files: Vec::new() });
                     return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the disk's number is in use"));
                 }
                 self.readers.write().disks.insert(disk, Arc::clone(&directory));
@@ -206,6 +245,8 @@ impl Host {
                 // It may have been detached meanwhile.
                 let current = self.disks.get(&file.disk());
                 if !current.is_some_and(|directory| Arc::ptr_eq(directory, file.directory())) {
+                    file.forget();
+                    self.let_go(Arc::from(file));
                     return Err(not_open());
                 }
                 self.next_file =
@@ -218,11 +259,12 @@ impl Host {
         }
     }
 
-    /// Lets go of everything that is not under way.
+    /// Lets go of every disk, each on a thread of its own.
     pub(super) fn close(&mut self) {
-        *self.readers.write() = Attached::default();
-        self.files.clear();
-        self.disks.clear();
+        let disks: Vec<DiskIndex> = self.disks.keys().copied().collect();
+        for disk in disks {
+            self.submit(OpId(u64::MAX), Op::Detach { disk });
+        }
         self.lanes.clear();
     }
 }

@@ -207,8 +207,15 @@ pub trait Driver {
     /// What it is, for health and reports: `io_uring`, `threads`, `simulated`, with the reason where it was not the first choice.
     fn name(&self) -> String;
 
-    /// Start an operation. Never blocks on the disk. Operations on one file may complete in any order.
+    /// Start an operation. Neither this nor [`Driver::poll`] ever waits for a disk: one that hangs holds up nothing but
+    /// operations on itself, and only a bounded number of them is started. Operations on one file may complete in any order.
     fn submit(&mut self, id: OpId, op: Op);
+
+    /// The disk is not expected to answer any more: what was not started there fails with `TimedOut`, and its memory is
+    /// free. What was started completes when it does. A driver that starts everything at once has nothing to do.
+    fn give_up(&mut self, disk: DiskIndex) {
+        let _nothing_waits = disk;
+    }
 
     /// Append what has finished. With `wait`, sleep until something finishes, the doorbell rings or the time is over;
     /// with `None`, only look.

@@ -149,6 +149,138 @@ fn a_disk_that_hangs_holds_up_nobody_else() {
     }
 }
 
+/// All threads of one disk hang, with work of every kind behind them: the other disk answers, and what was not begun can
+/// be taken back.
+#[test]
+fn h3_disk_that_never_answers_holds_up_no_other_disk() {
+    const STUCK: DiskIndex = DiskIndex(9);
+    for choice in choices() {
+        let (blocked, stuck, healthy) = (directory(), directory(), directory());
+        std::fs::write(blocked.path().join("slot"), [1; 10]).expect("write");
+        let held = File::open(blocked.path().join("slot")).expect("open");
+        flock(&held, FlockOperation::NonBlockingLockShared).expect("lock");
+        let mut driver = make(choice);
+        run(&mut *driver, attach_at(DISK, healthy.path())).expect("attach");
+        run(&mut *driver, attach_at(STUCK, stuck.path())).expect("attach");
+        let file = open(&mut *driver, "slot", Some(1 << 20));
+        for thread in 0..4 {
+            driver.submit(OpId(thread), attach_at(STUCK, blocked.path()));
+        }
+        let name = || "small".to_owned();
+        let behind = [
+            Op::List { disk: STUCK },
+            Op::Space { disk: STUCK },
+            Op::Open { disk: STUCK, name: name(), create: Some(4096) },
+            Op::WriteFile { disk: STUCK, name: name(), bytes: Arc::new(vec![1]) },
+            Op::ReadFile { disk: STUCK, name: name(), limit: 10 },
+            Op::Remove { disk: STUCK, name: name() },
+        ];
+        let behind = behind.map(|op| {
+            let id = OpId(100 + op.disk().map_or(0, |disk| disk.0 as u64));
+            driver.submit(id, op);
+            id
+        });
+        let start = Instant::now();
+        let data = Buffer::zeroed(4096).expect("map").share();
+        run(&mut *driver, Op::Write { disk: DISK, file, offset: 0, data }).expect("write");
+        run(&mut *driver, Op::List { disk: DISK }).expect("list");
+        run(&mut *driver, Op::Space { disk: DISK }).expect("space");
+        run(&mut *driver, Op::WriteFile { disk: DISK, name: name(), bytes: Arc::new(vec![1]) }).expect("write");
+        run(&mut *driver, Op::ReadFile { disk: DISK, name: name(), limit: 10 }).expect("read");
+        run(&mut *driver, Op::Remove { disk: DISK, name: name() }).expect("remove");
+        run(&mut *driver, Op::Compute(Box::new(|| Box::new(())))).expect("compute");
+        assert!(start.elapsed() < 5 * SECOND, "the other disk waited {:?}", start.elapsed());
+        driver.give_up(STUCK);
+        let mut done = Vec::new();
+        driver.poll(Some(SECOND), &mut done);
+        driver.poll(None, &mut done);
+        assert_eq!(done.len(), behind.len(), "what was not begun is taken back");
+        for completion in done {
+            let error = completion.result.err().expect("it was never done");
+            assert_eq!((completion.id, error.kind()), (OpId(109), ErrorKind::TimedOut));
+        }
+        driver.submit(OpId(7), Op::Detach { disk: STUCK });
+        run_others(&mut *driver, file);
+        drop(held);
+    }
+}
+
+/// The disk that answers goes on while others are let go.
+fn run_others(driver: &mut dyn Driver, file: FileId) {
+    let mut done = Vec::new();
+    let end = Instant::now() + 5 * SECOND;
+    let data = Buffer::zeroed(4096).expect("map").share();
+    driver.submit(OpId(1000), Op::Write { disk: DISK, file, offset: 0, data });
+    while !done.iter().any(|completion: &Completion| completion.id == OpId(1000)) {
+        assert!(Instant::now() < end, "the write waits");
+        driver.poll(Some(SECOND), &mut done);
+    }
+}
+
+/// A sandbox that refuses `io_uring_enter` alone: the ring can be made, and nothing comes through it.
+#[cfg(all(target_os = "linux", target_arch = "x86_64", feature = "uring"))]
+#[test]
+fn h4_io_uring_enter_that_is_refused_falls_back_to_threads_and_is_said() {
+    let named = std::thread::spawn(|| {
+        sandbox::refuse(sandbox::IO_URING_ENTER);
+        (driver(DriverChoice::Auto).expect("threads do").name(), driver(DriverChoice::Uring).err())
+    });
+    let (name, error) = named.join().expect("no panic");
+    assert!(name.starts_with("threads (io_uring is not available: "), "{name}");
+    if driver(DriverChoice::Uring).is_ok() {
+        assert!(name.contains("io_uring_enter refused: Operation not permitted"), "{name}");
+        assert_eq!(error.expect("refused").kind(), ErrorKind::PermissionDenied);
+    }
+}
+
+/// A filter for system calls, for the calling thread and what it starts.
+#[cfg(all(target_os = "linux", target_arch = "x86_64", feature = "uring"))]
+#[allow(unsafe_code, reason = "the standard library has no call for it")]
+mod sandbox {
+    use std::ffi::{c_int, c_long, c_ulong};
+
+    pub(super) const IO_URING_ENTER: u32 = 426;
+
+    #[repr(C)]
+    struct Line {
+        code: u16,
+        if_true: u8,
+        if_false: u8,
+        value: u32,
+    }
+
+    #[repr(C)]
+    struct Program {
+        len: u16,
+        lines: *const Line,
+    }
+
+    unsafe extern "C" {
+        fn prctl(option: c_int, ...) -> c_int;
+    }
+
+    /// From now on this thread's calls of that number fail with EPERM.
+    pub(super) fn refuse(call: u32) {
+        const NO_NEW_PRIVILEGES: c_int = 38;
+        const SECCOMP: c_int = 22;
+        const FILTER: c_long = 2;
+        const EPERM: u32 = 1;
+        let line = |code, if_false, value| Line { code, if_true: 0, if_false, value };
+        // Load the call's number; if it is the one, answer EPERM; else let it through.
+        let lines =
+            [line(0x20, 0, 0), line(0x15, 1, call), line(0x06, 0, 0x5_0000 | EPERM), line(0x06, 0, 0x7fff_0000)];
+        let program = Program { len: 4, lines: lines.as_ptr() };
+        let zero: c_ulong = 0;
+        // SAFETY: the calls take numbers, and a program that lives until they return; the kernel copies it.
+        let done = unsafe {
+            let one: c_ulong = 1;
+            prctl(NO_NEW_PRIVILEGES, one, zero, zero, zero) == 0
+                && prctl(SECCOMP, FILTER, &raw const program, zero, zero) == 0
+        };
+        assert!(done, "a filter can be set: {}", std::io::Error::last_os_error());
+    }
+}
+
 #[test]
 fn a_panic_in_a_computation_is_an_error_and_the_thread_lives_on() {
     for choice in choices() {

@@ -8,10 +8,8 @@ use std::time::Duration;
 
 use super::clock::{Deadline, Machine};
 use super::host::Host;
-use super::{Completion, Doorbell, Driver, Environment, Op, OpId, ReadAt};
+use super::{Completion, DiskIndex, Doorbell, Driver, Environment, Op, OpId, ReadAt};
 
-/// How many operations one disk works on at a time.
-const THREADS_PER_DISK: usize = 4;
 /// How long a driver that is dropped waits for what is under way.
 pub(super) const GRACE: Duration = Duration::from_secs(2);
 
@@ -30,7 +28,7 @@ pub(super) struct ThreadDriver {
 
 impl ThreadDriver {
     pub(super) fn new(reason: Option<String>) -> ThreadDriver {
-        ThreadDriver { host: Host::new(THREADS_PER_DISK), machine: Arc::new(Machine::new()), reason, sleeper: None }
+        ThreadDriver { host: Host::new(), machine: Arc::new(Machine::new()), reason, sleeper: None }
     }
 
     fn waker(&mut self) -> Waker {
@@ -55,6 +53,10 @@ impl Driver for ThreadDriver {
 
     fn submit(&mut self, id: OpId, op: Op) {
         self.host.submit(id, op);
+    }
+
+    fn give_up(&mut self, disk: DiskIndex) {
+        self.host.give_up(disk);
     }
 
     fn poll(&mut self, wait: Option<Duration>, done: &mut Vec<Completion>) {
@@ -98,6 +100,7 @@ impl Driver for ThreadDriver {
 
 impl Drop for ThreadDriver {
     fn drop(&mut self) {
+        self.host.close();
         let end = Deadline::after(GRACE);
         while self.host.in_flight() > 0
             && let Some(left) = end.map(Deadline::left)
@@ -105,7 +108,6 @@ impl Drop for ThreadDriver {
         {
             self.poll(Some(left), &mut Vec::new());
         }
-        self.host.close();
     }
 }
 
