@@ -6,7 +6,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use event_listener::Listener as _;
@@ -44,8 +43,13 @@ const NAP: Duration = Duration::from_millis(100);
 /// [`Region::try_submit`] and [`Region::submit_async`]. Call the others on a thread that may block, not in a task.
 pub struct Region {
     pub(crate) shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Says when the log thread has let go of everything; `None` once that was waited for.
+    ended: Mutex<Option<Ended>>,
 }
+
+/// Receives nothing, until the log thread has let go of everything. The thread itself is not joined: what it left to a disk
+/// that hangs keeps it in the kernel until the disk answers.
+type Ended = mpsc::Receiver<std::convert::Infallible>;
 
 impl Region {
     /// Makes a region on empty or missing directories and opens it.
@@ -101,20 +105,23 @@ impl Region {
         options.validate()?;
         placement::check(options.placement, &options.disks)?;
         let (tell, told) = mpsc::sync_channel(1);
+        let (ends, ended): (_, Ended) = mpsc::channel();
         let builder = std::thread::Builder::new().name("meridian-log".into());
         #[allow(
             clippy::disallowed_methods,
             reason = "the log thread is the region's own; a simulation steps the core instead"
         )]
-        let thread = builder
-            .spawn(move || run(mode, options, machine, make, &tell))
+        builder
+            .spawn(move || {
+                run(mode, options, machine, make, &tell);
+                drop(ends);
+            })
             .map_err(|error| Error::new(ErrorKind::System, format!("the log thread could not be started: {error}")))?;
         let opened = told.recv().unwrap_or_else(|_| Err(stopped()));
         match opened {
-            Ok(shared) => Ok(Region { shared, thread: Mutex::new(Some(thread)) }),
+            Ok(shared) => Ok(Region { shared, ended: Mutex::new(Some(ended)) }),
             Err(error) => {
-                // It has said why it ended.
-                drop(thread.join());
+                let _over = ended.recv();
                 Err(error)
             }
         }
@@ -516,9 +523,9 @@ impl Region {
     }
 
     fn shut(&self) -> Result<()> {
-        let Some(thread) = lock(&self.thread).take() else { return Ok(()) };
+        let Some(ended) = lock(&self.ended).take() else { return Ok(()) };
         let result = self.control(|done| Control::Close { done });
-        drop(thread.join());
+        let _over = ended.recv();
         result
     }
 }
@@ -580,8 +587,8 @@ impl<T> Ticket<T> {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), [`Fenced`](ErrorKind::Fenced), [`Degraded`](ErrorKind::Degraded), [`NoSpace`](ErrorKind::NoSpace),
-    /// [`LimitReached`](ErrorKind::LimitReached), [`RetryTooOld`](ErrorKind::RetryTooOld),
-    /// [`SequenceReused`](ErrorKind::SequenceReused), [`Secondary`](ErrorKind::Secondary): it was not committed (with `Degraded`: not as asked; it may be committed on two disks, and applied).
+    /// [`LimitReached`](ErrorKind::LimitReached), [`RetryTooOld`](ErrorKind::RetryTooOld), [`Secondary`](ErrorKind::Secondary): it was not
+    /// committed (with `Degraded`: not as asked; it may be committed on two disks, and applied).
     /// [`Indeterminate`](ErrorKind::Indeterminate), [`Halted`](ErrorKind::Halted): reopen and retry.
     ///
     /// # Panics

@@ -4,7 +4,7 @@
 //! off), then [`recovery`] (how it starts) and [`reconfigure`] (how it loses and gains a disk).
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -120,9 +120,10 @@ pub(crate) struct Core {
     log: Rc<Log>,
     tasks: LocalPool,
     done: Vec<BlockDone>,
-    held: Option<Request>,
-    /// Whether the log thread was found to have been away since completions were last taken in.
-    away: bool,
+    /// Requests that wait for room in the log, in their order; what goes past them is not among them.
+    held: VecDeque<Request>,
+    /// For how long the log thread was found to have been away since completions were last taken in.
+    away: u64,
     /// Whether completions were looked at since they were last seen to.
     looked: bool,
     opened: Rc<RefCell<Option<Result<()>>>>,
@@ -149,7 +150,7 @@ impl Core {
             };
             *task_opened.borrow_mut() = Some(result);
         });
-        Core { log, tasks, done: Vec::new(), held: None, away: false, looked: false, opened, running: false }
+        Core { log, tasks, done: Vec::new(), held: VecDeque::new(), away: 0, looked: false, opened, running: false }
     }
 
     /// What it owns, for the simulation to look at.
@@ -187,7 +188,7 @@ impl Core {
         let wait = within.map_or(wait, |within| within.min(wait));
         let wait = match requests {
             // A request in hand waits for room: only a completion makes some.
-            Some(wanted) if self.held.is_none() => self.log.shared.intake.prepare_sleep(wanted).then_some(wait),
+            Some(wanted) if self.held.is_empty() => self.log.shared.intake.prepare_sleep(wanted).then_some(wait),
             _ => Some(wait),
         };
         let wait = wait.map(|wait| if self.log.has_arrivals() { Duration::ZERO } else { wait });
@@ -206,9 +207,9 @@ impl Core {
         // The disks first: a complete block goes out before those of the last one are answered.
         self.send_ripe();
         self.log.advance();
-        if away | std::mem::take(&mut self.away) {
-            let now = self.log.ops.now();
-            self.log.with(|pipeline| pipeline.start_over(now));
+        let away = away + std::mem::take(&mut self.away);
+        if away > 0 {
+            self.log.with(|pipeline| pipeline.forgive(away));
         }
         if self.log.closed.get() { Phase::Closed } else { Phase::Running }
     }
@@ -216,27 +217,36 @@ impl Core {
     /// A complete block goes to the disks before anything else is done: a driver may keep what it was given until it is polled.
     fn send_ripe(&mut self) {
         if self.log.is_ripe() && self.log.pump() {
-            self.away |= self.log.ops.poll(None, &mut self.done);
+            self.away += self.log.ops.poll(None, &mut self.done);
             self.looked = true;
         }
     }
 
-    /// Takes requests until the open block is full, the queue empty, or the log cannot take more.
+    /// Takes requests until the open block is full, the queue empty, or the log cannot take more. What asks and commands goes
+    /// past commits that wait: it may be what ends their waiting.
     fn take_requests(&mut self) {
         self.log.batch_clock.set((self.log.ops.now(), self.log.ops.environment().wall()));
         let outstanding = self.log.shared.intake.in_use().0;
         self.log.with(|pipeline| pipeline.meet(outstanding));
         let spawner = self.tasks.spawner();
-        while let Some(request) = self.held.take().or_else(|| self.log.shared.intake.pop()) {
+        while let Some(request) = self.held.pop_front().or_else(|| self.log.shared.intake.pop()) {
             let Some(waiting) = self.log.admit(request, &spawner) else {
                 self.send_ripe();
                 continue;
             };
             self.log.pump();
             // Sent: there may be room now. Not sent: it waits for a completion.
-            self.held = self.log.admit(waiting, &spawner);
-            if self.held.is_some() {
-                return;
+            if let Some(waiting) = self.log.admit(waiting, &spawner) {
+                self.held.push_front(waiting);
+                break;
+            }
+        }
+        while !self.held.is_empty()
+            && let Some(request) = self.log.shared.intake.pop()
+        {
+            match request {
+                Request::Control(control) => self.log.control(control, &spawner),
+                request => self.held.push_back(request),
             }
         }
     }
@@ -344,6 +354,7 @@ impl Log {
             }
             disk.set(state, reason.clone());
         }
+        self.ops.give_up(disk);
         for (_, segment) in self.catalog.borrow_mut().iter_mut() {
             for copy in segment.copies.iter_mut().filter(|copy| copy.disk == disk) {
                 (copy.held, copy.complete) = (false, false);

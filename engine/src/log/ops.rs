@@ -54,23 +54,33 @@ struct Inner {
     polled: u64,
     /// The disk of each member's token.
     tokens: FxHashMap<u16, DiskIndex>,
-    /// Operations that have not returned, by disk.
-    in_flight: Vec<u32>,
+    /// What is on its way, by disk.
+    disks: Vec<OnDisk>,
+}
+
+/// What is on its way to one disk.
+#[derive(Default)]
+struct OnDisk {
+    /// Operations that have not returned.
+    in_flight: u32,
+    /// It was given up: nothing is started there before it is attached again.
+    given_up: bool,
 }
 
 impl Inner {
-    fn count(&mut self, disk: DiskIndex) -> &mut u32 {
-        if self.in_flight.len() <= disk.0 {
-            self.in_flight.resize(disk.0 + 1, 0);
+    fn disk(&mut self, disk: DiskIndex) -> &mut OnDisk {
+        if self.disks.len() <= disk.0 {
+            self.disks.resize_with(disk.0 + 1, OnDisk::default);
         }
-        &mut self.in_flight[disk.0]
+        &mut self.disks[disk.0]
     }
 
-    /// Every operation on its way is waited for as long as if it began now.
-    fn start_over(&mut self, now: u64) {
+    /// Time in which nobody looked does not count for the operations on their way.
+    fn forgive(&mut self, away: u64) {
         let timers = std::mem::take(&mut self.timers).into_iter();
-        let patience = |id| self.waiting.get(&id).map(|waiting| now.saturating_add(waiting.patience));
-        self.timers = timers.map(|Reverse((at, id))| Reverse((patience(id).unwrap_or(at), id))).collect();
+        let later = |at: u64, id| if self.waiting.contains_key(&id) { at.saturating_add(away) } else { at };
+        self.timers = timers.map(|Reverse((at, id))| Reverse((later(at, id), id))).collect();
+        self.waiting.values_mut().for_each(|waiting| waiting.started += away);
     }
 }
 
@@ -79,8 +89,10 @@ struct Waiting {
     /// None once the task has waited too long.
     task: Option<oneshot::Sender<io::Result<Output>>>,
     disk: Option<DiskIndex>,
-    /// Nanoseconds that the task waits.
-    patience: u64,
+    /// When it was started, later by the time in which nobody looked.
+    started: u64,
+    /// It says nothing of the disk how long it takes: it waits for a lock.
+    waits: bool,
 }
 
 impl Ops {
@@ -95,11 +107,11 @@ impl Ops {
             finished: Vec::new(),
             polled: environment.now(),
             tokens: FxHashMap::default(),
-            in_flight: Vec::new(),
+            disks: Vec::new(),
         };
         // Longer than a block's write may take: making a file and flushing its directory take longer, too.
         let patience = stall_timeout.max(Duration::from_millis(100)) * 4;
-        // A disk is given up when several looks in a row found its write undone, and the log thread was there between them.
+        // A disk is given up when several looks found its write undone, and the log thread was there between them.
         let away = nanos(stall_timeout / 4);
         let reads = BufferPool::new(8, 1 << 20);
         Ops { inner: Rc::new(RefCell::new(inner)), environment, patience, away, reads }
@@ -136,15 +148,16 @@ impl Ops {
         let id = BLOCK | (u64::from(token) << 48) | sequence;
         let mut inner = self.inner.borrow_mut();
         inner.tokens.insert(token, disk);
-        *inner.count(disk) += 1;
+        inner.disk(disk).in_flight += 1;
         inner.driver.submit(OpId(id), Op::Write { disk, file, offset, data });
     }
 
-    /// Waits at the driver, wakes the tasks whose operations are done, and lists the blocks that are. Returns whether the
-    /// log thread was away before, because the process was suspended or something held it up: how long a disk took
-    /// meanwhile says nothing, and what is still on its way gets its whole time again.
+    /// Waits at the driver, wakes the tasks whose operations are done, and lists the blocks that are. Returns for how long the
+    /// log thread was away before, in nanoseconds, because the process was suspended or something held it up: how long a
+    /// disk took meanwhile says nothing. Time in which it was there counts however often it was away: a disk that hangs is
+    /// noticed on a busy machine, too.
     #[must_use]
-    pub(crate) fn poll(&self, wait: Option<Duration>, blocks: &mut Vec<BlockDone>) -> bool {
+    pub(crate) fn poll(&self, wait: Option<Duration>, blocks: &mut Vec<BlockDone>) -> u64 {
         let mut inner = self.inner.borrow_mut();
         let before = self.environment.now();
         let until_timer = inner.timers.peek().map(|Reverse((at, _))| Duration::from_nanos(at.saturating_sub(before)));
@@ -153,26 +166,27 @@ impl Ops {
         inner.driver.poll(wait, &mut finished);
         let now = self.environment.now();
         let overslept = now.saturating_sub(before).saturating_sub(wait.map_or(0, nanos));
-        let away = before.saturating_sub(inner.polled) + overslept > self.away;
+        let away = before.saturating_sub(inner.polled) + overslept;
+        let away = if away > self.away { away } else { 0 };
         inner.polled = now;
         for Completion { id: OpId(id), result } in finished.drain(..) {
             if id & BLOCK != 0 {
                 let (token, sequence) = ((id >> 48) as u16 & 0x7fff, id & ((1 << 48) - 1));
                 if let Some(&disk) = inner.tokens.get(&token) {
-                    *inner.count(disk) -= 1;
+                    inner.disk(disk).in_flight -= 1;
                 }
                 blocks.push(BlockDone { token, sequence, result: result.map(drop) });
             } else if let Some(Waiting { task, disk, .. }) = inner.waiting.remove(&id) {
                 if let Some(disk) = disk {
-                    *inner.count(disk) -= 1;
+                    inner.disk(disk).in_flight -= 1;
                 }
                 // A task that was dropped or has given up no longer wants to know.
                 drop(task.map(|task| task.send(result)));
             }
         }
         inner.finished = finished;
-        if away {
-            inner.start_over(now);
+        if away > 0 {
+            inner.forgive(away);
         }
         while inner.timers.peek().is_some_and(|Reverse((at, _))| *at <= now) {
             let Some(Reverse((_, id))) = inner.timers.pop() else { break };
@@ -198,23 +212,52 @@ impl Ops {
         let mut inner = self.inner.borrow_mut();
         let id = inner.next;
         inner.next += 1;
-        let disk = op.disk();
+        let (disk, now) = (op.disk(), self.environment.now());
+        let waits = matches!(op, Op::Attach { .. } | Op::Detach { .. });
+        let mut refused = None;
         if let Some(disk) = disk {
-            *inner.count(disk) += 1;
+            let on_disk = inner.disk(disk);
+            on_disk.given_up &= !waits;
+            if on_disk.given_up {
+                refused = Some(done);
+            } else {
+                on_disk.in_flight += 1;
+                inner.waiting.insert(id, Waiting { task: Some(done), disk: Some(disk), started: now, waits });
+                inner.timers.push(Reverse((now.saturating_add(nanos(patience)), id)));
+                inner.driver.submit(OpId(id), op);
+            }
+        } else {
+            inner.waiting.insert(id, Waiting { task: Some(done), disk: None, started: now, waits });
+            inner.driver.submit(OpId(id), op);
         }
-        let patience = nanos(patience);
-        inner.waiting.insert(id, Waiting { task: Some(done), disk, patience });
-        if disk.is_some() {
-            let at = self.environment.now().saturating_add(patience);
-            inner.timers.push(Reverse((at, id)));
-        }
-        inner.driver.submit(OpId(id), op);
+        drop(refused.map(|task| task.send(Err(io::ErrorKind::TimedOut.into()))));
         async move { wait.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())) }
     }
 
     /// Operations on a disk that have not returned.
     pub(crate) fn in_flight(&self, disk: DiskIndex) -> u32 {
-        *self.inner.borrow_mut().count(disk)
+        self.inner.borrow_mut().disk(disk).in_flight
+    }
+
+    /// When the oldest operation on the disk was started that has not returned, blocks and waits for its lock aside.
+    pub(crate) fn oldest(&self, disk: DiskIndex) -> Option<u64> {
+        let inner = self.inner.borrow();
+        let here = inner.waiting.values().filter(|waiting| waiting.disk == Some(disk) && !waiting.waits);
+        here.map(|waiting| waiting.started).min()
+    }
+
+    /// Nobody waits for the disk any more: what is on its way there is `TimedOut` for those who do, what was not started is
+    /// dropped, and nothing is started before the disk is attached again.
+    pub(crate) fn give_up(&self, disk: DiskIndex) {
+        let mut inner = self.inner.borrow_mut();
+        inner.disk(disk).given_up = true;
+        let here = inner.waiting.values_mut().filter(|waiting| waiting.disk == Some(disk) && !waiting.waits);
+        let tasks: Vec<_> = here.filter_map(|waiting| waiting.task.take()).collect();
+        inner.driver.give_up(disk);
+        drop(inner);
+        for task in tasks {
+            drop(task.send(Err(io::ErrorKind::TimedOut.into())));
+        }
     }
 
     /// Completes `pause` from now.
@@ -312,7 +355,7 @@ impl Ops {
     }
 }
 
-fn nanos(time: Duration) -> u64 {
+pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 

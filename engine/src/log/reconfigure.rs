@@ -15,10 +15,15 @@ use crate::io::{Buffer, DiskIndex};
 use crate::log::Log;
 use crate::log::admit::degraded;
 use crate::log::disk::{Disk, Slot};
+use crate::log::ops::nanos;
 use crate::log::pipeline::{Active, Flying, Member, OpenBlock, Pipeline};
 use crate::log::placement::{COPIES, QUORUM, choose};
 use crate::log::prepare::Need;
 use crate::types::{DiskId, Epoch, Lsn, SegmentId};
+
+/// What is not a block's write may take as long, however short `stall_timeout` is: to make a file, flush its directory or
+/// replace it takes several writes. In nanoseconds.
+const SLOW_ANSWER: u64 = 100_000_000;
 
 impl Log {
     /// Changes the set when a disk left it, stalls, or when a better one can be had.
@@ -37,18 +42,45 @@ impl Log {
                 }
             }
             let change = std::pin::pin!(self.changed.wait(&mut seen));
-            let pause = std::pin::pin!(self.ops.sleep(look));
+            let pause = std::pin::pin!(self.ops.sleep(look.min(self.until_stalled())));
             let _first = select(change, pause).await;
         }
     }
 
-    /// A member that is too late in time or bytes has stalled (acceptance L4).
+    /// How long from now the next disk has stalled, unless it answers.
+    fn until_stalled(&self) -> Duration {
+        let timeout = nanos(self.options.stall_timeout);
+        let members = self.live_members().into_iter().filter_map(|(_, at)| self.with(|pipeline| pipeline.oldest(at)));
+        let blocks = members.map(|started| started + timeout);
+        let answering = self.answering().into_iter().filter_map(|disk| self.ops.oldest(disk));
+        let others = answering.map(|started| started + timeout.max(SLOW_ANSWER));
+        let first = blocks.chain(others).min().unwrap_or(u64::MAX);
+        // A moment later than that: a look in time finds it in time.
+        Duration::from_nanos(first.saturating_sub(self.ops.now()).saturating_add(1_000_000))
+    }
+
+    /// The disks that are expected to answer.
+    fn answering(&self) -> Vec<DiskIndex> {
+        let disks = self.disks.borrow();
+        let answers = disks.iter().filter(|disk| matches!(disk.state, DiskState::Healthy | DiskState::Rebuilding));
+        answers.map(|disk| disk.index).collect()
+    }
+
+    /// A disk that leaves an operation undone for too long has stalled, whatever the operation and whether or not it is a
+    /// member; so has a member that lags too many bytes (acceptance L4, H3).
     fn find_stalled(&self) {
-        let (looked, timeout) = (self.ops.polled(), self.options.stall_timeout.as_nanos() as u64);
+        let (looked, timeout) = (self.ops.polled(), nanos(self.options.stall_timeout));
         self.lose_where(|_, at| {
             let late = looked.saturating_sub(self.with(|pipeline| pipeline.oldest(at))?);
             (late > timeout).then(|| format!("a write did not complete in {} ms", late / 1_000_000))
         });
+        for disk in self.answering() {
+            let late = self.ops.oldest(disk).map_or(0, |started| looked.saturating_sub(started));
+            if late > timeout.max(SLOW_ANSWER) {
+                let reason = format!("an operation did not complete in {} ms", late / 1_000_000);
+                self.lose(disk, DiskState::Stalled, reason);
+            }
+        }
         let lagging = |at| self.with(|pipeline| Some(pipeline.lag(at)).filter(|lag| *lag > self.options.lag_bytes));
         self.lose_where(|disk, at| {
             let lag = lagging(at).filter(|_| self.can_spare(disk))?;

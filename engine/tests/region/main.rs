@@ -16,6 +16,5 @@ mod input;
 mod model;
 mod operator;
 mod read;
-mod retries;
 mod slow;
 mod strict;

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use meridian::format::{DATA_START, SUPERBLOCK_SLOT};
 use meridian::io::{Completion, DiskIndex, Doorbell, Driver, DriverChoice, Environment, Op, OpId, ReadAt, driver};
-use meridian::{AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, PartitionId, Region, StateMachine, Transaction};
+use meridian::{
+    AccountId, Ack, ClientId, Committed, DiskState, ErrorKind, Lsn, PartitionId, Region, StateMachine, Transaction,
+};
 
 use crate::common::{Memory, options};
 use crate::disks::until;
@@ -25,6 +27,8 @@ const ALL: u8 = 3;
 const SPARE: u8 = 4;
 /// New files on the third disk, which are refused: its quota is used up.
 const QUOTA: u8 = 5;
+/// Everything on the third disk but blocks, as long as it does not become a member again.
+const PREPARING: u8 = 6;
 
 /// The real driver, but that some writes are kept back.
 struct Slow {
@@ -36,6 +40,10 @@ struct Slow {
 
 impl Slow {
     fn keeps(&self, op: &Op) -> bool {
+        if self.keeps.load(Ordering::SeqCst) == PREPARING && op.disk() == Some(DiskIndex(2)) {
+            let block = matches!(op, Op::Write { offset, data, .. } if *offset >= u64::from(DATA_START) && data.len() != SUPERBLOCK_SLOT && data.len() < 1 << 20);
+            return !block && !matches!(op, Op::Attach { .. } | Op::Detach { .. });
+        }
         let Op::Write { disk, offset, data, .. } = op else { return false };
         let first = u64::from(DATA_START);
         let block = *offset >= first && data.len() != SUPERBLOCK_SLOT;
@@ -101,13 +109,23 @@ fn region_on(
     keeps: u8,
     machine: impl StateMachine + 'static,
 ) -> (Region, AccountId, Arc<AtomicU8>) {
+    patient_region(dir, disks, keeps, Duration::from_secs(60), machine)
+}
+
+fn patient_region(
+    dir: &tempfile::TempDir,
+    disks: usize,
+    keeps: u8,
+    stall_timeout: Duration,
+    machine: impl StateMachine + 'static,
+) -> (Region, AccountId, Arc<AtomicU8>) {
     let keeps = Arc::new(AtomicU8::new(keeps));
     let theirs = Arc::clone(&keeps);
     let make = move || -> io::Result<Box<dyn Driver>> {
         Ok(Box::new(Slow { inner: driver(DriverChoice::Auto)?, keeps: theirs, kept: Vec::new(), refused: Vec::new() }))
     };
     let mut options = options(dir, disks);
-    options.stall_timeout = Duration::from_secs(60);
+    options.stall_timeout = stall_timeout;
     options.lag_bytes = 64 << 20;
     let region = Region::create_with(options, machine, make).unwrap();
     let account = region.create_account("flights", Ack::Quorum).unwrap();
@@ -255,6 +273,40 @@ fn a_spare_that_hangs_holds_up_no_segment() {
         region.commit(Transaction::new(account, PartitionId(1)).record(vec![7; 100 << 10])).unwrap();
     }
     keeps.store(NOTHING, Ordering::SeqCst);
+    region.close().unwrap();
+}
+
+/// What hangs is the making of the next segment. The disk is given up in time, though every block was written.
+#[test]
+fn h3_disk_that_hangs_in_a_preparation_is_given_up_after_stall_timeout() {
+    let dir = tempfile::tempdir().unwrap();
+    let stall = Duration::from_secs(1);
+    let (region, account, keeps) = patient_region(&dir, 3, NOTHING, stall, ());
+    let commit = || region.commit(Transaction::new(account, PartitionId(1)).record(vec![7; 100 << 10])).unwrap();
+    commit();
+    keeps.store(PREPARING, Ordering::SeqCst);
+    let longest = std::thread::scope(|scope| {
+        let commits = scope.spawn(|| {
+            let timed = (0..100).map(|_| {
+                let start = std::time::Instant::now();
+                commit();
+                start.elapsed()
+            });
+            timed.max().unwrap()
+        });
+        while !commits.is_finished() {
+            let start = std::time::Instant::now();
+            assert_eq!(region.health().unwrap().halted, None);
+            assert!(start.elapsed() < Duration::from_secs(1), "health took {:?}", start.elapsed());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        commits.join().unwrap()
+    });
+    assert!(longest < 2 * stall, "no commit for {longest:?}");
+    assert_eq!(region.health().unwrap().disks[2].state, DiskState::Stalled);
+    keeps.store(NOTHING, Ordering::SeqCst);
+    until("the third disk's return", || region.return_disk(2).is_ok());
+    until("whole sets", || region.health().unwrap().is_whole());
     region.close().unwrap();
 }
 
