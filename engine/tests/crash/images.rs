@@ -29,9 +29,9 @@ impl Kind {
     }
 
     /// Makes the file system. xfs takes 300 MiB at least; the files are sparse.
-    fn make(self, file: &str) -> Result<String, String> {
+    fn make(self, file: &str, size: &str) -> Result<String, String> {
         match self {
-            Kind::Ext4 => run("truncate", &["-s", "128M", file]).and_then(|_| {
+            Kind::Ext4 => run("truncate", &["-s", size, file]).and_then(|_| {
                 run(
                     "mkfs.ext4",
                     &["-q", "-F", "-b", "4096", "-m", "0", "-J", "size=8", "-E", "packed_meta_blocks=1", file],
@@ -46,15 +46,19 @@ impl Kind {
 pub(crate) struct Image {
     kind: Kind,
     pub(crate) file: PathBuf,
-    mount: PathBuf,
+    pub(crate) mount: PathBuf,
     device: String,
 }
 
 impl Image {
     fn new(kind: Kind, dir: &Path, name: &str) -> Result<Image, String> {
+        Image::of_size(kind, dir, name, "128M")
+    }
+
+    pub(crate) fn of_size(kind: Kind, dir: &Path, name: &str, size: &str) -> Result<Image, String> {
         let (file, mount) = (dir.join(format!("{name}.image")), dir.join(name));
         std::fs::create_dir(&mount).unwrap();
-        kind.make(file.to_str().unwrap())?;
+        kind.make(file.to_str().unwrap(), size)?;
         let device = run("losetup", &["--find", "--show", "--direct-io=on", file.to_str().unwrap()])?;
         let image = Image { kind, file, mount, device };
         image.mount()?;

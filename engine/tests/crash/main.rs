@@ -7,6 +7,7 @@
 )]
 
 mod child;
+mod hung;
 mod images;
 mod kill;
 mod ledger;
