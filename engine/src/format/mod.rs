@@ -26,7 +26,7 @@ pub use frame::{
 };
 pub use index::{ClientCommit, IndexPartition, Posting, SegmentIndex, SystemState};
 pub use segment::{MAX_SET, Seal, SegmentHeader};
-pub use superblock::{EpochEntry, Member, Superblock};
+pub use superblock::{EpochEntry, MAX_EPOCHS, MAX_SEALS, Member, Superblock};
 pub use system::{
     MAX_ACCOUNT_NAME, MAX_MARKED, MAX_RESTARTED, SystemRecord, decode_account, decode_mark, decode_progress,
     decode_restart, encode_account, encode_mark, encode_progress, encode_restart,

@@ -14,6 +14,11 @@ use super::segment::check_set;
 use super::{FormatError, Result, SUPERBLOCK_SLOT, Seal};
 use crate::types::{DiskId, Epoch, LogId, Lsn, SegmentId};
 
+/// Seals that the engine lists in a superblock at most. What lists one more makes room first.
+pub const MAX_SEALS: usize = 64;
+/// Epochs that the engine lists in a superblock at most. Both fit beside sixteen members with the longest labels.
+pub const MAX_EPOCHS: usize = 128;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"MRSB");
 const VERSION: u16 = 1;
 
@@ -65,9 +70,10 @@ pub struct Superblock {
     pub sound: Epoch,
     /// The region's disks, all different.
     pub members: Vec<Member>,
-    /// The epochs that began, ascending.
+    /// The epochs of segments whose seal is not on the pages of two copies, and of those after them, ascending.
     pub epochs: Vec<EpochEntry>,
-    /// The seals made so far of retained segments whose end an epoch's change or a recovery decided, ascending by segment.
+    /// Seals of retained segments that a change of the set or a recovery decided and that are not on the pages of two
+    /// copies, ascending by segment.
     pub seals: Vec<Seal>,
     /// The first segment that is retained.
     pub trim: SegmentId,

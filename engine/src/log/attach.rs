@@ -282,10 +282,12 @@ impl Log {
     fn known_segments(&self, slots: &[SlotFound]) -> BTreeMap<SegmentId, Segment> {
         let meta = self.meta.borrow();
         let mut segments: BTreeMap<SegmentId, Segment> = BTreeMap::new();
+        // A seal that is on the pages of two copies is not listed any more: it speaks for the copies without a page, too.
+        let pages = slots.iter().filter_map(|found| found.seal.as_ref());
+        let known: BTreeMap<SegmentId, &Seal> = pages.chain(&meta.seals).map(|seal| (seal.segment, seal)).collect();
         for found in slots {
             let Some(header) = &found.header else { continue };
-            let listed = meta.seals.iter().find(|seal| seal.segment == header.segment);
-            let known = listed.or(found.seal.as_ref()).filter(|_| !planted!(LongestLog));
+            let known = known.get(&header.segment).copied().filter(|_| !planted!(LongestLog));
             let rightful = match known {
                 Some(seal) => seal.epoch == header.epoch,
                 None => self.epoch_of(&meta.epochs, header.segment) == Some(header.epoch),
@@ -299,6 +301,7 @@ impl Log {
                 set: header.set.clone(),
                 seal: None,
                 copies: Vec::new(),
+                settled: false,
             });
             if let Some(seal) = known {
                 entry.seal = Some(seal.clone());
@@ -310,12 +313,19 @@ impl Log {
             set: set.to_vec(),
             seal: seal.cloned(),
             copies: Vec::new(),
+            settled: false,
         };
         for seal in meta.seals.iter().filter(|seal| seal.segment >= meta.trim) {
             segments.entry(seal.segment).or_insert_with(|| absent(seal.epoch, &seal.set, Some(seal)));
         }
         for entry in meta.epochs.iter().filter(|entry| entry.first_segment >= meta.trim) {
             segments.entry(entry.first_segment).or_insert_with(|| absent(entry.epoch, &entry.set, None));
+        }
+        // An epoch is forgotten once all its seals are on two copies, of which one may have been lost since.
+        for (&id, segment) in &mut segments {
+            let listed = meta.seals.iter().any(|seal| seal.segment == id);
+            let forgotten = self.epoch_of(&meta.epochs, id) != Some(segment.epoch);
+            segment.settled = segment.seal.is_some() && !listed && forgotten;
         }
         segments
     }
@@ -380,6 +390,7 @@ impl Log {
             Some(segment) => {
                 let sealed = seal.is_some() && seal == segment.seal && !stale;
                 segment.copies.push(Copy { disk, slot, held: sealed, complete: sealed });
+                segment.settle();
             }
             None => self.free_slot(disk, slot),
         }

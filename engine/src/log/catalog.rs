@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::format::Seal;
 use crate::io::DiskIndex;
 use crate::log::disk::Slot;
+use crate::log::placement::QUORUM;
 use crate::types::{DiskId, Epoch, SegmentId};
 
 /// One disk's copy of a segment.
@@ -25,9 +26,16 @@ pub(crate) struct Segment {
     /// Known once the segment's end is decided.
     pub(crate) seal: Option<Seal>,
     pub(crate) copies: Vec<Copy>,
+    /// A quorum of copies had the seal's page once: the superblocks need not know the segment, whatever is lost later.
+    pub(crate) settled: bool,
 }
 
 impl Segment {
+    /// Notes whether the seal is on a quorum of copies, after a copy has become complete.
+    pub(crate) fn settle(&mut self) {
+        self.settled |= self.seal.is_some() && self.complete().count() >= QUORUM;
+    }
+
     pub(crate) fn copy_on(&self, disk: DiskIndex) -> Option<&Copy> {
         self.copies.iter().find(|copy| copy.disk == disk)
     }
@@ -80,10 +88,11 @@ impl Catalog {
 
     /// Marks a copy as complete or as one to rebuild.
     pub(crate) fn set_complete(&mut self, id: SegmentId, disk: DiskIndex, complete: bool) {
-        let copies = self.segments.get_mut(&id).map(|segment| &mut segment.copies);
-        if let Some(copy) = copies.and_then(|copies| copies.iter_mut().find(|copy| copy.disk == disk)) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        if let Some(copy) = segment.copies.iter_mut().find(|copy| copy.disk == disk) {
             (copy.held, copy.complete) = (complete, complete);
         }
+        segment.settle();
     }
 
     /// Forgets every copy on a disk, which has gone.

@@ -1,12 +1,13 @@
 //! What the superblocks say, and writing it to a majority of them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
 use futures::future::join_all;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{EpochEntry, Member, SUPERBLOCK_SLOT, Seal, Superblock};
+use crate::format::{EpochEntry, MAX_EPOCHS, MAX_SEALS, Member, SUPERBLOCK_SLOT, Seal, Superblock};
 use crate::health::DiskState;
 use crate::io::{DiskIndex, FileId};
 use crate::log::Log;
@@ -38,16 +39,47 @@ impl Meta {
         self.log.expect("a region has its log's identity before anything is written")
     }
 
-    /// Forgets epochs before the one that holds `unsealed`, the first segment whose seal is not on its copies.
-    pub(crate) fn prune(&mut self, unsealed: SegmentId) {
-        self.seals.retain(|seal| seal.segment >= unsealed);
-        let keep = self.epochs.iter().rposition(|entry| entry.first_segment <= unsealed).unwrap_or(0);
-        self.epochs.drain(..keep);
+    /// Forgets seals and epochs of all but the `unsettled` segments. The present epoch stays, and one after each that stays:
+    /// it says where that ends.
+    pub(crate) fn prune(&mut self, unsettled: &BTreeSet<SegmentId>) {
+        self.seals.retain(|seal| unsettled.contains(&seal.segment));
+        let epochs = std::mem::take(&mut self.epochs);
+        let starts: Vec<SegmentId> = epochs.iter().map(|entry| entry.first_segment).collect();
+        let needed = |at: usize| match starts.get(at + 1) {
+            Some(&end) => unsettled.range(starts[at]..end).next().is_some(),
+            None => true,
+        };
+        let kept = |at: &usize| needed(*at) || (*at > 0 && needed(*at - 1));
+        self.epochs = epochs.into_iter().enumerate().filter(|(at, _)| kept(at)).map(|(_, entry)| entry).collect();
+    }
+
+    /// Whether one more epoch, and the seal before it, can be listed.
+    pub(crate) fn has_room(&self) -> bool {
+        self.seals.len() < MAX_SEALS && self.epochs.len() < MAX_EPOCHS
+    }
+
+    /// Lists a seal, for which there is room.
+    pub(crate) fn list_seal(&mut self, seal: Seal) {
+        self.seals.retain(|known| known.segment != seal.segment);
+        assert!(self.seals.len() < MAX_SEALS, "room was made for a seal in the superblocks");
+        self.seals.push(seal);
+        self.seals.sort_unstable_by_key(|seal| seal.segment);
+    }
+
+    /// Lists an epoch, for which there is room. An attempt that failed, or an epoch that wrote nothing, may have left an entry for the
+    /// same segment: this one replaces it.
+    pub(crate) fn begin_epoch(&mut self, entry: EpochEntry) {
+        self.epochs.retain(|known| known.first_segment < entry.first_segment);
+        assert!(self.epochs.len() < MAX_EPOCHS, "room was made for an epoch in the superblocks");
+        self.epochs.push(entry);
     }
 }
 
 impl Log {
     /// Writes the superblocks of every disk that counts. A majority of the members and all `must` have to succeed.
+    ///
+    /// # Errors
+    /// `LimitReached` when a superblock does not fit its slot, which says nothing of any disk; else `RestoreDisk`.
     pub(crate) async fn persist(&self, must: &[DiskIndex]) -> Result<()> {
         let _one_at_a_time = self.superblocks.lock().await;
         self.meta.borrow_mut().generation += 1;
@@ -55,11 +87,15 @@ impl Log {
         if planted!(SealOnOneDisk) {
             targets.truncate(1);
         }
-        let writes = targets.iter().map(|&(disk, file, turn, id)| async move {
-            let bytes = self
-                .superblock(disk, id)
-                .encode()
-                .map_err(|error| Error::new(ErrorKind::LimitReached, format!("the superblock is full: {error}")))?;
+        let encoded = targets.iter().map(|&(disk, .., id)| self.encode_superblock(disk, id));
+        let mut encoded: Vec<Result<Vec<u8>>> = encoded.collect();
+        if !planted!(EncoderRefusalSwallowed)
+            && let Some(at) = encoded.iter().position(Result::is_err)
+        {
+            return encoded.swap_remove(at).map(drop);
+        }
+        let writes = targets.iter().zip(encoded).map(|(&(disk, file, turn, _), bytes)| async move {
+            let bytes = bytes?;
             let (state, reason) = match self.write_superblock(disk, file, turn, &bytes).await {
                 Ok(()) => {
                     self.disks.borrow_mut()[disk.0].turn = 1 - turn;
@@ -96,6 +132,21 @@ impl Log {
                 Err(Error::new(ErrorKind::RestoreDisk, message))
             }
         }
+    }
+
+    fn encode_superblock(&self, disk: DiskIndex, id: DiskId) -> Result<Vec<u8>> {
+        let superblock = self.superblock(disk, id);
+        superblock.encode().map_err(|error| {
+            let Superblock { members, epochs, seals, .. } = &superblock;
+            let message = format!(
+                "superblock: {} disks, {} epochs ({MAX_EPOCHS} accepted) and {} seals ({MAX_SEALS} accepted) do not fit \
+                 its {SUPERBLOCK_SLOT} bytes: {error}",
+                members.len(),
+                epochs.len(),
+                seals.len()
+            );
+            Error::new(ErrorKind::LimitReached, message)
+        })
     }
 
     /// Writes one superblock slot.

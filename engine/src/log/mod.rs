@@ -42,6 +42,7 @@ pub(crate) mod recovery;
 pub(crate) mod returning;
 pub(crate) mod scrub;
 pub(crate) mod seal;
+pub(crate) mod settle;
 pub(crate) mod tables;
 pub(crate) mod tail;
 pub(crate) mod trim;
@@ -75,6 +76,8 @@ pub(crate) struct Log {
     pub(crate) pipeline: RefCell<Option<Pipeline>>,
     pub(crate) machine: RefCell<Box<dyn StateMachine>>,
     pub(crate) stats: RefCell<Stats>,
+    /// A change of the set waits for a rebuild: nothing is slowed down meanwhile.
+    pub(crate) hurried: Cell<bool>,
     /// Held while superblocks are written.
     pub(crate) superblocks: futures::lock::Mutex<()>,
     /// Held while blocks are written to slots outside the write path: trimming waits for it before slots change hands.
@@ -268,6 +271,7 @@ impl Log {
             tables: RefCell::default(),
             pipeline: RefCell::new(None),
             machine: RefCell::new(machine),
+            hurried: Cell::new(false),
             superblocks: futures::lock::Mutex::new(()),
             rebuilding: futures::lock::Mutex::new(()),
             paging: futures::lock::Mutex::new(()),

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::future::select;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{DATA_START, Seal, SegmentHeader};
 use crate::health::DiskState;
@@ -63,11 +65,13 @@ impl Log {
         }
     }
 
-    /// The first sealed segment for which a copy can be made or completed.
+    /// The first sealed segment for which a copy can be made or completed; before all others one that takes room in
+    /// the superblocks until it has two.
     fn next_to_rebuild(&self, skipped: &BTreeSet<SegmentId>) -> Option<SegmentId> {
         let catalog = self.catalog.borrow();
         let thin = catalog.iter().filter(|(id, segment)| segment.seal.is_some() && !skipped.contains(id));
-        thin.filter(|(_, segment)| self.target(segment).is_some()).map(|(id, _)| id).next()
+        let thin = thin.filter(|(_, segment)| self.target(segment).is_some());
+        thin.map(|(id, segment)| (segment.settled, id)).min().map(|(_, id)| id)
     }
 
     /// Where the next copy of this segment goes, if it lacks one: a late copy on a disk that answers, or a fresh disk
@@ -114,7 +118,9 @@ impl Log {
         let (target, seal, epoch, set) = {
             let catalog = self.catalog.borrow();
             let Some(segment) = catalog.get(id) else { return Ok(false) };
-            let (Some(seal), Some(target)) = (segment.seal.clone(), self.target(segment)) else { return Ok(false) };
+            let (Some(seal), Some(target)) = (segment.seal.clone(), self.target(segment)) else {
+                return Ok(false);
+            };
             (target, seal, segment.epoch, segment.set.clone())
         };
         let (disk, known) = target;
@@ -130,7 +136,9 @@ impl Log {
         };
         let header = SegmentHeader { log: seal.log, segment: id, epoch, size: self.options.segment_bytes, set };
         let place = Place { log: seal.log, epoch, segment: id, disk, file: slot.file };
-        let done = self.fill(&place, &header, &seal, known.is_some()).await;
+        // What an opening or a change of the set waits for is not slowed down.
+        let pace = if need == Need::Growth { self.options.rebuild_bytes_per_second } else { 0 };
+        let done = self.fill(&place, &header, &seal, known.is_some(), pace).await;
         self.finish_rebuild(id, disk, slot, known.is_some(), done)
     }
 
@@ -160,6 +168,7 @@ impl Log {
                 (Ok(true), Some(segment)) if answers => {
                     segment.copies.retain(|copy| copy.disk != disk);
                     segment.copies.push(Copy { disk, slot, held: true, complete: true });
+                    segment.settle();
                     true
                 }
                 // Trimmed meanwhile, or failed: what was there stays there, a fresh slot goes back.
@@ -175,7 +184,7 @@ impl Log {
 
     /// Brings a slot to exactly the sealed bytes: what verifies there stays, the rest comes from the other copies. The pages
     /// come last: without them it is no copy.
-    async fn fill(&self, place: &Place, header: &SegmentHeader, seal: &Seal, known: bool) -> Result<bool> {
+    async fn fill(&self, place: &Place, header: &SegmentHeader, seal: &Seal, known: bool, pace: u64) -> Result<bool> {
         let (mut at, mut link) = (DATA_START, start(seal));
         while at < seal.length && !(known && planted!(LateCopyUnread)) {
             if self.is_trimmed(place.segment) || self.halted.borrow().is_some() {
@@ -193,7 +202,7 @@ impl Log {
                 self.could_not_rebuild(place.disk, &error);
                 return Ok(false);
             }
-            self.throttle(len, self.options.rebuild_bytes_per_second).await;
+            self.throttle(len, pace).await;
         }
         let unverified = planted!(RebuildUnverified) || planted!(LateCopyUnread);
         if !unverified && link != (Link { sequence: seal.next_sequence, chain: seal.end_chain }) {
@@ -223,9 +232,17 @@ impl Log {
         }
     }
 
+    /// Pauses until `bytes` are within `per_second`, or a change of the set cannot wait.
     pub(crate) async fn throttle(&self, bytes: u64, per_second: u64) {
-        if let Some(pause) = bytes.saturating_mul(1_000_000_000).checked_div(per_second) {
-            self.ops.sleep(Duration::from_nanos(pause)).await;
+        let Some(pause) = bytes.saturating_mul(1_000_000_000).checked_div(per_second) else { return };
+        let end = self.ops.now().saturating_add(pause);
+        let mut seen = self.changed.seen();
+        while !self.hurried.get()
+            && let left @ 1.. = end.saturating_sub(self.ops.now())
+        {
+            let change = std::pin::pin!(self.changed.wait(&mut seen));
+            let pause = std::pin::pin!(self.ops.sleep(Duration::from_nanos(left)));
+            let _first = select(change, pause).await;
         }
     }
 

@@ -253,6 +253,7 @@ impl Log {
 
     /// Seals what is committed and starts the next epoch on `set`. False when one of its disks failed on the way.
     async fn start_epoch(&self, set: &[DiskIndex]) -> Result<bool> {
+        self.make_table_room().await?;
         // Each attempt is an epoch of its own, so that no slot of one that failed passes for one of the next.
         let epoch = self.promise_next().await?;
         let (seal, again) = self.with(|pipeline| (cut(pipeline, &self.set_ids(pipeline)), pipeline.holds_nothing()));
@@ -262,10 +263,10 @@ impl Log {
         {
             let mut meta = self.meta.borrow_mut();
             meta.seals.retain(|known| known.segment < seal.segment);
-            meta.seals.extend((!again).then(|| seal.clone()));
-            // An attempt of this change that failed left an entry for the same segment, as did the epoch that wrote nothing to it.
-            meta.epochs.retain(|entry| entry.first_segment < id);
-            meta.epochs.push(EpochEntry { epoch, first_segment: id, set: ids });
+            if !again {
+                meta.list_seal(seal.clone());
+            }
+            meta.begin_epoch(EpochEntry { epoch, first_segment: id, set: ids });
         }
         if let Err(error) = self.persist(set).await {
             for (&disk, slot) in set.iter().zip(slots) {

@@ -8,7 +8,6 @@ use crate::health::DiskState;
 use crate::io::{Arena, DiskIndex};
 use crate::log::Log;
 use crate::log::attach::{Found as FoundDisks, Known};
-use crate::log::catalog::Segment;
 use crate::log::disk::Slot;
 use crate::log::index::IndexBuilder;
 use crate::log::pipeline::{Active, Pipeline};
@@ -34,10 +33,10 @@ impl Log {
         let found = self.attach_all(false).await?;
         self.promise(&found).await?;
         self.read_catalog_from_disks(&found).await?;
-        let (link, end) = self.recover_tail(&found).await?;
+        let (link, end, seals) = self.recover_tail(&found).await?;
         self.publish_all();
         self.load_tables().await?;
-        self.ensure_quorum_of_copies().await?;
+        self.settle_recovered(seals).await?;
         self.begin(link, end).await?;
         self.replay(end).await?;
         self.sweep().await;
@@ -82,8 +81,9 @@ impl Log {
         self.persist(&[]).await.map(|()| epoch)
     }
 
-    /// Steps 3 to 5 for every segment without a seal, in order. Returns the link and the position behind the last block.
-    async fn recover_tail(&self, found: &FoundDisks) -> Result<(Link, Lsn)> {
+    /// Steps 3 and 4 for every segment without a seal, in order. Returns the link and the position behind the last block, and the
+    /// seals that the superblocks do not know yet.
+    async fn recover_tail(&self, found: &FoundDisks) -> Result<(Link, Lsn, Vec<Seal>)> {
         let (mut link, first) = self.last_sealed();
         let mut end = Lsn::new(first, DATA_START);
         if let Some((id, seal)) = self.sealed_before(first) {
@@ -131,25 +131,28 @@ impl Log {
                 format!("the log ends before block {}, {} are known to be committed", link.sequence, found.committed);
             return Err(Error::new(ErrorKind::RestoreDisk, message));
         }
-        self.settle_tail(first, seals);
-        Ok((link, end))
+        let seals = self.settle_tail(first, seals);
+        Ok((link, end, seals))
     }
 
-    /// The recovered seals go to the catalog and, with the next epoch, to the superblocks; segments behind them hold nothing.
-    fn settle_tail(&self, first: SegmentId, seals: Vec<(Seal, Vec<DiskIndex>)>) {
+    /// The recovered seals go to the catalog; segments behind them hold nothing. Returns those that are not listed.
+    fn settle_tail(&self, first: SegmentId, seals: Vec<(Seal, Vec<DiskIndex>)>) -> Vec<Seal> {
         let last = seals.last().map_or(SegmentId(first.0 - 1), |(seal, _)| seal.segment);
+        // One that failed since its superblock was read, when it was to promise or to take a block, holds nothing (invariant 5).
+        let attached = self.attached();
         let mut catalog = self.catalog.borrow_mut();
         let mut meta = self.meta.borrow_mut();
+        let mut unlisted = Vec::new();
         for (seal, holders) in seals {
             let Some(segment) = catalog.get_mut(seal.segment) else { continue };
             for copy in &mut segment.copies {
-                copy.held = holders.contains(&copy.disk);
+                copy.held = holders.contains(&copy.disk) && attached.contains(&copy.disk);
             }
-            meta.seals.retain(|known| known.segment != seal.segment);
-            meta.seals.push(seal.clone());
+            if !meta.seals.contains(&seal) {
+                unlisted.push(seal.clone());
+            }
             segment.seal = Some(seal);
         }
-        meta.seals.sort_unstable_by_key(|seal| seal.segment);
         // Segments behind the end begin anew, with other epochs and other ends than a change that was cut short gave them.
         meta.seals.retain(|seal| seal.segment <= last);
         let empty: Vec<SegmentId> = catalog.iter().map(|(id, _)| id).filter(|id| *id > last).collect();
@@ -158,6 +161,7 @@ impl Log {
                 self.free_slot(copy.disk, copy.slot);
             }
         }
+        unlisted
     }
 
     /// The link behind the last sealed segment, and the first segment without a seal.
@@ -347,32 +351,6 @@ impl Log {
         Ok(())
     }
 
-    /// Step 4 for what one disk alone could show: it is copied until a quorum of disks holds it.
-    async fn ensure_quorum_of_copies(&self) -> Result<()> {
-        let tail: Vec<SegmentId> = {
-            let catalog = self.catalog.borrow();
-            let thin = |segment: &Segment| segment.copies.iter().filter(|copy| copy.held).count() < QUORUM;
-            let sealed_now = self.meta.borrow().seals.iter().map(|seal| seal.segment).collect::<Vec<_>>();
-            catalog.iter().filter(|(id, segment)| thin(segment) && sealed_now.contains(id)).map(|(id, _)| id).collect()
-        };
-        if !tail.is_empty() {
-            // A page tells its disk what the end is: the superblocks know it first, or another opening could find another end.
-            self.persist(&[]).await?;
-        }
-        for id in tail {
-            while self.catalog.borrow().get(id).is_some_and(|s| s.copies.iter().filter(|c| c.held).count() < QUORUM) {
-                // A disk that fails on the way makes room for another one.
-                let can_go_on = |segment: &Segment| self.target(segment).is_some();
-                let made = self.rebuild_one(id, Need::Epoch).await?;
-                if !made && !self.catalog.borrow().get(id).is_some_and(can_go_on) {
-                    let message = format!("segment {} is on one disk only, and no other disk can take a copy", id.0);
-                    return Err(Error::new(self.without_disks(), message));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The first epoch of this opening: a new segment on a new set, durable before anything is served.
     async fn begin(&self, link: Link, end: Lsn) -> Result<()> {
         let id = SegmentId(self.catalog.borrow().iter().last().map_or(self.meta.borrow().trim.0, |(id, _)| id.0 + 1));
@@ -380,6 +358,7 @@ impl Log {
             let disks = self.disks.borrow();
             disks.iter().filter(|disk| disk.is_live()).map(|disk| disk.index).collect()
         };
+        self.make_table_room().await?;
         let mut again = false;
         loop {
             let set: Vec<DiskIndex> = self.first_set()?;
@@ -391,11 +370,7 @@ impl Log {
             let ids = self.ids(&set);
             let epoch = self.meta.borrow().promised;
             let Ok(slots) = self.prepare(epoch, id, &set, &ids, Need::Epoch).await else { continue };
-            {
-                let mut meta = self.meta.borrow_mut();
-                meta.epochs.retain(|entry| entry.first_segment < id);
-                meta.epochs.push(EpochEntry { epoch, first_segment: id, set: ids });
-            }
+            self.meta.borrow_mut().begin_epoch(EpochEntry { epoch, first_segment: id, set: ids });
             match self.persist(&set).await {
                 Ok(()) => {
                     return self.start_pipeline(epoch, id, &set, &slots, link, end);
@@ -417,7 +392,7 @@ impl Log {
     }
 
     /// What to do where too few disks can be written: give them space, if one is full, or bring one back.
-    fn without_disks(&self) -> ErrorKind {
+    pub(crate) fn without_disks(&self) -> ErrorKind {
         let full = self.disks.borrow().iter().any(|disk| disk.full);
         if full { ErrorKind::NoSpace } else { ErrorKind::RestoreDisk }
     }

@@ -107,7 +107,7 @@ impl Log {
     }
 
     /// Copies of sealed segments whose member has everything up to the seal.
-    fn mark_held(&self) {
+    pub(crate) fn mark_held(&self) {
         let mut catalog = self.catalog.borrow_mut();
         self.with(|pipeline| {
             for (_, segment) in catalog.iter_mut().filter(|(_, segment)| segment.epoch == pipeline.epoch) {
@@ -126,7 +126,7 @@ impl Log {
         });
     }
 
-    async fn write_pages(&self, segment: SegmentId, seal: &Seal, copies: &[Copy]) {
+    pub(crate) async fn write_pages(&self, segment: SegmentId, seal: &Seal, copies: &[Copy]) {
         let _stage = stage!(Seal);
         let _slots_stay = self.paging.lock().await;
         if self.is_trimmed(segment) {
@@ -140,7 +140,7 @@ impl Log {
             };
             match result {
                 // A disk that was lost meanwhile does not count, whatever it still completed (invariant 5).
-                Ok(()) if self.disks.borrow()[copy.disk.0].is_live() => {
+                Ok(()) if self.attached().contains(&copy.disk) => {
                     self.catalog.borrow_mut().set_complete(segment, copy.disk, true);
                 }
                 Ok(()) => {}
@@ -190,7 +190,6 @@ impl Log {
         if due {
             self.write_checkpoint().await;
         }
-        self.prune();
         self.changed.raise();
     }
 
@@ -297,22 +296,12 @@ impl Log {
         false
     }
 
-    /// The superblocks need not name what the copies' own pages say.
-    fn prune(&self) {
-        let catalog = self.catalog.borrow();
-        let settled = |segment: &Segment| segment.seal.is_some() && segment.complete().count() >= QUORUM;
-        let unsealed = catalog.iter().find(|(_, segment)| !settled(segment)).map(|(id, _)| id);
-        if let Some(unsealed) = unsealed {
-            self.meta.borrow_mut().prune(unsealed);
-        }
-    }
-
     /// A new segment has become the active one.
     pub(crate) fn open_segment(&self, pipeline: &Pipeline, id: SegmentId, slots: &[Slot]) {
         let copies = pipeline.members.iter().zip(slots);
         let copies = copies.map(|(member, slot)| Copy { disk: member.disk, slot: *slot, held: false, complete: false });
-        let segment =
-            Segment { epoch: pipeline.epoch, set: self.set_ids(pipeline), seal: None, copies: copies.collect() };
+        let (epoch, set, copies) = (pipeline.epoch, self.set_ids(pipeline), copies.collect());
+        let segment = Segment { epoch, set, seal: None, copies, settled: false };
         self.catalog.borrow_mut().insert(id, segment);
         self.write_catalog(|catalog| {
             catalog.builders.insert(id, Arc::new(Mutex::new(IndexBuilder::new(id))));

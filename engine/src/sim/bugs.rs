@@ -121,6 +121,14 @@ pub enum Bug {
     RestartsUncounted,
     /// Where the original of a repetition lies is asked of its client's window only, which may have forgotten it.
     OriginalForgotten,
+    /// What the copies' pages say stays in the superblocks' tables.
+    PagesForgetNothing,
+    /// An opening lists all ends that it found in the superblocks at once, however many there are.
+    EndsListedAtOnce,
+    /// A change of the set adds to the superblocks' tables without making room.
+    RoomNotMade,
+    /// A superblock that does not fit its slot is taken for a disk that cannot be written.
+    EncoderRefusalSwallowed,
 }
 
 impl Bug {
@@ -157,6 +165,11 @@ impl Bug {
         Bug::RestartsUncounted,
         Bug::OriginalForgotten,
     ];
+
+    /// Those that numbers show which no schedule reaches: scripts of thousands of lives catch them.
+    #[cfg(test)]
+    pub(super) const OF_BOUNDS: [Bug; 4] =
+        [Bug::PagesForgetNothing, Bug::EndsListedAtOnce, Bug::RoomNotMade, Bug::EncoderRefusalSwallowed];
 
     /// Those that one region shows.
     pub const ALL: [Bug; 27] = [

@@ -4,6 +4,8 @@
 //! driver, or [`World::crash`], is that process's death: each operation then in flight lands, fails to land, or lands in
 //! some of its sectors. One seed gives one run, bit for bit; [`World::digest`] is the proof.
 
+#[cfg(test)]
+mod bounds;
 mod bugs;
 mod clients;
 mod driver;

@@ -16,10 +16,10 @@ use crate::sync::ticket::{Resolver, Ticket, ticket};
 use crate::transaction::{Receipt, Transaction};
 use crate::types::{AccountId, Ack, Lsn, PartitionId, SegmentId};
 
-const MS: Duration = Duration::from_millis(1);
+pub(super) const MS: Duration = Duration::from_millis(1);
 
 /// Small bounds over `disks` disks, and a second until a disk has stalled.
-fn options(disks: usize) -> Options {
+pub(super) fn options(disks: usize) -> Options {
     let disks = (0..disks).map(|at| DiskConfig::new(format!("disk-{at}"), &format!("domain-{at}"), "zone"));
     let mut options = Options::new(disks.collect());
     options.segment_bytes = 1 << 20;
@@ -30,21 +30,21 @@ fn options(disks: usize) -> Options {
     options
 }
 
-fn disk_path(disk: usize) -> PathBuf {
+pub(super) fn disk_path(disk: usize) -> PathBuf {
     PathBuf::from(format!("disk-{disk}"))
 }
 
 /// A region, its clients, and the hand that steps it.
-struct Script {
-    world: World,
-    core: Core,
-    shared: Arc<Shared>,
-    account: AccountId,
+pub(super) struct Script {
+    pub(super) world: World,
+    pub(super) core: Core,
+    pub(super) shared: Arc<Shared>,
+    pub(super) account: AccountId,
 }
 
 impl Script {
     /// Makes a region with one account.
-    fn create(options: Options) -> Script {
+    pub(super) fn create(options: Options) -> Script {
         options.validate().expect("options that a region accepts");
         let mut world = WorldOptions::new(1);
         world.latency.tail_every = 0;
@@ -57,11 +57,16 @@ impl Script {
         script
     }
 
-    fn start(world: World, options: Options, mode: Mode) -> Result<Script> {
+    pub(super) fn begin(world: &World, options: Options, mode: Mode) -> (Core, Arc<Shared>) {
         let driver = world.driver();
         let intake = Intake::new(options.queue_transactions, AHEAD, options.queue_bytes as u64, driver.doorbell());
         let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
-        let mut core = Core::start(mode, Box::<SimDriver>::new(driver), Box::new(()), Arc::clone(&shared));
+        let core = Core::start(mode, Box::<SimDriver>::new(driver), Box::new(()), Arc::clone(&shared));
+        (core, shared)
+    }
+
+    pub(super) fn start(world: World, options: Options, mode: Mode) -> Result<Script> {
+        let (mut core, shared) = Script::begin(&world, options, mode);
         loop {
             match core.step(MS) {
                 Phase::Failed(error) => return Err(error),
@@ -73,7 +78,7 @@ impl Script {
     }
 
     /// The power goes, `meanwhile` happens, and the region is opened again.
-    fn reopen(self, meanwhile: impl FnOnce(&World)) -> Result<Script> {
+    pub(super) fn reopen(self, meanwhile: impl FnOnce(&World)) -> Result<Script> {
         let Script { world, core, shared, account } = self;
         world.crash();
         drop(core);
@@ -82,22 +87,22 @@ impl Script {
         Script::start(world, options, Mode::Open).map(|script| Script { account, ..script })
     }
 
-    fn ask(&self, request: Request, bytes: usize) {
+    pub(super) fn ask(&self, request: Request, bytes: usize) {
         assert!(self.shared.intake.try_push(request, bytes as u64).is_ok(), "the queue has room");
     }
 
-    fn control<T>(&mut self, make: impl FnOnce(Resolver<Result<T>>) -> Control) -> T {
+    pub(super) fn control<T>(&mut self, make: impl FnOnce(Resolver<Result<T>>) -> Control) -> T {
         let (done, ticket) = ticket();
         self.ask(Request::Control(make(done)), 0);
         self.answer(ticket).expect("an answer")
     }
 
     /// Hands over a transaction that fills a block of its own.
-    fn commit(&self) -> Ticket<Result<Receipt>> {
+    pub(super) fn commit(&self) -> Ticket<Result<Receipt>> {
         self.commit_to(Ack::Quorum)
     }
 
-    fn commit_to(&self, ack: Ack) -> Ticket<Result<Receipt>> {
+    pub(super) fn commit_to(&self, ack: Ack) -> Ticket<Result<Receipt>> {
         let transaction = Transaction::new(self.account, PartitionId(1)).record(vec![7; 12 << 10]).ack(ack);
         let bytes = transaction.encoded_len().expect("a small transaction");
         let (done, ticket) = ticket();
@@ -106,7 +111,7 @@ impl Script {
     }
 
     /// Steps until the answer is there.
-    fn answer<T>(&mut self, ticket: Ticket<Result<T>>) -> Result<T> {
+    pub(super) fn answer<T>(&mut self, ticket: Ticket<Result<T>>) -> Result<T> {
         let patience = self.world.now() + 60_000_000_000;
         while !ticket.is_done() {
             self.core.step(MS);
@@ -116,7 +121,7 @@ impl Script {
     }
 
     /// Commits until there is no space.
-    fn fill(&mut self) {
+    pub(super) fn fill(&mut self) {
         loop {
             let ticket = self.commit();
             if let Err(error) = self.answer(ticket) {
@@ -127,13 +132,13 @@ impl Script {
     }
 
     /// The sequence after the partition's last committed record.
-    fn next_sequence(&self) -> u64 {
+    pub(super) fn next_sequence(&self) -> u64 {
         let segments = self.shared.readable().segments.keys().copied().collect::<Vec<_>>();
         let held = segments.into_iter().flat_map(|id| self.shared.partitions_of(id, self.account).expect("an index"));
         held.map(|held| held.next_sequence).max().unwrap_or(0)
     }
 
-    fn has_space_once_trimmed(&mut self) {
+    pub(super) fn has_space_once_trimmed(&mut self) {
         self.step_for(MS * 1000);
         self.control(|done| Control::Trim { to: Lsn::MAX, done });
         self.step_for(MS * 1000);
@@ -141,35 +146,35 @@ impl Script {
         self.answer(ticket).expect("there is space again");
     }
 
-    fn step_for(&mut self, time: Duration) {
+    pub(super) fn step_for(&mut self, time: Duration) {
         let end = self.world.now() + time.as_nanos() as u64;
         while self.world.now() < end {
             self.core.step(MS);
         }
     }
 
-    fn set(&self, disks: &[usize], condition: Condition) {
+    pub(super) fn set(&self, disks: &[usize], condition: Condition) {
         disks.iter().for_each(|disk| self.world.set_condition(&disk_path(*disk), condition));
     }
 
     /// Stops the process for `time`, with every write that is on its way on a disk that stands still as long.
-    fn suspend(&self, disks: &[usize], time: Duration) {
+    pub(super) fn suspend(&self, disks: &[usize], time: Duration) {
         self.set(disks, Condition::Stalled);
         self.world.advance(time);
         self.set(disks, Condition::Healthy);
     }
 
     /// As the log has it: a request would wait in line.
-    fn health(&self) -> Health {
+    pub(super) fn health(&self) -> Health {
         self.core.log().health()
     }
 
-    fn states(&self) -> Vec<DiskState> {
+    pub(super) fn states(&self) -> Vec<DiskState> {
         self.health().disks.into_iter().map(|disk| disk.state).collect()
     }
 
     /// That everything handed over is acknowledged.
-    fn all_acknowledged(&mut self, tickets: Vec<Ticket<Result<Receipt>>>) {
+    pub(super) fn all_acknowledged(&mut self, tickets: Vec<Ticket<Result<Receipt>>>) {
         for ticket in tickets {
             self.answer(ticket).expect("acknowledged");
         }

@@ -388,3 +388,28 @@ fn a_restart_is_exactly_one_restart() {
     refused(decode(|r| r.resize(16 + 48 * 4097, 0)), "bytes of partitions");
     assert_eq!(decode(|_| {}), Ok(SystemRecord::Restart(restart())));
 }
+
+#[test]
+fn h1_the_fullest_superblock_of_sixteen_disks_fits_its_slot() {
+    let set = disks(3);
+    let label = "l".repeat(64);
+    let member = |disk: u128| Member {
+        disk: DiskId(disk),
+        fault_domain: label.clone(),
+        upgrade_domain: label.clone(),
+        zone: label.clone(),
+    };
+    let epoch =
+        |at: usize| EpochEntry { epoch: Epoch(at as u64), first_segment: SegmentId(at as u32), set: set.clone() };
+    let seal = |at: usize| Seal { segment: SegmentId(at as u32), set: set.clone(), ..superblock().seals[0].clone() };
+    let full = Superblock {
+        members: (0..16).map(member).collect(),
+        epochs: (0..MAX_EPOCHS).map(epoch).collect(),
+        seals: (0..MAX_SEALS).map(seal).collect(),
+        ..superblock()
+    };
+    let slot = full.encode().expect("it fits");
+    assert_eq!(Superblock::decode(&slot), Ok(full.clone()));
+    let twice = Superblock { epochs: (0..4 * MAX_EPOCHS).map(epoch).collect(), ..full };
+    assert_eq!(twice.encode().expect_err("it does not fit").what, "superblock: too large");
+}
