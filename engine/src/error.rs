@@ -58,6 +58,9 @@ pub enum ErrorKind {
     Trimmed,
     /// A retry of a sequence that lies before the client's window: whether it was applied is no longer known.
     RetryTooOld,
+    /// The client used this sequence for a transaction of another partition of the account, which
+    /// the message names. Nothing was accepted: give each transaction a sequence of its own.
+    SequenceReused,
     /// Whether the transaction was committed is not known: the region stopped first. Reopen, then retry with the
     /// same client sequence.
     Indeterminate,

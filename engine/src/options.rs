@@ -90,13 +90,16 @@ pub struct Options {
     pub max_accounts: usize,
     /// Partitions that can exist, 1 to 16,777,216; about 260 bytes of memory each. Default 1,048,576.
     pub max_partitions: usize,
-    /// Clients with remembered sequences, at most 1,048,576. Default 4,096.
+    /// Clients with remembered sequences in all accounts together, copies included, at most
+    /// 1,048,576; the same [`ClientId`](crate::ClientId) in two accounts counts twice. At the bound
+    /// new ones are refused with [`LimitReached`](crate::ErrorKind::LimitReached). Default 4,096.
     pub max_clients: usize,
     /// What to believe when the last block's place does not verify while a disk of the set is away. By default it is taken
     /// for a torn write that was never acknowledged; were it the last flushed block, rotten, an acknowledged
     /// transaction would be lost. `true` refuses to open until the disk is back (FAULT-MODEL, "The limit that remains").
     pub strict_tail: bool,
-    /// How many of its latest sequences are remembered for each client (acceptance L6), 1 to 65,536. Default 256.
+    /// How many of its highest sequences are remembered for each client of each account (acceptance
+    /// L6), 1 to 65,536. Default 256.
     pub client_window: usize,
     /// Segments kept on one disk, at least 3, beside the one that is kept free for the next opening; `None` leaves it to the
     /// space there is. With 3, each new one waits for a trim; give it more.

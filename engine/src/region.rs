@@ -587,8 +587,8 @@ impl<T> Ticket<T> {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), [`Fenced`](ErrorKind::Fenced), [`Degraded`](ErrorKind::Degraded), [`NoSpace`](ErrorKind::NoSpace),
-    /// [`LimitReached`](ErrorKind::LimitReached), [`RetryTooOld`](ErrorKind::RetryTooOld), [`Secondary`](ErrorKind::Secondary): it was not
-    /// committed (with `Degraded`: not as asked; it may be committed on two disks, and applied).
+    /// [`LimitReached`](ErrorKind::LimitReached), [`RetryTooOld`](ErrorKind::RetryTooOld),
+    /// [`SequenceReused`](ErrorKind::SequenceReused), [`Secondary`](ErrorKind::Secondary): it was not committed (with `Degraded`: not as asked; it may be committed on two disks, and applied).
     /// [`Indeterminate`](ErrorKind::Indeterminate), [`Halted`](ErrorKind::Halted): reopen and retry.
     ///
     /// # Panics

@@ -94,7 +94,9 @@ impl PartitionId {
     }
 }
 
-/// A client of the log, for retries that are applied once (acceptance L6). 0 means "no client": nothing is remembered.
+/// A client of an account, for retries that are applied once (acceptance L6). The same number in
+/// another account is another client: neither knows the other's sequences (H5, ADR 0023). 0 means
+/// "no client": nothing is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ClientId(pub u128);
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meridian::format::{
-    ALIGN, BLOCK_HEADER, BlockHeader, Checkpoint, ClientCommit, DATA_START, EpochEntry, FrameHeader, FrameKind,
-    IndexPartition, Member, PartitionRecord, Posting, Seal, SegmentHeader, SegmentIndex, Superblock, SystemState,
-    encode_account, encode_frame, encode_mark, encode_progress, encode_restart, finish_block, frame_len, padded,
+    ALIGN, BLOCK_HEADER, BlockHeader, Checkpoint, ClientCommit, CommitOutcome, DATA_START, EpochEntry, FrameHeader,
+    FrameKind, IndexPartition, Member, PartitionRecord, Posting, Seal, SegmentHeader, SegmentIndex, Superblock,
+    SystemState, encode_account, encode_frame, encode_mark, encode_progress, encode_restart, finish_block, frame_len,
+    padded,
 };
 use meridian::geo::{Digest, Holding, Lane, Progress, Restart};
 use meridian::{
@@ -247,13 +248,14 @@ fn epoch(random: &mut Random, number: u32) -> EpochEntry {
 }
 
 fn client(random: &mut Random) -> ClientCommit {
-    ClientCommit {
-        client: ClientId(random.wide()),
+    let outcome = CommitOutcome {
         sequence: random.any(),
+        partition: PartitionId(random.wide()),
         lsn: Lsn(random.any()),
         first_sequence: random.any(),
         records: random.any() as u32,
-    }
+    };
+    ClientCommit { account: AccountId(random.any()), client: ClientId(random.wide()), outcome }
 }
 
 /// 128 random bits each: two alike are not to be expected.

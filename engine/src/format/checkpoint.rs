@@ -19,7 +19,7 @@ pub struct Checkpoint {
     pub system: SystemState,
     /// The partitions that ever had a record.
     pub partitions: Vec<PartitionRecord>,
-    /// The last commit of each client.
+    /// The remembered commits of each client.
     pub clients: Vec<ClientCommit>,
 }
 
@@ -73,7 +73,7 @@ impl Checkpoint {
     }
 }
 
-/// The payload as archived, version 1.
+/// The payload as archived, version 2.
 #[derive(Archive, Serialize, Deserialize)]
 struct Stored {
     system: StoredSystem,

@@ -21,7 +21,7 @@ pub struct SegmentIndex {
     pub partitions: Vec<IndexPartition>,
     /// The frames of all partitions, those of one together and ascending by sequence.
     pub postings: Vec<Posting>,
-    /// The last commit of each client in the segment.
+    /// The highest sequences of each client in the segment, as many as its window remembers.
     pub clients: Vec<ClientCommit>,
     /// What its system records came to.
     pub system: SystemState,
@@ -74,13 +74,24 @@ pub struct Posting {
     pub sequence: u64,
 }
 
-/// The last commit of a client: what a retry of it is answered with.
+/// A commit of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientCommit {
+    /// The account in which alone the client is known.
+    pub account: AccountId,
     /// The client.
     pub client: ClientId,
+    /// What came of it.
+    pub outcome: CommitOutcome,
+}
+
+/// What came of a client's transaction: what a retry of it is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitOutcome {
     /// The client's own number for the transaction.
     pub sequence: u64,
+    /// The partition: with another one, the same sequence is not a retry.
+    pub partition: PartitionId,
     /// Where its frame is.
     pub lsn: Lsn,
     /// The partition sequence that its first record got.
@@ -162,7 +173,7 @@ fn refuse(what: &'static str, place: usize) -> FormatError {
     FormatError { at: ENVELOPE, what, expected: 0, found: place as u64 }
 }
 
-/// The payload as archived, version 1. Postings are two columns: they are the bulk, and columns of integers are copied
+/// The payload as archived, version 2. Postings are two columns: they are the bulk, and columns of integers are copied
 /// and checked as a whole.
 #[derive(Archive, Serialize, Deserialize)]
 struct Stored {
@@ -213,10 +224,12 @@ struct StoredProgress {
     cut: u64,
 }
 
-/// A [`ClientCommit`] as archived, version 1; checkpoints hold them too.
+/// A [`ClientCommit`] as archived, version 2; checkpoints hold them too.
 #[derive(Archive, Serialize, Deserialize)]
 pub(super) struct StoredClient {
     client: u128,
+    partition: u128,
+    account: u64,
     sequence: u64,
     lsn: u64,
     first_sequence: u64,
@@ -328,14 +341,18 @@ impl StoredSystem {
 
 impl From<&ClientCommit> for StoredClient {
     fn from(commit: &ClientCommit) -> StoredClient {
-        let ClientCommit { client, sequence, lsn, first_sequence, records } = *commit;
-        StoredClient { client: client.0, sequence, lsn: lsn.0, first_sequence, records }
+        let ClientCommit { account, client, outcome } = *commit;
+        let CommitOutcome { sequence, partition, lsn, first_sequence, records } = outcome;
+        let (account, client, partition, lsn) = (account.0, client.0, partition.0, lsn.0);
+        StoredClient { client, partition, account, sequence, lsn, first_sequence, records }
     }
 }
 
 impl From<&StoredClient> for ClientCommit {
     fn from(stored: &StoredClient) -> ClientCommit {
-        let StoredClient { client, sequence, lsn, first_sequence, records } = *stored;
-        ClientCommit { client: ClientId(client), sequence, lsn: Lsn(lsn), first_sequence, records }
+        let StoredClient { client, partition, account, sequence, lsn, first_sequence, records } = *stored;
+        let (account, client, partition, lsn) =
+            (AccountId(account), ClientId(client), PartitionId(partition), Lsn(lsn));
+        ClientCommit { account, client, outcome: CommitOutcome { sequence, partition, lsn, first_sequence, records } }
     }
 }

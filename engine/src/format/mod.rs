@@ -24,7 +24,7 @@ pub use frame::{
     FRAME_HEADER, Frame, FrameHeader, FrameKind, MAX_FRAME, MAX_RECORDS, Records, encode_frame, frame_len,
     peek_frame_len,
 };
-pub use index::{ClientCommit, IndexPartition, Posting, SegmentIndex, SystemState};
+pub use index::{ClientCommit, CommitOutcome, IndexPartition, Posting, SegmentIndex, SystemState};
 pub use segment::{MAX_SET, Seal, SegmentHeader};
 pub use superblock::{EpochEntry, MAX_EPOCHS, MAX_SEALS, Member, Superblock};
 pub use system::{

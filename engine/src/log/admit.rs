@@ -7,11 +7,11 @@ use futures::executor::LocalSpawner;
 
 use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{BLOCK_HEADER, ClientCommit, FrameHeader, FrameKind, encode_account, encode_frame, frame_len};
+use crate::format::{BLOCK_HEADER, CommitOutcome, FrameHeader, FrameKind, encode_account, encode_frame, frame_len};
 use crate::gate::Gate;
 use crate::log::Log;
 use crate::log::pipeline::{Done, OpenBlock, Pending, Pipeline};
-use crate::log::tables::{Retry, Tables};
+use crate::log::tables::{Retry, RetryKey, Tables};
 use crate::options::{check_account_name, padded_transaction};
 use crate::shared::{AccountChange, Commit, PutAccount, Request};
 use crate::transaction::{Receipt, Transaction};
@@ -26,8 +26,7 @@ struct Admission<'a> {
     account: AccountId,
     partition: PartitionId,
     epoch: u64,
-    client: ClientId,
-    client_sequence: u64,
+    retry: Option<RetryKey>,
     records: &'a [Bytes],
     all: bool,
     mark: bool,
@@ -35,7 +34,8 @@ struct Admission<'a> {
 
 /// A frame to be given a place.
 pub(super) struct Entry {
-    pub(super) client: (ClientId, u64),
+    pub(super) partition: PartitionId,
+    pub(super) retry: Option<RetryKey>,
     pub(super) count: u64,
     pub(super) len: usize,
 }
@@ -43,7 +43,7 @@ pub(super) struct Entry {
 /// What a check came to.
 enum Verdict<'a> {
     New(Admission<'a>),
-    Repeated { commit: ClientCommit, all: bool },
+    Repeated { key: RetryKey, outcome: CommitOutcome, all: bool },
 }
 
 impl Log {
@@ -68,33 +68,17 @@ impl Log {
         let (error, done) = match verdict {
             Ok(Verdict::New(admission)) => match self.enter(&admission, at) {
                 Ok(Some(receipt)) => {
-                    let (client, client_sequence, all) = (admission.client, admission.client_sequence, admission.all);
-                    let done = Done::Commit(done);
-                    self.attach(Pending { done, receipt, client, client_sequence, all, remote, at, bytes });
+                    let (done, retry, all) = (Done::Commit(done), admission.retry, admission.all);
+                    self.attach(Pending { done, receipt, retry, all, remote, at, bytes });
                     return None;
                 }
                 Ok(None) => return Some(Commit { transaction, done, at, bytes }),
                 Err(error) => (error, done),
             },
-            Ok(Verdict::Repeated { commit, all }) => {
-                self.repeat(
-                    commit,
-                    Pending {
-                        done: Done::Commit(done),
-                        receipt: Receipt {
-                            lsn: commit.lsn,
-                            first_sequence: commit.first_sequence,
-                            records: commit.records,
-                            repeated: true,
-                        },
-                        client: commit.client,
-                        client_sequence: commit.sequence,
-                        all,
-                        remote: remote.filter(|_| !planted!(RepeatDoesNotWait)),
-                        at,
-                        bytes,
-                    },
-                );
+            Ok(Verdict::Repeated { key, outcome: CommitOutcome { lsn, first_sequence, records, .. }, all }) => {
+                let receipt = Receipt { lsn, first_sequence, records, repeated: true };
+                let (done, remote) = (Done::Commit(done), remote.filter(|_| !planted!(RepeatDoesNotWait)));
+                self.repeat(Pending { done, receipt, retry: Some(key), all, remote, at, bytes });
                 return None;
             }
             Err(error) => (error, done),
@@ -115,9 +99,8 @@ impl Log {
         });
         match admitted {
             Ok(Some((receipt, id))) => {
-                let (client, done) = (ClientId::NONE, Done::Account(id, done));
-                let (remote, bytes) = (None, 0);
-                self.attach(Pending { done, receipt, client, client_sequence: 0, all: false, remote, at, bytes });
+                let done = Done::Account(id, done);
+                self.attach(Pending { done, receipt, retry: None, all: false, remote: None, at, bytes: 0 });
                 None
             }
             Ok(None) => Some(PutAccount { name, change, done, at }),
@@ -136,8 +119,7 @@ impl Log {
             account: AccountId::SYSTEM,
             partition: PartitionId(0),
             epoch: 0,
-            client: ClientId::NONE,
-            client_sequence: 0,
+            retry: None,
             records: &records,
             all: false,
             mark,
@@ -198,19 +180,18 @@ impl Log {
             return Err(Error::new(ErrorKind::Fenced, message));
         }
         let all = transaction.ack.unwrap_or(account.ack) == Ack::All;
-        let (client, client_sequence) = (transaction.client, transaction.client_sequence);
-        if client != ClientId::NONE {
-            match tables.retry(client, client_sequence, &self.options)? {
+        let retry = RetryKey::new(id, transaction.client, transaction.client_sequence);
+        if let Some(key) = retry {
+            match tables.retry(key, &self.options)? {
                 _ if planted!(DedupOff) => {}
                 Retry::New => {}
-                Retry::Applied(commit) => return Ok(Verdict::Repeated { commit, all }),
-                Retry::TooOld => {
-                    let message = format!(
-                        "sequence {client_sequence} of client {} lies before those that are remembered: whether it was applied is not known",
-                        client.0
-                    );
-                    return Err(Error::new(ErrorKind::RetryTooOld, message));
+                Retry::Applied(outcome)
+                    if outcome.partition == transaction.partition || planted!(RepeatOfAnotherPartition) =>
+                {
+                    return Ok(Verdict::Repeated { key, outcome, all });
                 }
+                Retry::Applied(outcome) => return Err(reused(account, key, &outcome, transaction.partition)),
+                Retry::TooOld => return Err(too_old(account, key)),
             }
         }
         if all && self.with(|pipeline| pipeline.is_degraded()) {
@@ -221,8 +202,7 @@ impl Log {
             account: id,
             partition: transaction.partition,
             epoch: account.epoch,
-            client,
-            client_sequence,
+            retry,
             records: &transaction.records,
             all,
             mark: false,
@@ -236,8 +216,9 @@ impl Log {
         let len = frame_len(records).ok_or_else(|| Error::invalid("a transaction has 1 to 65,535 records"))?;
         let (wall, count) = (self.batch_clock.get().1, records.len() as u64);
         let (account, partition) = (admission.account, admission.partition);
-        let client = (admission.client, admission.client_sequence);
-        let entry = Entry { client, count, len };
+        let retry = admission.retry;
+        let (client, client_sequence) = retry.map_or((ClientId::NONE, 0), |key| (key.client, key.sequence));
+        let entry = Entry { partition, retry, count, len };
         let receipt = self.place(&entry, |tables, out| {
             let time = if admission.mark { tables.stamp_mark(wall) } else { tables.stamp(wall) };
             tables.append(account, partition, count, &self.options, |first_sequence| {
@@ -248,8 +229,8 @@ impl Log {
                     epoch: admission.epoch,
                     first_sequence,
                     time,
-                    client: client.0,
-                    client_sequence: client.1,
+                    client,
+                    client_sequence,
                 };
                 encode_frame(&header, records, out)
             })
@@ -268,7 +249,7 @@ impl Log {
         entry: &Entry,
         write: impl FnOnce(&mut Tables, &mut [u8]) -> Result<u64>,
     ) -> Result<Option<Receipt>> {
-        let &Entry { len, count, client: (client, sequence) } = entry;
+        let &Entry { partition, retry, count, len } = entry;
         if len > self.options.transaction_bytes {
             let most = self.options.transaction_bytes;
             return Err(Error::invalid(format!("the transaction has {len} bytes with its headers, {most} accepted")));
@@ -301,11 +282,11 @@ impl Log {
             open.len += len;
             open.frames += 1;
             open.records += count;
-            if client != ClientId::NONE {
-                let records = count as u32;
-                let commit = ClientCommit { client, sequence, lsn: Lsn::MAX, first_sequence, records };
-                tables.remember(commit, self.options.client_window);
-                open.clients.push((client, sequence, lsn.0 as u32));
+            if let Some(key) = retry {
+                let (sequence, records) = (key.sequence, count as u32);
+                let outcome = CommitOutcome { sequence, partition, lsn: Lsn::MAX, first_sequence, records };
+                tables.remember(key, outcome, self.options.client_window);
+                open.clients.push((key, lsn.0 as u32));
             }
             Ok(Some(Receipt { lsn, first_sequence, records: count as u32, repeated: false }))
         })
@@ -333,9 +314,9 @@ impl Log {
     }
 
     /// A retry of what was applied: it is answered when everything appended by now is committed, the original among it.
-    fn repeat(&self, commit: ClientCommit, pending: Pending) {
+    fn repeat(&self, pending: Pending) {
         self.stats.borrow_mut().repeated += 1;
-        let on_all = !pending.all || self.is_on_all(commit.lsn);
+        let on_all = !pending.all || self.is_on_all(pending.receipt.lsn);
         self.with(|pipeline| {
             if !on_all {
                 pipeline.resolve(pending, Err(degraded()));
@@ -382,6 +363,24 @@ pub(crate) fn degraded() -> Error {
 fn secondary(account: &Account) -> Error {
     let message = format!("account {:?} is a secondary here: write to its primary region", account.name);
     Error::new(ErrorKind::Secondary, message)
+}
+
+fn too_old(account: &Account, key: RetryKey) -> Error {
+    let message = format!(
+        "sequence {} of client {} in account {:?} lies before those that are remembered: whether it was applied is not known",
+        key.sequence, key.client.0, account.name
+    );
+    Error::new(ErrorKind::RetryTooOld, message)
+}
+
+/// A repeated answer is of the same account, by its key, and of the same partition.
+fn reused(account: &Account, key: RetryKey, found: &CommitOutcome, asked: PartitionId) -> Error {
+    let place = if found.lsn == Lsn::MAX { "not placed yet".to_owned() } else { format!("at {}", found.lsn) };
+    let message = format!(
+        "sequence {} of client {} in account {:?} was used for partition {:#x} ({place}), not for {:#x}: give each transaction a sequence of its own",
+        key.sequence, key.client.0, account.name, found.partition.0, asked.0
+    );
+    Error::new(ErrorKind::SequenceReused, message)
 }
 
 fn no_space() -> Error {

@@ -156,8 +156,8 @@ impl Log {
         for pending in flying.pending.iter_mut().filter(|pending| !pending.receipt.repeated) {
             pending.receipt.lsn = Lsn::new(segment, offset | pending.receipt.lsn.0 as u32);
         }
-        for &(client, sequence, ordinal) in &flying.clients {
-            tables.place(client, sequence, Lsn::new(segment, offset | ordinal));
+        for &(key, ordinal) in &flying.clients {
+            tables.place(key, Lsn::new(segment, offset | ordinal));
         }
     }
 
@@ -238,11 +238,11 @@ impl Log {
     /// Where the original of a retry lies. One that had no place yet lies in the block that answers the retry, though its client's window may
     /// have forgotten it meanwhile.
     fn find_original(&self, block: &Flying, pending: &mut Pending) {
-        let (client, sequence) = (pending.client, pending.client_sequence);
-        let here = block.clients.iter().find(|(id, its, _)| (*id, *its) == (client, sequence));
+        let Some(key) = pending.retry else { return };
+        let here = block.clients.iter().find(|(its, _)| *its == key);
         let here = here.filter(|_| !planted!(OriginalForgotten));
-        let here = here.map(|(.., ordinal)| Lsn::new(block.segment, block.offset | ordinal));
-        let known = self.tables.borrow().client_commit(client, sequence).map(|commit| commit.lsn);
+        let here = here.map(|(_, ordinal)| Lsn::new(block.segment, block.offset | ordinal));
+        let known = self.tables.borrow().outcome(key).map(|outcome| outcome.lsn);
         pending.receipt.lsn = here.or(known).unwrap_or(pending.receipt.lsn);
     }
 

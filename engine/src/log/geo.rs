@@ -10,9 +10,10 @@ use crate::geo::{Arrived, Digest, Holding, Imported, Lane, Mark, Progress, Resta
 use crate::log::Log;
 use crate::log::admit::Entry;
 use crate::log::pipeline::{Done, Pending};
+use crate::log::tables::RetryKey;
 use crate::sync::ticket::Resolver;
 use crate::transaction::Receipt;
-use crate::types::{AccountId, ClientId, Lsn, PartitionId, Role};
+use crate::types::{AccountId, Lsn, PartitionId, Role};
 
 /// What the geo link asks of the log thread.
 pub(crate) enum Geo {
@@ -362,6 +363,7 @@ impl Log {
     fn enter_arrived(&self, frame: &Frame<'_>, lane: Lane) -> Result<Option<bool>> {
         let header = frame.header();
         let (account, partition, count) = (header.account, header.partition, frame.count() as u64);
+        let retry = RetryKey::new(account, header.client, header.client_sequence);
         {
             let tables = self.tables.borrow();
             let known = tables.account(account).ok_or_else(|| unknown(account))?;
@@ -382,12 +384,11 @@ impl Log {
             if header.first_sequence != next {
                 return Err(gap(known, partition, next, header.first_sequence));
             }
-            if header.client != ClientId::NONE {
-                tables.admits_client(header.client, &self.options)?;
+            if let Some(key) = retry {
+                tables.admits_client(key, &self.options)?;
             }
         }
-        let client = (header.client, header.client_sequence);
-        let entry = Entry { client, count, len: frame.len() };
+        let entry = Entry { partition, retry, count, len: frame.len() };
         let placed = self.place(&entry, |tables, out| {
             tables.append(account, partition, count, &self.options, |_| {
                 out.copy_from_slice(frame.bytes());
@@ -416,16 +417,7 @@ impl Log {
 const BEHIND: Receipt = Receipt { lsn: Lsn::ZERO, first_sequence: 0, records: 0, repeated: true };
 
 fn pending(done: GeoDone, receipt: Receipt, at: u64, bytes: usize) -> Pending {
-    Pending {
-        done: Done::Geo(done),
-        receipt,
-        client: ClientId::NONE,
-        client_sequence: 0,
-        all: false,
-        remote: None,
-        at,
-        bytes,
-    }
+    Pending { done: Done::Geo(done), receipt, retry: None, all: false, remote: None, at, bytes }
 }
 
 fn unknown(account: AccountId) -> Error {

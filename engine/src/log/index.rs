@@ -6,7 +6,8 @@ use rustc_hash::FxHashMap;
 
 use crate::account::Account;
 use crate::format::{
-    ClientCommit, Frame, FrameHeader, FrameKind, IndexPartition, Posting, SegmentIndex, SystemRecord, SystemState,
+    ClientCommit, CommitOutcome, Frame, FrameHeader, FrameKind, IndexPartition, Posting, SegmentIndex, SystemRecord,
+    SystemState,
 };
 use crate::geo::{Cut, Digest, Holding, Lane, Progress, Restart};
 use crate::types::{AccountId, ClientId, LogId, Lsn, ORDINAL, PartitionId, SegmentId};
@@ -26,7 +27,7 @@ pub(crate) struct IndexBuilder {
     postings: Vec<Posting>,
     /// The full chunks of all partitions.
     full: Vec<Chunk>,
-    clients: Vec<ClientCommit>,
+    commits: Vec<Commit>,
     accounts: BTreeMap<AccountId, Account>,
     progress: BTreeMap<Lane, (Progress, Lsn)>,
     /// What the partitions that began anew here began with.
@@ -52,6 +53,20 @@ struct Chunk {
     before: u32,
 }
 
+/// A client's frame. It finds its account and partition through its entry, which keeps it small:
+/// every frame of a segment may be a client's.
+#[derive(Clone, Copy)]
+struct Commit {
+    client: ClientId,
+    sequence: u64,
+    first_sequence: u64,
+    /// The frame's place in the segment.
+    offset: u32,
+    records: u32,
+    /// By place among the partitions.
+    entry: u32,
+}
+
 /// No chunk comes before.
 const FIRST: u32 = u32::MAX;
 
@@ -63,7 +78,7 @@ impl IndexBuilder {
             partitions: Vec::new(),
             postings: Vec::new(),
             full: Vec::new(),
-            clients: Vec::new(),
+            commits: Vec::new(),
             accounts: BTreeMap::new(),
             progress: BTreeMap::new(),
             restarts: BTreeMap::new(),
@@ -76,14 +91,15 @@ impl IndexBuilder {
         assert_eq!(lsn.segment(), self.segment, "an index is of one segment");
         let header = frame.header();
         let count = frame.count() as u64;
-        self.post(&header, count, lsn.offset(), frame.checksum());
+        let entry = self.post(&header, count, lsn.offset(), frame.checksum());
         if header.client != ClientId::NONE {
-            self.clients.push(ClientCommit {
+            self.commits.push(Commit {
                 client: header.client,
                 sequence: header.client_sequence,
-                lsn,
                 first_sequence: header.first_sequence,
+                offset: lsn.offset(),
                 records: count as u32,
+                entry,
             });
         }
         if header.kind == FrameKind::System {
@@ -115,8 +131,8 @@ impl IndexBuilder {
         }
     }
 
-    /// Adds the posting of a frame with `count` records to its partition.
-    fn post(&mut self, header: &FrameHeader, count: u64, offset: u32, checksum: u64) {
+    /// Adds the posting of a frame with `count` records to its partition, and returns the partition's place.
+    fn post(&mut self, header: &FrameHeader, count: u64, offset: u32, checksum: u64) -> u32 {
         let (account, partition, sequence) = (header.account, header.partition, header.first_sequence);
         let posting = Posting { offset, sequence };
         let fresh = self.partitions.len() as u32;
@@ -137,7 +153,7 @@ impl IndexBuilder {
             };
             self.partitions.push(Entry { partition, last });
             self.postings.push(posting);
-            return;
+            return entry;
         }
         let Entry { partition, last } = &mut self.partitions[entry as usize];
         assert_eq!(partition.next_sequence, sequence, "sequences are dense");
@@ -153,6 +169,7 @@ impl IndexBuilder {
         }
         self.postings[(last.start + last.used) as usize] = posting;
         last.used += 1;
+        entry
     }
 
     /// A partition's chunks, the last one first.
@@ -227,7 +244,7 @@ impl IndexBuilder {
                 postings.extend_from_slice(chunk);
             }
         }
-        let clients = latest(&self.clients, window);
+        let clients = self.latest(window);
         let system = SystemState {
             accounts: self.accounts.values().cloned().collect(),
             progress: self.progress.values().copied().collect(),
@@ -235,6 +252,29 @@ impl IndexBuilder {
             time: self.time,
         };
         SegmentIndex { log, segment: self.segment, partitions, postings, clients, system }
+    }
+
+    /// The highest `window` sequences of each client: the others are forgotten anyway.
+    fn latest(&self, window: usize) -> Vec<ClientCommit> {
+        let of = |commit: &Commit| (self.partitions[commit.entry as usize].partition.account, commit.client);
+        let mut sorted = self.commits.clone();
+        sorted.sort_unstable_by_key(|commit| (of(commit), std::cmp::Reverse(commit.sequence)));
+        let mut kept = 0;
+        let mut client = None;
+        sorted.retain(|commit| {
+            kept = if client == Some(of(commit)) { kept + 1 } else { 0 };
+            client = Some(of(commit));
+            kept < window
+        });
+        sorted.iter().map(|commit| self.client_commit(commit)).collect()
+    }
+
+    fn client_commit(&self, commit: &Commit) -> ClientCommit {
+        let Commit { client, sequence, first_sequence, offset, records, entry } = *commit;
+        let IndexPartition { account, partition, .. } = self.partitions[entry as usize].partition;
+        let lsn = Lsn::new(self.segment, offset);
+        let outcome = CommitOutcome { sequence, partition, lsn, first_sequence, records };
+        ClientCommit { account, client, outcome }
     }
 }
 
@@ -244,20 +284,6 @@ fn by_account(restarts: &BTreeMap<(AccountId, PartitionId), Holding>) -> Vec<Res
         accounts.entry(*account).or_default().push(*holding);
     }
     accounts.into_iter().map(|(account, partitions)| Restart { account, partitions }).collect()
-}
-
-/// The highest `window` sequences of each client: the others are forgotten anyway.
-fn latest(commits: &[ClientCommit], window: usize) -> Vec<ClientCommit> {
-    let mut sorted = commits.to_vec();
-    sorted.sort_unstable_by_key(|commit| (commit.client, std::cmp::Reverse(commit.sequence)));
-    let mut kept = 0;
-    let mut client = None;
-    sorted.retain(|commit| {
-        kept = if client == Some(commit.client) { kept + 1 } else { 0 };
-        client = Some(commit.client);
-        kept < window
-    });
-    sorted
 }
 
 #[cfg(test)]

@@ -13,9 +13,10 @@ use crate::log::admit::MAX_FRAMES;
 use crate::log::disk::Slot;
 use crate::log::geo::GeoDone;
 use crate::log::placement::{COPIES, QUORUM};
+use crate::log::tables::RetryKey;
 use crate::sync::ticket::Resolver;
 use crate::transaction::Receipt;
-use crate::types::{AccountId, ClientId, DiskId, Epoch, LogId, Lsn, SegmentId};
+use crate::types::{AccountId, DiskId, Epoch, LogId, Lsn, SegmentId};
 
 /// Clients that were just answered are given so long to come back before a block without them goes out.
 const GATHER: Duration = Duration::from_micros(50);
@@ -36,8 +37,8 @@ pub(crate) struct Pending {
     pub(crate) done: Done,
     /// Its position is the frame's number in its block until the block has a place.
     pub(crate) receipt: Receipt,
-    pub(crate) client: ClientId,
-    pub(crate) client_sequence: u64,
+    /// What a retry of it is recognised by.
+    pub(crate) retry: Option<RetryKey>,
     pub(crate) all: bool,
     /// The account whose secondary has to have it, too, before it is answered.
     pub(crate) remote: Option<AccountId>,
@@ -52,8 +53,8 @@ pub(crate) struct OpenBlock {
     pub(crate) len: usize,
     pub(crate) frames: u32,
     pub(crate) records: u64,
-    /// The frames of clients: the client, its sequence, the frame's number in the block.
-    pub(crate) clients: Vec<(ClientId, u64, u32)>,
+    /// The frames of clients: what their retries are recognised by, and the frame's number in the block.
+    pub(crate) clients: Vec<(RetryKey, u32)>,
     pub(crate) opened: u64,
     pub(crate) pending: Vec<Pending>,
 }
@@ -67,7 +68,7 @@ pub(crate) struct Flying {
     pub(crate) frames: u32,
     pub(crate) records: u64,
     /// As the open block had them.
-    pub(crate) clients: Vec<(ClientId, u64, u32)>,
+    pub(crate) clients: Vec<(RetryKey, u32)>,
     /// One bit for each member that has it durable.
     pub(crate) done: u16,
     /// When it was sent, later by the time in which the log thread was away.

@@ -7,7 +7,9 @@ use rustc_hash::FxHashMap;
 
 use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Checkpoint, ClientCommit, IndexPartition, PartitionRecord, SegmentIndex, SystemState};
+use crate::format::{
+    Checkpoint, ClientCommit, CommitOutcome, IndexPartition, PartitionRecord, SegmentIndex, SystemState,
+};
 use crate::geo::{Cut, Digest, Holding, Lane, Progress};
 use crate::options::Options;
 use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
@@ -20,7 +22,8 @@ pub(crate) struct Tables {
     names: BTreeMap<String, AccountId>,
     partitions: FxHashMap<(AccountId, PartitionId), Partition>,
     digests: FxHashMap<AccountId, Digest>,
-    clients: FxHashMap<ClientId, VecDeque<ClientCommit>>,
+    /// The highest sequences of each client, ascending. A client is known in its account alone.
+    clients: FxHashMap<(AccountId, ClientId), VecDeque<CommitOutcome>>,
     /// How far other logs have arrived here.
     progress: BTreeMap<Lane, Progress>,
     /// Where their last sync times were entered first, as far as is sealed.
@@ -47,13 +50,33 @@ fn full(exist: usize) -> Error {
     Error::new(ErrorKind::LimitReached, format!("max_partitions: {exist} exist"))
 }
 
+/// What makes two transactions the same one: a client's number is its own, and the client its account's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RetryKey {
+    pub(crate) account: AccountId,
+    pub(crate) client: ClientId,
+    pub(crate) sequence: u64,
+}
+
+impl RetryKey {
+    /// `None` without a client: the transaction is recognised by nothing.
+    pub(crate) fn new(account: AccountId, client: ClientId, sequence: u64) -> Option<RetryKey> {
+        (client != ClientId::NONE).then_some(RetryKey { account, client, sequence })
+    }
+
+    /// Where its window is found.
+    fn window(self) -> (AccountId, ClientId) {
+        if planted!(ClientsShareAccounts) { (AccountId::SYSTEM, self.client) } else { (self.account, self.client) }
+    }
+}
+
 /// What is known of a client's sequence.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Retry {
     /// It has not been applied.
     New,
     /// It has: this is what came of it.
-    Applied(ClientCommit),
+    Applied(CommitOutcome),
     /// It lies before the window.
     TooOld,
 }
@@ -222,14 +245,14 @@ impl Tables {
         over("max_clients", self.clients.len(), options.max_clients)
     }
 
-    /// What became of this client's sequence (acceptance L6).
-    pub(crate) fn retry(&self, client: ClientId, sequence: u64, options: &Options) -> Result<Retry> {
-        let Some(window) = self.clients.get(&client) else {
-            return self.admits_client(client, options).map(|()| Retry::New);
+    /// What became of a client's sequence (acceptance L6).
+    pub(crate) fn retry(&self, key: RetryKey, options: &Options) -> Result<Retry> {
+        let Some(window) = self.clients.get(&key.window()) else {
+            return self.admits_client(key, options).map(|()| Retry::New);
         };
-        let at = window.partition_point(|commit| commit.sequence < sequence);
-        if let Some(commit) = window.get(at).filter(|commit| commit.sequence == sequence) {
-            return Ok(Retry::Applied(*commit));
+        let at = window.partition_point(|outcome| outcome.sequence < key.sequence);
+        if let Some(outcome) = window.get(at).filter(|outcome| outcome.sequence == key.sequence) {
+            return Ok(Retry::Applied(*outcome));
         }
         // A full window has forgotten what came before it.
         let too_old = at == 0 && window.len() >= options.client_window;
@@ -237,39 +260,48 @@ impl Tables {
     }
 
     /// Whether there is room for another client, or none is needed.
-    pub(crate) fn admits_client(&self, client: ClientId, options: &Options) -> Result<()> {
-        if self.clients.contains_key(&client) || self.clients.len() < options.max_clients {
+    pub(crate) fn admits_client(&self, key: RetryKey, options: &Options) -> Result<()> {
+        let (known, max) = (self.clients.len(), options.max_clients);
+        if self.clients.contains_key(&key.window()) || known < max {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::LimitReached, format!("max_clients: {} exist", self.clients.len())))
+        let message = format!(
+            "max_clients is {max}, and {known} clients are known, those of all accounts together: raise it and open again"
+        );
+        Err(Error::new(ErrorKind::LimitReached, message))
     }
 
-    /// Remembers a client's commit; the window keeps the highest sequences.
-    pub(crate) fn remember(&mut self, commit: ClientCommit, window: usize) {
-        let commits = self.clients.entry(commit.client).or_default();
-        let at = commits.partition_point(|other| other.sequence < commit.sequence);
-        match commits.get_mut(at).filter(|other| other.sequence == commit.sequence) {
-            Some(known) => *known = commit,
-            None => commits.insert(at, commit),
+    /// Remembers what came of a client's commit; the window keeps the highest sequences.
+    pub(crate) fn remember(&mut self, key: RetryKey, outcome: CommitOutcome, window: usize) {
+        let outcomes = self.clients.entry(key.window()).or_default();
+        let at = outcomes.partition_point(|other| other.sequence < outcome.sequence);
+        match outcomes.get_mut(at).filter(|other| other.sequence == outcome.sequence) {
+            Some(known) => *known = outcome,
+            None => outcomes.insert(at, outcome),
         }
-        while commits.len() > window {
-            commits.pop_front();
+        while outcomes.len() > window {
+            outcomes.pop_front();
         }
     }
 
-    pub(crate) fn client_commit(&self, client: ClientId, sequence: u64) -> Option<&ClientCommit> {
-        let window = self.clients.get(&client)?;
-        let at = window.partition_point(|commit| commit.sequence < sequence);
-        window.get(at).filter(|commit| commit.sequence == sequence)
+    pub(crate) fn outcome(&self, key: RetryKey) -> Option<&CommitOutcome> {
+        let window = self.clients.get(&key.window())?;
+        let at = window.partition_point(|outcome| outcome.sequence < key.sequence);
+        window.get(at).filter(|outcome| outcome.sequence == key.sequence)
     }
 
     /// The block of this client's commit now has a place.
-    pub(crate) fn place(&mut self, client: ClientId, sequence: u64, lsn: Lsn) {
-        let Some(window) = self.clients.get_mut(&client) else { return };
-        let at = window.partition_point(|commit| commit.sequence < sequence);
-        if let Some(commit) = window.get_mut(at).filter(|commit| commit.sequence == sequence) {
-            commit.lsn = lsn;
+    pub(crate) fn place(&mut self, key: RetryKey, lsn: Lsn) {
+        let Some(window) = self.clients.get_mut(&key.window()) else { return };
+        let at = window.partition_point(|outcome| outcome.sequence < key.sequence);
+        if let Some(outcome) = window.get_mut(at).filter(|outcome| outcome.sequence == key.sequence) {
+            outcome.lsn = lsn;
         }
+    }
+
+    fn remember_commit(&mut self, commit: &ClientCommit, window: usize) {
+        let &ClientCommit { account, client, outcome } = commit;
+        self.remember(RetryKey { account, client, sequence: outcome.sequence }, outcome, window);
     }
 
     /// Moves the tables over one more segment.
@@ -291,7 +323,7 @@ impl Tables {
             self.digests.entry(account).or_default().merge(digest);
         }
         for commit in &index.clients {
-            self.remember(*commit, window);
+            self.remember_commit(commit, window);
         }
         self.put_system(&index.system);
     }
@@ -306,8 +338,11 @@ impl Tables {
         });
         let mut partitions: Vec<PartitionRecord> = partitions.collect();
         partitions.sort_unstable_by_key(|record| (record.account, record.partition));
-        let mut clients: Vec<ClientCommit> = self.clients.values().flatten().copied().collect();
-        clients.sort_unstable_by_key(|commit| (commit.client, commit.sequence));
+        let commits = self.clients.iter().flat_map(|(&(account, client), window)| {
+            window.iter().map(move |&outcome| ClientCommit { account, client, outcome })
+        });
+        let mut clients: Vec<ClientCommit> = commits.collect();
+        clients.sort_unstable_by_key(|commit| (commit.account, commit.client, commit.outcome.sequence));
         let cut = |lane| self.cut(lane).map_or(Lsn::ZERO, |cut| cut.position);
         let system = SystemState {
             accounts: self.accounts.values().cloned().collect(),
@@ -325,8 +360,8 @@ impl Tables {
             tables.partitions.insert((account, partition), Partition { next_sequence, digest, restarted });
             tables.digests.entry(account).or_default().merge(digest);
         }
-        for commit in checkpoint.clients.into_iter().filter(|_| !planted!(CheckpointForgetsClients)) {
-            tables.remember(commit, window);
+        for commit in checkpoint.clients.iter().filter(|_| !planted!(CheckpointForgetsClients)) {
+            tables.remember_commit(commit, window);
         }
         tables
     }
@@ -337,8 +372,12 @@ mod tests {
     use super::*;
     use crate::types::{Ack, Role};
 
-    fn commit(sequence: u64) -> ClientCommit {
-        ClientCommit { client: ClientId(9), sequence, lsn: Lsn(sequence), first_sequence: 0, records: 1 }
+    fn key(account: u64, sequence: u64) -> RetryKey {
+        RetryKey::new(AccountId(account), ClientId(9), sequence).expect("a client")
+    }
+
+    fn outcome(sequence: u64) -> CommitOutcome {
+        CommitOutcome { sequence, partition: PartitionId(4), lsn: Lsn(sequence), first_sequence: 0, records: 1 }
     }
 
     #[test]
@@ -347,13 +386,13 @@ mod tests {
         options.client_window = 3;
         let mut tables = Tables::default();
         for sequence in [5, 9, 7, 8] {
-            tables.remember(commit(sequence), options.client_window);
+            tables.remember(key(1, sequence), outcome(sequence), options.client_window);
         }
-        let retry = |sequence| tables.retry(ClientId(9), sequence, &options).expect("room");
-        assert_eq!(retry(9), Retry::Applied(commit(9)));
-        assert_eq!(retry(10), Retry::New);
-        assert_eq!(retry(5), Retry::TooOld);
-        assert_eq!(tables.retry(ClientId(1), 1, &options).expect("room"), Retry::New);
+        let retry = |account, sequence| tables.retry(key(account, sequence), &options).expect("room");
+        assert_eq!(retry(1, 9), Retry::Applied(outcome(9)));
+        assert_eq!(retry(1, 10), Retry::New);
+        assert_eq!(retry(1, 5), Retry::TooOld);
+        assert_eq!((retry(2, 9), retry(2, 5)), (Retry::New, Retry::New), "another account's client is another");
     }
 
     #[test]
@@ -381,7 +420,8 @@ mod tests {
             lane: None,
         });
         tables.append(AccountId(1), PartitionId(4), 7, &options, |_| 99).expect("room");
-        tables.remember(commit(1), 4);
+        tables.remember(key(1, 1), outcome(1), 4);
+        tables.remember(key(2, 1), outcome(1), 4);
         let progress = Progress { lane: Lane { log: LogId(5), number: 2 }, position: Lsn(8), time: 3 };
         tables.put_progress(progress);
         let marked = tables.stamp_mark(70);
@@ -392,6 +432,7 @@ mod tests {
         assert_eq!(back.progress(progress.lane), Some(progress));
         assert!(back.stamp(0) > marked, "nothing after a mark gets its time, whatever the clock says");
         assert_eq!(back.account_named("a").map(|account| account.epoch), Some(3));
-        assert_eq!(back.client_commit(ClientId(9), 1), Some(&commit(1)));
+        let known = [1, 2, 3].map(|account| back.outcome(key(account, 1)).copied());
+        assert_eq!(known, [Some(outcome(1)), Some(outcome(1)), None]);
     }
 }

@@ -33,6 +33,10 @@ pub enum Bug {
     ReuseBeforeTrim,
     /// A retried client sequence is applied again.
     DedupOff,
+    /// Clients of the same number in several accounts are one client.
+    ClientsShareAccounts,
+    /// A sequence that was used for another partition counts as a retry.
+    RepeatOfAnotherPartition,
     /// The last record of a transaction is left out when the block is cut short.
     HalfTransaction,
     /// The writer starts before its promise is durable on a quorum.
@@ -172,7 +176,7 @@ impl Bug {
         [Bug::PagesForgetNothing, Bug::EndsListedAtOnce, Bug::RoomNotMade, Bug::EncoderRefusalSwallowed];
 
     /// Those that one region shows.
-    pub const ALL: [Bug; 27] = [
+    pub const ALL: [Bug; 29] = [
         Bug::CommitBeforeQuorum,
         Bug::AckBeforeDurable,
         Bug::SkipWriteBack,
@@ -186,6 +190,8 @@ impl Bug {
         Bug::BlankDiskVotes,
         Bug::ReuseBeforeTrim,
         Bug::DedupOff,
+        Bug::ClientsShareAccounts,
+        Bug::RepeatOfAnotherPartition,
         Bug::HalfTransaction,
         Bug::SkipPromise,
         Bug::WrongChainCheck,

@@ -1,7 +1,7 @@
 //! The clients of two regions and their operators: commits, contracts that hold them back, and whether who waits for the secondary is answered only
 //! when it has what he wrote.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::pair::{NAMES, Pair};
@@ -11,15 +11,20 @@ use crate::gate::Gate;
 use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, lock};
 use crate::sync::ticket::{Ticket, ticket};
 use crate::transaction::{Receipt, Transaction};
-use crate::types::{AccountId, ClientId, Lsn, PartitionId, Role};
+use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId, Role};
 
-/// How many there are; each sequence is one's only.
+/// How many there are in each account: of every account the same ones, with the same sequences.
 const CLIENTS: u64 = 3;
 
 /// Those who commit to the primary.
 #[derive(Default)]
 pub(super) struct Clients {
-    sequence: u64,
+    /// The last sequence of each account.
+    sequences: BTreeMap<AccountId, u64>,
+    /// The secondary's own account, once it is known.
+    pub(super) own: Option<AccountId>,
+    /// Commits to it.
+    own_waiting: Vec<(Transaction, Ticket<Result<Receipt>>)>,
     waiting: Vec<Waiting>,
     /// Changes of accounts that are under way: what an account is meanwhile is not known.
     changes: Vec<(AccountId, Ticket<Result<AccountId>>)>,
@@ -66,7 +71,56 @@ impl Pair {
             let transaction = self.clients.again.swap_remove(at);
             self.commit(transaction, false);
         }
+        self.write_own();
         self.operate();
+    }
+
+    /// The secondary has an account of its own, whose clients have the numbers and the sequences of
+    /// those that the link brings.
+    fn write_own(&mut self) {
+        let (now, Some(east)) = (self.world.now(), self.east.open()) else { return };
+        self.clients.own = east.account_named("own");
+        let Some(own) = self.clients.own else {
+            let (name, change) = ("own".to_owned(), AccountChange::Create(Ack::Quorum));
+            drop(east.ask(|done| Request::PutAccount(PutAccount { name, change, done, at: now })));
+            return;
+        };
+        if self.rng.u8(..4) > 0 {
+            return;
+        }
+        let transaction = self.transaction(own);
+        let Some(east) = self.east.open() else { return };
+        for _ in 0..2 {
+            let (done, ticket) = ticket();
+            let bytes = transaction.encoded_len().unwrap_or_default();
+            let commit = Commit { transaction: transaction.clone(), done, at: now, bytes };
+            if east.push(Request::Commit(commit), bytes as u64) {
+                self.clients.own_waiting.push((transaction.clone(), ticket));
+            }
+            if transaction.client == ClientId::NONE {
+                break;
+            }
+        }
+    }
+
+    /// What the secondary acknowledged in its own account is there, where it said.
+    fn take_own_answers(&mut self) {
+        let (done, waiting): (Vec<_>, _) =
+            std::mem::take(&mut self.clients.own_waiting).into_iter().partition(|(_, ticket)| ticket.is_done());
+        self.clients.own_waiting = waiting;
+        for (transaction, ticket) in done {
+            let Ok(Ok(receipt)) = ticket.wait() else { continue };
+            let there = {
+                let held = lock(&self.east.held);
+                let at = held.frames.binary_search_by_key(&receipt.lsn, |seen| seen.lsn).ok();
+                let seen = at.map(|at| (held.frames[at].account, held.frames[at].partition));
+                seen == Some((transaction.account, transaction.partition))
+            };
+            if !there {
+                let key = (transaction.account, transaction.partition);
+                self.complain(format!("east acknowledged {receipt:?} of its own {key:?}, which is not there"));
+            }
+        }
     }
 
     /// Fences, switches, contracts and trims.
@@ -102,9 +156,9 @@ impl Pair {
         if self.rng.bool() {
             return transaction;
         }
-        let clients = &mut self.clients;
-        clients.sequence += 1;
-        transaction.client(ClientId(u128::from(clients.sequence % CLIENTS) + 1), clients.sequence)
+        let sequence = self.clients.sequences.entry(account).or_default();
+        *sequence += 1;
+        transaction.client(ClientId(u128::from(*sequence % CLIENTS) + 1), *sequence)
     }
 
     fn transaction_without_client(&mut self, account: AccountId) -> Transaction {
@@ -179,13 +233,16 @@ impl Pair {
         }
         self.commit(transaction.clone(), owed);
         self.commit(transaction, owed);
-        self.clients.sequence += CLIENTS;
-        let next = self.transaction_without_client(account).client(client, self.clients.sequence);
+        let sequence = self.clients.sequences.entry(account).or_default();
+        *sequence += CLIENTS;
+        let sequence = *sequence;
+        let next = self.transaction_without_client(account).client(client, sequence);
         self.commit(next, false);
     }
 
     /// Takes in the answers that are there: who had to wait for the secondary finds there what he wrote.
     pub(super) fn take_answers(&mut self) {
+        self.take_own_answers();
         self.clients.changes.retain(|(_, ticket)| !ticket.is_done());
         let (done, waiting) =
             std::mem::take(&mut self.clients.waiting).into_iter().partition(|waiting| waiting.ticket.is_done());

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
+
 use super::bugs::{Bug, InStage, Stage, enter_stage, plant, reached};
 use super::fault::FaultKind;
 use super::faults::Mischief;
@@ -88,8 +90,8 @@ pub(super) struct Run {
     pub(super) habits: Habits,
     /// Transactions with a client whose fate is open: to be sent again.
     pub(super) unsettled: Vec<usize>,
-    /// The last sequence of each client.
-    pub(super) clients: Vec<u64>,
+    /// The last sequence of each client: of every account the same clients with the same sequences.
+    pub(super) clients: FxHashMap<(AccountId, ClientId), u64>,
     /// Accounts that are known to exist, and how many names were tried.
     pub(super) accounts: Vec<AccountId>,
     pub(super) names: u32,
@@ -177,7 +179,7 @@ impl Run {
             host,
             habits,
             unsettled: Vec::new(),
-            clients: vec![0; 3],
+            clients: FxHashMap::default(),
             accounts: Vec::new(),
             names: 0,
             tentative: false,
@@ -330,7 +332,7 @@ impl Run {
         self.oracle = Arc::default();
         self.unsettled.clear();
         self.accounts.clear();
-        self.clients.fill(0);
+        self.clients.clear();
     }
 
     /// Where a state machine that keeps its own state would resume: from the start, or behind something it was handed.
@@ -418,7 +420,7 @@ pub(super) fn options(rng: &mut fastrand::Rng, disks: usize) -> Options {
     options.lag_bytes = 64 << 10;
     options.max_accounts = 16;
     options.max_partitions = 64;
-    options.max_clients = 8;
+    options.max_clients = 64;
     options.client_window = 64;
     options.max_segments = [None, Some(6)][rng.usize(..2)];
     options.scrub_bytes_per_second = [0, 64 << 20][rng.usize(..2)];

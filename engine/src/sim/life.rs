@@ -447,16 +447,23 @@ impl Life<'_> {
 
     pub(super) fn send_new(&mut self) {
         let habits = self.run.habits.clone();
-        let Some(account) = self.run.rng.choice(&self.run.accounts).copied() else { return };
-        let partition = PartitionId(u128::from(self.run.rng.u8(..4)));
+        let Some(mut account) = self.run.rng.choice(&self.run.accounts).copied() else { return };
+        let mut partition = PartitionId(u128::from(self.run.rng.u8(..4)));
         let rng = &mut self.run.rng;
-        let (client, client_sequence) = match rng.usize(..4) {
-            at if at < self.run.clients.len() => {
-                self.run.clients[at] += 1;
-                (ClientId(at as u128 + 1), self.run.clients[at])
-            }
-            _ => (ClientId::NONE, 0),
-        };
+        let (mut client, mut client_sequence) = (ClientId(u128::from(rng.u8(..4))), 0);
+        if client != ClientId::NONE {
+            let last = self.run.clients.entry((account, client)).or_default();
+            *last += 1;
+            client_sequence = *last;
+        }
+        // A careless client uses a sequence again, for another partition.
+        if let Some(other) = rng.choice(&self.run.unsettled).copied().filter(|_| rng.u8(..16) == 0)
+            && let Some(other) = lock(&self.run.oracle).used_once(other)
+        {
+            (account, client, client_sequence) = (other.account, other.client, other.client_sequence);
+            partition = PartitionId((other.partition.0 + 1) % 4);
+        }
+        let rng = &mut self.run.rng;
         let large = habits.large > 0 && rng.u32(..habits.large) == 0;
         let count = rng.usize(1..if large { 5 } else { 3 });
         let len = if large { rng.usize(500..2500) } else { rng.usize(12..200) };

@@ -102,6 +102,8 @@ pub(super) struct Oracle {
     placed: FxHashMap<usize, usize>,
     log: Vec<Entry>,
     sequences: FxHashMap<(AccountId, PartitionId), u64>,
+    /// Which transaction took each sequence of each client: one at most, within its account.
+    taken: FxHashMap<(AccountId, ClientId, u64), usize>,
     lives: Vec<Life>,
     /// The life that the end of the log was sent in.
     tail_life: usize,
@@ -144,6 +146,15 @@ impl Oracle {
 
     pub(super) fn transaction(&self, sent: usize) -> &Sent {
         &self.sent[sent]
+    }
+
+    /// The transaction, if no other has its client's sequence: with the same partition as another, it
+    /// would pass for a retry of that one.
+    pub(super) fn used_once(&self, number: usize) -> Option<&Sent> {
+        let key = |sent: &Sent| (sent.account, sent.client, sent.client_sequence);
+        let sent = &self.sent[number];
+        let others = self.sent.iter().filter(|other| key(other) == key(sent)).count();
+        (others == 1).then_some(sent)
     }
 
     pub(super) fn next_number(&self) -> usize {
@@ -295,6 +306,15 @@ impl Oracle {
             let first = self.log[first].lsn;
             self.complain(format!("transaction {number} is at {first} and again at {}", seen.lsn));
         }
+        let (client, client_sequence) = seen.client;
+        if client != ClientId::NONE
+            && let Some(first) = self.taken.insert((seen.account, client, client_sequence), number)
+            && first != number
+        {
+            self.complain(format!(
+                "transactions {first} and {number} were both applied with sequence {client_sequence} of {client:?}"
+            ));
+        }
         // Dense order in its partition.
         let next = self.sequences.entry((seen.account, seen.partition)).or_default();
         let expected = *next;
@@ -338,6 +358,7 @@ impl Oracle {
             let left_out = life.attempts[life.next..found].iter().find(|attempt| {
                 !matches!(attempt.answer, Some(Answer::Refused | Answer::Undecided))
                     && !self.placed.contains_key(&attempt.sent)
+                    && !self.is_reuse(attempt.sent)
             });
             let complaint = left_out.map(|attempt| {
                 format!("transaction {number} is at {lsn}, but {} before it in line was left out", attempt.sent)
@@ -352,6 +373,13 @@ impl Oracle {
         self.complain(format!(
             "transaction {number} is at {lsn}, but it was not sent, was refused, or its time had passed"
         ));
+    }
+
+    /// Whether its sequence is another transaction's, which the log holds: it is refused, though the
+    /// process may die before it says so.
+    fn is_reuse(&self, number: usize) -> bool {
+        let Sent { account, client, client_sequence, .. } = self.sent[number];
+        self.taken.get(&(account, client, client_sequence)).is_some_and(|first| *first != number)
     }
 
     /// A client got an answer.

@@ -146,6 +146,25 @@ fn a_secondary_holds_every_frame_byte_for_byte_and_other_accounts_stay_behind() 
 }
 
 #[test]
+fn h5_imported_client_sequences_are_remembered_in_their_account_alone() {
+    let Pair { primary, secondary, account, options, _dirs } = pair();
+    let order = |account, partition| Transaction::new(account, PartitionId(partition)).client(ClientId(1), 1);
+    let flight = primary.commit(order(account, 1).record("a flight")).unwrap();
+    ship(&primary, &secondary, &[account]);
+    let orders = secondary.create_account("orders", Ack::Quorum).unwrap();
+    let first = secondary.commit(order(orders, 9).record("an order")).unwrap();
+    assert!(!first.repeated && secondary.digest(orders).unwrap().records == 1);
+    // What is shipped again is known by its partition's sequence, and the primary's own retries stay what they were.
+    ship(&primary, &secondary, &[account]);
+    assert_eq!(secondary.digest(account).unwrap().records, 1);
+    assert_eq!(primary.commit(order(account, 1).record("a flight")).unwrap().lsn, flight.lsn);
+    secondary.close().unwrap();
+    let secondary = Region::open(options[1].clone(), ()).unwrap();
+    let again = secondary.commit(order(orders, 9).record("an order")).unwrap();
+    assert_eq!((again.lsn, again.repeated), (first.lsn, true));
+}
+
+#[test]
 fn what_arrives_again_is_skipped_and_a_gap_is_refused() {
     let Pair { primary, secondary, account, .. } = &pair();
     fill(primary, *account, 100, 100);

@@ -16,5 +16,6 @@ mod input;
 mod model;
 mod operator;
 mod read;
+mod retries;
 mod slow;
 mod strict;

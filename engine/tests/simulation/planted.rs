@@ -61,6 +61,8 @@ caught! {
     blank_disk_votes: BlankDiskVotes,
     reuse_before_trim: ReuseBeforeTrim,
     dedup_off: DedupOff,
+    clients_share_accounts: ClientsShareAccounts,
+    repeat_of_another_partition: RepeatOfAnotherPartition,
     half_transaction: HalfTransaction,
     skip_promise: SkipPromise,
     wrong_chain_check: WrongChainCheck,

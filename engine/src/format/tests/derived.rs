@@ -62,9 +62,11 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn any_client()(client in any::<u128>(), numbers in any::<[u64; 3]>(), records in any::<u32>()) -> ClientCommit {
-        let [sequence, lsn, first_sequence] = numbers;
-        ClientCommit { client: ClientId(client), sequence, lsn: Lsn(lsn), first_sequence, records }
+    fn any_client()(ids in any::<[u128; 2]>(), numbers in any::<[u64; 4]>(), records in any::<u32>()) -> ClientCommit {
+        let ([client, partition], [account, sequence, lsn, first_sequence]) = (ids, numbers);
+        let (partition, lsn) = (PartitionId(partition), Lsn(lsn));
+        let outcome = CommitOutcome { sequence, partition, lsn, first_sequence, records };
+        ClientCommit { account: AccountId(account), client: ClientId(client), outcome }
     }
 }
 

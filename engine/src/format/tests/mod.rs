@@ -130,7 +130,8 @@ fn superblock() -> Superblock {
 
 fn client_commit(client: u128) -> ClientCommit {
     let lsn = Lsn::new(SegmentId(17), 8192 + 128);
-    ClientCommit { client: ClientId(client), sequence: 12, lsn, first_sequence: 100, records: 3 }
+    let outcome = CommitOutcome { sequence: 12, partition: PartitionId(2), lsn, first_sequence: 100, records: 3 };
+    ClientCommit { account: AccountId(7), client: ClientId(client), outcome }
 }
 
 fn index() -> SegmentIndex {
@@ -294,8 +295,8 @@ fn the_bytes_of_this_version_have_not_changed() {
         ("segment header", 0xF50D_4C8C_9A8F_8F0D),
         ("seal", 0x0958_1FDA_4197_6DDE),
         ("superblock", 0x540F_4486_1700_904A),
-        ("index", 0xB7EF_6F8E_C987_17D9),
-        ("checkpoint", 0xBE3E_38B5_C8D7_C2C0),
+        ("index", 0x4B52_A87D_CECD_F864),
+        ("checkpoint", 0x88C7_D340_2439_C554),
     ];
     assert_eq!(found, golden);
 }
