@@ -94,6 +94,16 @@ impl AccountGate {
         });
     }
 
+    /// A session begins: everything before this position is durable on the secondary, but for accounts that are
+    /// [`lacking`](AccountGate::lacking). What earlier sessions said is void: a secondary that was put back to a backup holds less.
+    pub fn resume(&self, position: Lsn) {
+        self.shared.gates.change(|state| {
+            let Some(gated) = state.gated.get_mut(&self.key) else { return false };
+            std::mem::replace(&mut gated.arrived, position) != position
+        });
+        self.shared.intake.nudge();
+    }
+
     /// Everything before this position is durable on the secondary, but for accounts that are [`lacking`](AccountGate::lacking): those who wait
     /// for it are answered.
     pub fn arrived(&self, position: Lsn) {

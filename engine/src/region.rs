@@ -13,10 +13,10 @@ use event_listener::Listener as _;
 use crate::account::{Account, Contract};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, FrameKind, MAX_MARKED, MAX_RESTARTED};
-use crate::geo::{Arrived, Cut, Digest, Imported, Lane, Progress};
+use crate::geo::{Anchor, Arrived, Carried, Cut, Digest, Imported, Lane, Progress};
 use crate::health::{Health, SegmentHealth};
 use crate::io::{Driver, driver};
-use crate::log::geo::{Geo, Import};
+use crate::log::geo::{Carry, Geo, Import};
 use crate::log::scrub::ScrubReport;
 use crate::log::{Core, Mode, Phase, placement};
 use crate::options::{Options, check_account_name};
@@ -294,16 +294,26 @@ impl Region {
     /// [`NotFound`](ErrorKind::NotFound); [`Secondary`](ErrorKind::Secondary) for an account whose primary is elsewhere;
     /// [`InvalidInput`](ErrorKind::InvalidInput) for more than [`MAX_MARKED`] accounts; otherwise as [`Ticket::wait`].
     pub fn mark(&self, accounts: &[AccountId]) -> Result<Lsn> {
+        self.mark_with(accounts, None)
+    }
+
+    /// As [`Region::mark`], and keeps, durably, what the secondary of a lane of this log has acknowledged: after a restart
+    /// [`Region::progress`] of that lane says what was known.
+    ///
+    /// # Errors
+    /// As [`Region::mark`].
+    pub fn mark_with(&self, accounts: &[AccountId], acknowledged: Option<Progress>) -> Result<Lsn> {
         let mut accounts = accounts.to_vec();
         accounts.sort_unstable();
         accounts.dedup();
         if accounts.len() > MAX_MARKED {
             return Err(Error::invalid(format!("a mark of {} accounts, {MAX_MARKED} accepted", accounts.len())));
         }
-        self.shared.ask(|done| Request::Geo(Geo::Mark { accounts, done }))
+        self.shared.ask(|done| Request::Geo(Geo::Mark { accounts, acknowledged, done }))
     }
 
-    /// How far a lane of another region's log has arrived here, durably; `None` before anything did.
+    /// How far a lane of another region's log has arrived here, durably; `None` before anything did. Of a lane of this region's own log:
+    /// what its secondary had acknowledged when the log was last marked.
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed).
@@ -312,13 +322,39 @@ impl Region {
     }
 
     /// Says at the beginning of a session which accounts a lane brings from now on, durably. A copy that it did not bring until now is in bootstrap
-    /// from then on: it may lack what the lane had meanwhile.
+    /// from then on: it may lack what the lane had meanwhile. Returns how far the lane has brought what it has.
+    ///
+    /// `void` is a position and anchor that the primary found to be of another history of its log. Where the lane stands there, it
+    /// begins again from nothing, and its copies are in bootstrap.
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed), [`Halted`](ErrorKind::Halted), [`NoSpace`](ErrorKind::NoSpace).
-    pub fn carry(&self, lane: Lane, accounts: impl IntoIterator<Item = AccountId>) -> Result<()> {
+    pub fn carry(
+        &self,
+        lane: Lane,
+        accounts: impl IntoIterator<Item = AccountId>,
+        void: Option<(Lsn, Anchor)>,
+    ) -> Result<Carried> {
         let accounts = accounts.into_iter().collect();
-        self.shared.ask(|done| Request::Geo(Geo::Carry { lane, accounts, done })).map(drop)
+        self.shared.ask(|done| Request::Geo(Geo::Carry(Carry { lane, accounts, void, done })))
+    }
+
+    /// Whether a position is of this log's history: everything before it is what a peer that names it was sent. One that
+    /// was trimmed is taken for it: what lies before is compared all the same. A backup has the number of the log that it was made of, so
+    /// that this has to be asked before anything is claimed or sent from a position.
+    ///
+    /// # Errors
+    /// As [`Region::read`], but for a block that is not there.
+    pub fn is_history(&self, position: Lsn, anchor: Anchor) -> Result<bool> {
+        self.shared.is_history(position, anchor)
+    }
+
+    /// The history that a retained position is of: the first block that ends after it. None is named where nothing was committed after it.
+    ///
+    /// # Errors
+    /// As [`Region::read`].
+    pub fn anchor(&self, position: Lsn) -> Result<Anchor> {
+        self.shared.anchor(position)
     }
 
     /// The last moment of a lane that can be read here; `None` before the first mark arrived, and while a copy begins anew. Read the log, or a
@@ -732,6 +768,7 @@ mod tests {
             frames: Vec::new(),
             mark,
             position: Lsn::ZERO,
+            anchor: Anchor::default(),
         };
         let held = check_arrived(&arrived).expect("nothing is wrong with it");
         assert!(held >= 32_000, "{held}");

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use crate::account::{Account, Contract};
 use crate::error::{Error, Result};
 use crate::gate::Gates;
-use crate::geo::{Cut, Lane};
+use crate::geo::{ClaimedLane, Cut, Lane};
 use crate::health::{Health, SegmentHealth};
 use crate::io::{DiskIndex, Environment, FileId, ReadAt, Slice};
 use crate::log::geo::Geo;
@@ -200,6 +200,8 @@ pub(crate) struct Shared {
     pub(crate) catalog: RwLock<ReadCatalog>,
     pub(crate) pins: Mutex<Pins>,
     pub(crate) gates: Gates,
+    /// The lanes that links of this process have.
+    pub(crate) lanes: Mutex<BTreeMap<u32, ClaimedLane>>,
     /// The log's identity; set before the region is handed out.
     pub(crate) log: Mutex<Option<LogId>>,
     /// Copies that a reader found corrupt, for the log thread to repair.
@@ -228,6 +230,7 @@ impl Shared {
             catalog: RwLock::new(ReadCatalog::default()),
             pins: Mutex::new(Pins::default()),
             gates: Gates::default(),
+            lanes: Mutex::default(),
             log: Mutex::new(None),
             suspects: Mutex::new(Vec::new()),
             halted: Mutex::new(None),

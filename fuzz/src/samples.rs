@@ -10,7 +10,7 @@ use meridian::format::{
     SystemState, encode_account, encode_frame, encode_mark, encode_progress, encode_restart, finish_block, frame_len,
     padded,
 };
-use meridian::geo::{Digest, Holding, Lane, Progress, Restart};
+use meridian::geo::{Anchor, Digest, Holding, Lane, Progress, Restart};
 use meridian::{
     Account, AccountId, Ack, ClientId, Contract, DiskId, Epoch, Gate, LogId, Lsn, PartitionId, Role, SegmentId,
 };
@@ -159,7 +159,9 @@ pub(crate) fn account(random: &mut Random) -> Account {
 
 fn progress(random: &mut Random) -> Progress {
     let lane = Lane { log: LogId(random.wide()), number: random.any() as u32 };
-    Progress { lane, position: Lsn(random.any()), time: random.any() }
+    let anchor = Anchor { block: Lsn(random.any()), checksum: random.any() };
+    let held = Digest { sum: random.wide(), records: random.any() };
+    Progress { lane, position: Lsn(random.any()), anchor, time: random.any(), held }
 }
 
 pub(crate) fn holding(random: &mut Random) -> Holding {

@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 use meridian::format::{Frame, peek_frame_len};
-use meridian::geo::{Acknowledgement, Batch, Digest, Fingerprint, Holding, Lane, Mark, Receiver, Restart, Standing};
+use meridian::geo::{
+    Acknowledgement, Anchor, Batch, Digest, Fingerprint, Holding, Lane, Mark, Receiver, Restart, Standing,
+};
 use meridian::{AccountId, LogId, Lsn, PartitionId};
 use meridian_wire::RefusalKind;
-use meridian_wire::codec::{Ask, HEADER, Header, Hello, Message, Trace, Welcome, encode_batch};
+use meridian_wire::codec::{Ask, Carry, HEADER, Header, Hello, Message, Trace, Welcome, encode_batch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::mutate::Random;
@@ -96,6 +98,10 @@ fn accounts(random: &mut Random) -> Vec<AccountId> {
     (0..random.below(4) as u64).map(|number| AccountId(number * 1000 + random.any() % 1000)).collect()
 }
 
+fn anchor(random: &mut Random) -> Anchor {
+    Anchor { block: Lsn(random.any()), checksum: random.any() }
+}
+
 /// Ascending.
 fn holdings(random: &mut Random) -> Vec<Holding> {
     let mut holdings: Vec<Holding> = (0..random.below(5)).map(|_| samples::holding(random)).collect();
@@ -122,8 +128,9 @@ fn batch(random: &mut Random, number: u64, position: u64) -> Vec<u8> {
     let frames: Vec<u8> = (0..random.below(3)).flat_map(|_| samples::frame(random)).collect();
     let restart =
         (random.below(4) == 0).then(|| Restart { account: AccountId(random.any()), partitions: holdings(random) });
-    let (position, bytes) = (Lsn(position), frames.len());
-    let batch = Batch { number, account, restart, frames: Vec::new(), mark, position, bytes, records: 0, oldest: 0 };
+    let (position, anchor, bytes) = (Lsn(position), anchor(random), frames.len());
+    let (frame_list, records, oldest) = (Vec::new(), 0, 0);
+    let batch = Batch { number, account, restart, frames: frame_list, mark, position, anchor, bytes, records, oldest };
     [encode_batch(&batch, None), frames].concat()
 }
 
@@ -138,11 +145,14 @@ pub fn sample_message(random: &mut Random) -> Vec<u8> {
             from: name(random),
             to: name(random),
             lane: Lane { log: LogId(random.wide()), number: random.any() as u32 },
+            link: random.wide(),
         }),
         2 => {
             let (position, time, window) = (Lsn(random.any()), random.any(), random.any());
             let mut set = || accounts(random).into_iter().collect();
-            let standing = Standing { position, bootstrap: set(), dropped: set(), unknown: set() };
+            let (bootstrap, dropped, unknown) = (set(), set(), set());
+            let (anchor, loose) = (anchor(random), random.below(2) == 0);
+            let standing = Standing { position, anchor, loose, bootstrap, dropped, unknown };
             Message::Welcome(Welcome { nonce: random.wide(), time, window, standing })
         }
         3 => Message::Refuse(RefusalKind::NoSpace, name(random)),
@@ -159,7 +169,10 @@ pub fn sample_message(random: &mut Random) -> Vec<u8> {
             Message::Ask(Ask { account: AccountId(random.any()), after })
         }
         8 => Message::Holdings(holdings(random)),
-        9 => Message::Carry(accounts(random)),
+        9 => {
+            let void = (random.below(2) == 0).then(|| (Lsn(random.any()), anchor(random)));
+            Message::Carry(Carry { accounts: accounts(random), void })
+        }
         10 => {
             let (account, partition) = (AccountId(random.any()), PartitionId(random.wide()));
             Message::Trace(Trace { account, partition, from: random.any() })

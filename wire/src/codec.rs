@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 
 use bytes::{Buf, BufMut, Bytes};
 use meridian::format::{decode_account, encode_account};
-use meridian::geo::{Acknowledgement, Batch, Delivered, Digest, Fingerprint, Holding, Lane, Mark, Restart, Standing};
+use meridian::geo::{
+    Acknowledgement, Anchor, Batch, Delivered, Digest, Fingerprint, Holding, Lane, Mark, Restart, Standing,
+};
 use meridian::{AccountId, LogId, Lsn, PartitionId};
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -46,6 +48,8 @@ pub struct Hello {
     pub to: String,
     /// The lane that is sent.
     pub lane: Lane,
+    /// A number of the link's own: its sessions follow one another, those of two links do not.
+    pub link: u128,
 }
 
 /// Where to begin, and how much may be on its way.
@@ -59,6 +63,15 @@ pub struct Welcome {
     pub window: u64,
     /// How the lane and its accounts stand here.
     pub standing: Standing,
+}
+
+/// What a lane carries.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Carry {
+    /// The accounts, ascending.
+    pub accounts: Vec<AccountId>,
+    /// The position of an earlier welcome that is of another history of the sender's log: the receiver forgets it.
+    pub void: Option<(Lsn, Anchor)>,
 }
 
 /// A question for what the receiver holds of an account.
@@ -88,8 +101,8 @@ pub enum Message {
     Challenge(u128),
     /// The sender's first word.
     Hello(Hello),
-    /// The accounts that the lane carries, ascending, behind the hello.
-    Carry(Vec<AccountId>),
+    /// The accounts that the lane carries, after the hello.
+    Carry(Carry),
     /// The session begins.
     Welcome(Welcome),
     /// The listener cannot go on, and says why.
@@ -205,14 +218,20 @@ impl Message {
             }
             Message::Welcome(welcome) => {
                 out.put_u128_le(welcome.nonce);
-                let Standing { position, bootstrap, dropped, unknown } = &welcome.standing;
+                let Standing { position, anchor, loose, bootstrap, dropped, unknown } = &welcome.standing;
                 out.put_u64_le(position.0);
+                put_anchor(&mut out, *anchor);
+                out.put_u8(u8::from(*loose));
                 out.put_u64_le(welcome.time);
                 out.put_u64_le(welcome.window);
                 [bootstrap, dropped, unknown].into_iter().for_each(|set| put_accounts(&mut out, set));
                 WELCOME
             }
-            Message::Carry(accounts) => {
+            Message::Carry(Carry { accounts, void }) => {
+                out.put_u8(u8::from(void.is_some()));
+                let (position, anchor) = void.unwrap_or_default();
+                out.put_u64_le(position.0);
+                put_anchor(&mut out, anchor);
                 put_accounts(&mut out, accounts);
                 CARRY
             }
@@ -274,12 +293,18 @@ impl Message {
             HELLO => Message::Hello(hello(&mut rest)?),
             WELCOME => {
                 let (nonce, position) = (wide(&mut rest)?, Lsn(long(&mut rest)?));
+                let (anchor, loose) = (anchor(&mut rest)?, flag(&mut rest)?);
                 let (time, window) = (long(&mut rest)?, long(&mut rest)?);
                 let mut set = || accounts(&mut rest).map(BTreeSet::from_iter);
-                let standing = Standing { position, bootstrap: set()?, dropped: set()?, unknown: set()? };
+                let (bootstrap, dropped, unknown) = (set()?, set()?, set()?);
+                let standing = Standing { position, anchor, loose, bootstrap, dropped, unknown };
                 Message::Welcome(Welcome { nonce, time, window, standing })
             }
-            CARRY => Message::Carry(accounts(&mut rest)?),
+            CARRY => {
+                let (given, position, anchor) = (flag(&mut rest)?, Lsn(long(&mut rest)?), anchor(&mut rest)?);
+                let void = Some((position, anchor)).filter(|_| given);
+                Message::Carry(Carry { accounts: accounts(&mut rest)?, void })
+            }
             REFUSE => {
                 let code = rest.try_get_u16_le().map_err(|_| SHORT)?;
                 Message::Refuse(RefusalKind::from_code(code), text(&mut rest)?)
@@ -325,6 +350,7 @@ pub fn encode_batch(batch: &Batch, compressed: Option<usize>) -> Vec<u8> {
     let mut out = vec![0; HEADER];
     out.put_u64_le(batch.number);
     out.put_u64_le(batch.position.0);
+    put_anchor(&mut out, batch.anchor);
     match &batch.account {
         None => out.put_u8(0),
         Some(account) => {
@@ -424,6 +450,15 @@ fn text(rest: &mut &[u8]) -> Result<String> {
     std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Malformed("message: a name is UTF-8"))
 }
 
+fn put_anchor(out: &mut Vec<u8>, anchor: Anchor) {
+    out.put_u64_le(anchor.block.0);
+    out.put_u64_le(anchor.checksum);
+}
+
+fn anchor(rest: &mut &[u8]) -> Result<Anchor> {
+    Ok(Anchor { block: Lsn(long(rest)?), checksum: long(rest)? })
+}
+
 fn put_accounts<'a>(out: &mut Vec<u8>, accounts: impl IntoIterator<Item = &'a AccountId, IntoIter: ExactSizeIterator>) {
     let accounts = accounts.into_iter();
     out.put_u32_le(accounts.len() as u32);
@@ -489,6 +524,7 @@ fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
     out.put_u128_le(hello.nonce);
     out.put_u128_le(hello.lane.log.0);
     out.put_u32_le(hello.lane.number);
+    out.put_u128_le(hello.link);
     for name in [&hello.cluster, &hello.from, &hello.to] {
         put_text(out, name);
     }
@@ -499,6 +535,7 @@ fn hello(rest: &mut &[u8]) -> Result<Hello> {
         challenge: wide(rest)?,
         nonce: wide(rest)?,
         lane: Lane { log: LogId(wide(rest)?), number: rest.try_get_u32_le().map_err(|_| SHORT)? },
+        link: wide(rest)?,
         cluster: text(rest)?,
         from: text(rest)?,
         to: text(rest)?,
@@ -506,7 +543,7 @@ fn hello(rest: &mut &[u8]) -> Result<Hello> {
 }
 
 fn delivered(rest: &mut &[u8], frames: Bytes) -> Result<Delivered> {
-    let (number, position) = (long(rest)?, Lsn(long(rest)?));
+    let (number, position, anchor) = (long(rest)?, Lsn(long(rest)?), anchor(rest)?);
     let account = if flag(rest)? {
         let len = usize::from(rest.try_get_u16_le().map_err(|_| SHORT)?);
         let (record, behind) = rest.split_at_checked(len).ok_or(SHORT)?;
@@ -533,7 +570,7 @@ fn delivered(rest: &mut &[u8], frames: Bytes) -> Result<Delivered> {
     } else {
         None
     };
-    Ok(Delivered { number, account, restart, frames, mark, position })
+    Ok(Delivered { number, account, restart, frames, mark, position, anchor })
 }
 
 #[cfg(test)]
@@ -554,6 +591,8 @@ mod tests {
         Holding { partition: PartitionId(partition), next_sequence: 9, digest }
     }
 
+    const ANCHOR: Anchor = Anchor { block: Lsn(1 << 41), checksum: 1 << 63 };
+
     fn samples() -> Vec<Message> {
         let hello = Hello {
             challenge: 1,
@@ -562,18 +601,22 @@ mod tests {
             from: "west".into(),
             to: "öst".into(),
             lane: Lane { log: LogId(3), number: 1 },
+            link: 4,
         };
         let ack = Acknowledgement { number: 1, position: Lsn(2), time: 3, differ: vec![AccountId(4)] };
         vec![
             Message::Challenge(7),
             Message::Hello(hello),
-            Message::Carry(vec![AccountId(1), AccountId(2), AccountId(5), AccountId(7)]),
+            Message::Carry(Carry { accounts: vec![AccountId(1), AccountId(7)], void: None }),
+            Message::Carry(Carry { accounts: vec![AccountId(1)], void: Some((Lsn(1 << 40), ANCHOR)) }),
             Message::Welcome(Welcome {
                 nonce: 1,
                 time: 3,
                 window: 4,
                 standing: Standing {
                     position: Lsn(2),
+                    anchor: ANCHOR,
+                    loose: true,
                     bootstrap: BTreeSet::from([AccountId(1), AccountId(2)]),
                     dropped: BTreeSet::from([AccountId(5)]),
                     unknown: BTreeSet::from([AccountId(7)]),
@@ -616,6 +659,7 @@ mod tests {
             frames: Vec::new(),
             mark,
             position: Lsn(77),
+            anchor: ANCHOR,
             bytes: 0,
             records: 0,
             oldest: 0,
@@ -629,8 +673,9 @@ mod tests {
             assert_eq!(format!("{back:?}"), format!("{message:?}"));
         }
         let Ok(Message::Batch(back)) = decode(&encode_batch(&batch(), None)) else { panic!("a batch") };
-        let Batch { number, account, mark, position, .. } = batch();
-        assert_eq!((back.number, back.account, back.mark, back.position), (number, account, mark, position));
+        let Batch { number, account, mark, position, anchor, .. } = batch();
+        assert_eq!((back.number, back.account, back.mark), (number, account, mark));
+        assert_eq!((back.position, back.anchor), (position, anchor));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use meridian::ErrorKind;
+use meridian::{ErrorKind, Lsn};
 
 /// The result of the wire's operations.
 pub type Result<T> = std::result::Result<T, WireError>;
@@ -24,6 +24,12 @@ pub enum WireError {
         /// In its own words.
         message: String,
     },
+    /// What one side showed or said of itself is not accepted by the other: a certificate, a name, a cluster. An operator has to see
+    /// to it; it is tried again.
+    Untrusted(String),
+    /// The other side holds this log up to a position, in another history than the log has here: one of them was put back to a
+    /// backup, or the log went on elsewhere. The next session compares all copies.
+    OtherHistory(Lsn),
     /// This side's region failed.
     Region(meridian::Error),
 }
@@ -42,6 +48,10 @@ pub enum RefusalKind {
     LimitReached,
     /// There is no room there now.
     NoSpace,
+    /// Another link ships on this lane of the log: a second one with its number, or another process that holds the same log.
+    LaneInUse,
+    /// The cluster, a region's name or the certificate is not one that the listener accepts.
+    Untrusted,
     /// Something else; the message says what.
     Other,
 }
@@ -66,23 +76,33 @@ impl RefusalKind {
             RefusalKind::Exists => 3,
             RefusalKind::LimitReached => 4,
             RefusalKind::NoSpace => 5,
+            RefusalKind::LaneInUse => 6,
+            RefusalKind::Untrusted => 7,
         }
     }
 
     /// What a code means; codes of a later version are [`RefusalKind::Other`].
     pub(crate) fn from_code(code: u16) -> RefusalKind {
-        use RefusalKind::{Exists, Fenced, Gap, LimitReached, NoSpace, Other};
-        [Gap, Fenced, Exists, LimitReached, NoSpace].into_iter().find(|kind| kind.code() == code).unwrap_or(Other)
+        use RefusalKind::{Exists, Fenced, Gap, LaneInUse, LimitReached, NoSpace, Other, Untrusted};
+        [Gap, Fenced, Exists, LimitReached, NoSpace, LaneInUse, Untrusted]
+            .into_iter()
+            .find(|kind| kind.code() == code)
+            .unwrap_or(Other)
     }
 }
 
 impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            WireError::InvalidInput(what) => f.write_str(what),
+            WireError::InvalidInput(what) | WireError::Untrusted(what) => f.write_str(what),
             WireError::Connection(error) => write!(f, "the connection failed: {error}"),
             WireError::Protocol(what) => write!(f, "the other side broke the protocol: {what}"),
             WireError::Refused { message, .. } => write!(f, "the other side refused: {message}"),
+            WireError::OtherHistory(position) => write!(
+                f,
+                "the secondary holds this log up to {position} in another history than it has here, as after a backup was put \
+                 back: nothing is claimed of it, and all copies are compared"
+            ),
             WireError::Region(error) => write!(f, "the region failed: {error}"),
         }
     }

@@ -45,6 +45,6 @@ mod transport;
 pub use compress::Compression;
 pub use error::{RefusalKind, Result, WireError};
 pub use link::{Cause, Difference, Link, LinkOptions, LinkState, LinkStatus, PartitionLag};
-pub use listener::{Arrival, Listener, ListenerOptions};
+pub use listener::{Arrival, Listener, ListenerOptions, Refusal, Refusals};
 pub use session::Peer;
 pub use transport::{Security, TlsIdentity};

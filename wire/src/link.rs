@@ -1,27 +1,31 @@
 //! The primary's side: ships what is committed to the secondary, again and again until it has it, and says how far that is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use meridian::format::{DATA_START, MAX_MARKED};
-use meridian::geo::{Acknowledgement, Batch, Lag, Lane, MOST_BATCH_BYTES, Shipper, Waiting};
+use meridian::format::DATA_START;
+use meridian::geo::{Acknowledgement, Anchor, Batch, Lag, Lane, LaneClaim, Shipper, Waiting};
 use meridian::{
     AccountGate, AccountId, ErrorKind, Lsn, PartitionId, Region, RetentionPin, Role, SegmentId, Subscription,
 };
 
 use crate::clock::{self, Clock};
-use crate::codec::{Hello, MOST_FIELDS, MOST_NAME, Message, Welcome};
-use crate::compress::{Adaptive, Compression};
+use crate::codec::{Carry, Hello, MOST_FIELDS, Message, Welcome};
+use crate::compress::Adaptive;
 use crate::error::{RefusalKind, Result, WireError};
-use crate::session::{self, Peer};
+use crate::session;
 use crate::threads::{lock, start};
-use crate::transport::{Connection, Security, check_address};
+use crate::transport::Connection;
 
 mod compare;
+mod options;
+mod status;
+
+pub use options::LinkOptions;
+pub use status::{Cause, Difference, LinkState, LinkStatus, PartitionLag};
 
 /// How long a thread sleeps, at most, before it looks whether the link is to stop.
 const NAP: Duration = Duration::from_millis(50);
@@ -29,193 +33,6 @@ const NAP: Duration = Duration::from_millis(50);
 const LONGEST: u64 = 86_400_000_000_000;
 /// How often contract and retention are looked after.
 const TICK: Duration = Duration::from_millis(10);
-
-/// How a primary ships.
-#[derive(Clone, Debug)]
-pub struct LinkOptions {
-    /// Where the secondary listens.
-    pub address: SocketAddr,
-    /// The cluster that both regions belong to.
-    pub cluster: String,
-    /// What this region is called there.
-    pub region: String,
-    /// The secondary.
-    pub peer: Peer,
-    /// How both prove who they are.
-    pub security: Security,
-    /// The number of the lane. Links of one log need different ones; each keeps its own for ever, and a bootstrap on one does not age the
-    /// others. Default 0.
-    pub lane: u32,
-    /// The accounts that are shipped. No other lane ships them.
-    pub accounts: Vec<AccountId>,
-    /// A batch that holds so many bytes goes out, 1 to 4 MiB. Default 1 MiB.
-    pub batch_bytes: usize,
-    /// A batch goes out so long after its first transaction, or at once where fewer than two others are on their way. Default 1 ms.
-    pub batch_time: Duration,
-    /// How often the log is marked, so that last sync time moves on; twice as often as the shortest contract needs it, if that is more often. Default
-    /// 200 ms.
-    pub mark_interval: Duration,
-    /// Whether frames are compressed. Default: where it pays.
-    pub compression: Compression,
-    /// How long the other side may be silent or slow. Default 10 s.
-    pub patience: Duration,
-    /// The longest wait before another attempt to connect. Default 2 s.
-    pub longest_retry: Duration,
-    /// Bytes of frames a second that a bootstrap sends, at most, and all else of the lane meanwhile: with less than is written it never ends.
-    /// Default: as many as it can.
-    pub bootstrap_bytes_per_second: Option<u64>,
-    /// Bytes of log that are held back from trimming for the secondary, at most. What is trimmed beyond that, while the secondary lacks it,
-    /// is a gap, and a bootstrap follows (FAULT-MODEL invariant 12). Default: no bound but the space there is.
-    pub retention_bytes: Option<u64>,
-}
-
-impl LinkOptions {
-    /// The defaults.
-    #[must_use]
-    pub fn new(address: SocketAddr, cluster: &str, region: &str, peer: Peer, accounts: Vec<AccountId>) -> LinkOptions {
-        LinkOptions {
-            address,
-            cluster: cluster.to_owned(),
-            region: region.to_owned(),
-            peer,
-            security: Security::Loopback,
-            lane: 0,
-            accounts,
-            batch_bytes: 1 << 20,
-            batch_time: Duration::from_millis(1),
-            mark_interval: Duration::from_millis(200),
-            compression: Compression::Adaptive,
-            patience: Duration::from_secs(10),
-            longest_retry: Duration::from_secs(2),
-            bootstrap_bytes_per_second: None,
-            retention_bytes: None,
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        check_address(&self.security, self.address)?;
-        let invalid = |what: String| Err(WireError::InvalidInput(what));
-        if !(1..=MOST_BATCH_BYTES).contains(&self.batch_bytes) {
-            return invalid(format!("batch_bytes: {} given, 1 to {MOST_BATCH_BYTES} accepted", self.batch_bytes));
-        }
-        if !(1..=MAX_MARKED).contains(&self.accounts.len()) {
-            return invalid(format!("accounts: {} given, 1 to {MAX_MARKED} accepted", self.accounts.len()));
-        }
-        let names = [&self.cluster, &self.region, &self.peer.region];
-        if let Some(name) = names.into_iter().find(|name| name.len() > MOST_NAME) {
-            return invalid(format!("cluster and regions: a name of {} bytes, {MOST_NAME} accepted", name.len()));
-        }
-        if self.mark_interval.is_zero() || self.patience.is_zero() {
-            return invalid("mark_interval and patience: more than nothing".into());
-        }
-        if self.bootstrap_bytes_per_second == Some(0) {
-            return invalid("bootstrap_bytes_per_second: more than nothing".into());
-        }
-        Ok(())
-    }
-}
-
-/// Whether what is committed gets to the secondary (acceptance G10).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum LinkState {
-    /// A session is up.
-    Live,
-    /// A session is up, and copies are made whole that nobody can read until they are.
-    Bootstrap,
-    /// There is none; another attempt is made soon.
-    #[default]
-    Unavailable,
-}
-
-/// What the secondary is behind for (acceptance T2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Cause {
-    /// It is not behind, but for what is on its way.
-    #[default]
-    None,
-    /// There is no session.
-    Unavailable,
-    /// The other side refuses what it is sent; [`LinkStatus::ended`] has its words.
-    Refused,
-    /// The window is full: the secondary's disks or processor.
-    Secondary,
-    /// The window is full, though the secondary answers as soon as it can: it is too small for so long a way
-    /// ([`ListenerOptions::window`](crate::ListenerOptions::window)).
-    Credits,
-    /// A bootstrap is slowed down as it was asked to be.
-    Throttle,
-    /// Sending takes the time: the link.
-    Link,
-    /// The log here is read as fast as it goes: catching up.
-    Reading,
-    /// Copies are made whole.
-    Bootstrap,
-}
-
-/// How a link stands.
-#[derive(Clone, Debug)]
-pub struct LinkStatus {
-    /// Whether it ships.
-    pub state: LinkState,
-    /// Why the secondary is behind.
-    pub cause: Cause,
-    /// Everything before this position is durable on the secondary.
-    pub position: Lsn,
-    /// Every write of the shipped accounts up to this time is there (acceptance G9): nanoseconds since the Unix epoch, 0 before the first and
-    /// during a bootstrap.
-    pub last_sync_time: u64,
-    /// What was read from the log and is not acknowledged.
-    pub lag: Lag,
-    /// Bytes of log behind that.
-    pub unread: u64,
-    /// Accounts whose copy was found to differ, and were not seen equal since.
-    pub differ: Vec<AccountId>,
-    /// Partitions that were found to differ when copies were compared, and were sent again: the last 64.
-    pub differed: Vec<Difference>,
-    /// Bootstraps begun, and bytes of frames that were shipped during bootstraps.
-    pub bootstraps: (u64, u64),
-    /// Times that something was trimmed here that the secondary lacked.
-    pub gaps: u64,
-    /// Accounts for which last sync time is older than their [`Contract`](meridian::Contract)s allow.
-    pub breached: Vec<AccountId>,
-    /// Bytes of frames shipped, and what went over the wire for them.
-    pub shipped: (u64, u64),
-    /// Sessions begun.
-    pub sessions: u64,
-    /// Why the last session or attempt ended.
-    pub ended: Option<String>,
-    /// Why the last attempt to mark the log failed, if it did: last sync time stands still.
-    pub unmarked: Option<String>,
-    /// From a ping to its pong, in nanoseconds; 0 before the first.
-    pub round_trip: u64,
-    /// From a transaction's time to its batch's being handed to the connection, in nanoseconds, one count a record (acceptance T1); what is sent
-    /// again is counted again.
-    pub sent: Histogram<u64>,
-    /// From a transaction's time to its durability on the secondary, in nanoseconds, one count a record (acceptance T1).
-    pub remotely_durable: Histogram<u64>,
-}
-
-/// A partition whose copy holds something else than its primary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// Its account.
-    pub account: AccountId,
-    /// The partition.
-    pub partition: PartitionId,
-    /// The sequence of the first record that differs; `None` where that was trimmed.
-    pub sequence: Option<u64>,
-}
-
-/// What one partition lacks on the secondary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PartitionLag {
-    /// Its account.
-    pub account: AccountId,
-    /// The partition.
-    pub partition: PartitionId,
-    /// What is missing there.
-    pub lag: Lag,
-}
 
 /// Ships the committed log of a region to its secondary, in threads of its own, until it is stopped or dropped.
 pub struct Link {
@@ -226,6 +43,10 @@ pub struct Link {
 struct Shared {
     region: Arc<Region>,
     options: LinkOptions,
+    /// No other link of the region has the lane meanwhile.
+    _lane: LaneClaim,
+    /// Tells this link's sessions from those of others.
+    link: u128,
     /// Holds commits back while contracts are broken.
     gate: AccountGate,
     clock: Clock,
@@ -247,6 +68,10 @@ struct State {
     suspects: BTreeSet<AccountId>,
     /// The session has to end for another that compares.
     again: bool,
+    /// Where the secondary said that it stands, in another history: the next session says so.
+    void: Option<(Lsn, Anchor)>,
+    /// Up to here the secondary has acknowledged this history to this link.
+    acknowledged: Lsn,
     /// Why the session's reader ended.
     reader: Option<WireError>,
     /// What the session runs over: cut when the link is to stop.
@@ -267,10 +92,12 @@ impl Link {
     ///
     /// # Errors
     /// [`InvalidInput`](WireError::InvalidInput) for options, and for an account that is not there or whose primary is elsewhere;
-    /// [`Region`](WireError::Region) when it is closed; [`Connection`](WireError::Connection) when no thread can be started. A secondary that cannot be reached is no error: it is tried again.
+    /// [`Region`](WireError::Region) when it is closed, and, as [`Exists`](ErrorKind::Exists), when another link of the region has the
+    /// lane, or ships one of the accounts to the same peer; [`Connection`](WireError::Connection) when no thread can be started. A secondary that cannot be reached is no error: it is tried again.
     pub fn start(region: Arc<Region>, options: LinkOptions) -> Result<Link> {
         options.check()?;
         check_accounts(&region, &options.accounts)?;
+        let lane = region.claim_lane(options.lane, &options.peer.region, options.accounts.iter().copied())?;
         let histogram = Histogram::new_with_bounds(1, LONGEST, 3);
         let histogram = histogram.map_err(|error| WireError::InvalidInput(error.to_string()))?;
         let status = LinkStatus {
@@ -284,6 +111,8 @@ impl Link {
             differed: Vec::new(),
             bootstraps: (0, 0),
             gaps: 0,
+            other_histories: 0,
+            set_backs: 0,
             breached: Vec::new(),
             shipped: (0, 0),
             sessions: 0,
@@ -306,6 +135,8 @@ impl Link {
             pinned,
             suspects,
             again,
+            void: None,
+            acknowledged: Lsn::ZERO,
             reader,
             connection,
             synced,
@@ -314,7 +145,8 @@ impl Link {
         };
         let gate = region.gate(options.accounts.iter().copied());
         let (clock, state, changed) = (Clock::start(), Mutex::new(state), Condvar::new());
-        let shared = Arc::new(Shared { region, options, gate, clock, state, changed });
+        let link = clock::nonce()?;
+        let shared = Arc::new(Shared { region, options, _lane: lane, link, gate, clock, state, changed });
         let [ships, marks, keeps] = [(); 3].map(|()| Arc::clone(&shared));
         // Dropped where one cannot be started, it stops those before.
         let mut link = Link { shared, threads: Vec::with_capacity(3) };
@@ -564,11 +396,11 @@ impl Shared {
             from: self.options.region.clone(),
             to: peer.region.clone(),
             lane: Lane { log: self.region.log_id(), number: self.options.lane },
+            link: self.link,
         };
-        let welcome = session::introduce(&connection, &hello, &self.options.accounts, *patience)?;
-        if welcome.standing.position > self.region.committed() {
-            return Err(WireError::Protocol("the secondary holds more of this log than there is"));
-        }
+        let carry = Carry { accounts: self.options.accounts.clone(), void: self.lock().void };
+        let welcome = session::introduce(&connection, &hello, carry, *patience)?;
+        self.compare_histories(welcome.standing.position, welcome.standing.anchor)?;
         let (shipper, from, all) = self.prepare(&connection, &welcome)?;
         self.begin(&welcome, shipper, from);
         drop(all);
@@ -590,6 +422,24 @@ impl Shared {
         }
     }
 
+    /// The secondary may hold what this log, before a backup of it was put back, had at the same positions: then the next session
+    /// says so, and nothing is claimed before.
+    fn compare_histories(&self, position: Lsn, anchor: Anchor) -> Result<()> {
+        let same = self.region.is_history(position, anchor)?;
+        let mut state = self.lock();
+        if same {
+            state.void = None;
+            return Ok(());
+        }
+        if state.void.replace((position, anchor)) != Some((position, anchor)) {
+            state.status.other_histories += 1;
+        }
+        (state.status.position, state.status.last_sync_time, state.acknowledged) = (Lsn::ZERO, 0, Lsn::ZERO);
+        drop(state);
+        self.gate.lacking(self.options.accounts.iter().map(|account| (*account, Lsn::ZERO)).collect());
+        Err(WireError::OtherHistory(position))
+    }
+
     fn begin(&self, welcome: &Welcome, mut shipper: Shipper, from: Lsn) {
         let (position, time) = (welcome.standing.position, welcome.time);
         let pin = self.region.pin(from);
@@ -602,13 +452,15 @@ impl Shared {
         state.status.state = if bootstrapping { LinkState::Bootstrap } else { LinkState::Live };
         state.status.sessions += 1;
         state.status.position = position;
+        state.status.set_backs += u64::from(position < state.acknowledged);
+        state.acknowledged = position;
         let time = if bootstrapping { 0 } else { time };
         state.status.last_sync_time = time;
         self.hear_of(&mut state, time);
         drop(state);
         lacking.into_iter().for_each(|lacking| self.gate.lacking(lacking));
-        // What the last session's answers were lost for is there all the same.
-        self.gate.arrived(position);
+        // What the last session's answers were lost for is there all the same, and what it said may be true no more.
+        self.gate.resume(position);
     }
 
     fn hear_of(&self, state: &mut State, time: u64) {
@@ -763,6 +615,7 @@ impl Shared {
         let time = if shipper.is_bootstrapping() { 0 } else { time };
         self.hold_from(&mut state, settled);
         self.hear_of(&mut state, time);
+        state.acknowledged = position;
         let status = &mut state.status;
         status.position = position;
         if time > status.last_sync_time {

@@ -1,6 +1,6 @@
 //! The secondary's side: takes in sessions of known regions, imports what they send, acknowledges what is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,10 +8,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver as Incoming, RecvTimeoutError};
-use meridian::geo::{Fingerprint, Holding, Imported, Lane, MOST_BATCH_BYTES, Receiver, Standing};
+use meridian::geo::{Carried, Fingerprint, Holding, Imported, Lane, MOST_BATCH_BYTES, Receiver, Standing};
 use meridian::{AccountId, Lsn, Region, Role, Ticket};
 
-use crate::codec::{Ask, MOST_FIELDS, MOST_FINGERPRINTS, MOST_HOLDINGS, Message, Trace, Welcome};
+use crate::clock;
+use crate::codec::{Ask, Carry, Hello, MOST_FIELDS, MOST_FINGERPRINTS, MOST_HOLDINGS, Message, Trace, Welcome};
 use crate::error::{RefusalKind, Result, WireError};
 use crate::session::{self, Peer};
 use crate::threads::{lock, start, try_lock};
@@ -25,6 +26,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 const LANES: usize = 64;
 /// Imports of one session that may be under way: what the window does not bound.
 const IMPORTS: usize = 1024;
+/// Refusals that are remembered, and the bytes of each one's words.
+const REFUSALS: usize = 32;
+const MAX_WORDS: usize = 512;
 
 /// How a secondary listens.
 #[derive(Clone, Debug)]
@@ -83,8 +87,31 @@ pub struct Arrival {
     pub duplicates: u64,
     /// Sessions since the listener was bound.
     pub sessions: u64,
+    /// Times that the primary found what is here to be of another history of its log: a backup was put back there, and the
+    /// copies are compared with it.
+    pub other_histories: u64,
     /// Why the last session ended, if one did.
     pub ended: Option<String>,
+}
+
+/// A connection that got no session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Nanoseconds since the Unix epoch, by this host's clock.
+    pub time: u64,
+    /// Where it came from.
+    pub address: SocketAddr,
+    /// What was refused, and why; what the other side said of itself is quoted, and believed by nobody.
+    pub why: String,
+}
+
+/// The connections that got no session since the listener was bound.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// How many.
+    pub count: u64,
+    /// The last 32.
+    pub last: VecDeque<Refusal>,
 }
 
 /// A secondary region's door for the primaries that send to it. Dropping it closes it.
@@ -101,6 +128,7 @@ struct Shared {
     /// Connections in the middle of their handshake, and the threads that see to them.
     greeting: Mutex<Vec<(TcpStream, JoinHandle<()>)>>,
     arrivals: Mutex<BTreeMap<Lane, Arrival>>,
+    refusals: Mutex<Refusals>,
     /// Never held while anything is waited for: whom one lane waits for stops no other.
     lanes: Mutex<BTreeMap<Lane, Slot>>,
 }
@@ -110,6 +138,8 @@ type Slot = Arc<Mutex<Option<Session>>>;
 
 /// The session of one lane.
 struct Session {
+    /// The link that it belongs to.
+    link: u128,
     connection: Arc<Connection>,
     thread: Option<JoinHandle<()>>,
 }
@@ -132,6 +162,7 @@ impl Listener {
             stopping: AtomicBool::new(false),
             greeting: Mutex::default(),
             arrivals: Mutex::default(),
+            refusals: Mutex::default(),
             lanes: Mutex::default(),
         });
         let theirs = Arc::clone(&shared);
@@ -149,6 +180,12 @@ impl Listener {
     #[must_use]
     pub fn status(&self) -> BTreeMap<Lane, Arrival> {
         lock(&self.shared.arrivals).clone()
+    }
+
+    /// The connections that got no session, and why (acceptance H7).
+    #[must_use]
+    pub fn refusals(&self) -> Refusals {
+        lock(&self.shared.refusals).clone()
     }
 
     /// Ends all sessions and listens no more; nothing of it holds the region after that. What was imported stays.
@@ -202,13 +239,15 @@ impl Shared {
             let mut greeting = lock(&self.greeting);
             greeting.retain(|(_, thread)| !thread.is_finished());
             let (Ok(cut), Ok(end)) = (stream.try_clone(), stream.try_clone()) else { continue };
+            let Ok(address) = stream.peer_addr() else { continue };
             if greeting.len() >= HANDSHAKES {
+                self.note_refusal(address, &format!("{HANDSHAKES} connections are in the middle of their handshake"));
                 continue;
             }
             let shared = Arc::clone(self);
-            // A stranger is not told why, and is worth no line of a log that strangers could fill.
             let greeter = start("meridian-greet", move || {
-                if shared.greet(stream).is_err() {
+                if let Err(error) = shared.greet(stream) {
+                    shared.note_refusal(address, &error.to_string());
                     drop(end.shutdown(Shutdown::Both));
                 }
             });
@@ -216,19 +255,48 @@ impl Shared {
         }
     }
 
+    /// Strangers can fill the list, and nothing else.
+    fn note_refusal(&self, address: SocketAddr, why: &str) {
+        let why = why.chars().take(MAX_WORDS).collect();
+        let mut refusals = lock(&self.refusals);
+        refusals.count += 1;
+        refusals.last.push_back(Refusal { time: clock::wall(), address, why });
+        let old = refusals.last.len().saturating_sub(REFUSALS);
+        refusals.last.drain(..old);
+    }
+
+    /// A lane is not taken from a link that is heard: the sessions of two would end each other for ever.
+    fn check_lane(&self, hello: &Hello, session: Option<&Session>, connection: &Connection) -> Result<()> {
+        let Some(session) = session.filter(|session| session.link != hello.link) else { return Ok(()) };
+        let silence = session.connection.silence().filter(|silent| *silent < 4 * session::beat(self.options.patience));
+        let Some(silence) = silence else { return Ok(()) };
+        let kind = RefusalKind::LaneInUse;
+        let message = format!(
+            "lane {} of log {:032x} is in use by another link, from {:?}, which was heard {silence:?} ago: each link of a log \
+             needs a lane of its own",
+            hello.lane.number,
+            hello.lane.log.0,
+            session.connection.peer_address()
+        );
+        drop(session::write(connection, &Message::Refuse(kind, message.clone())));
+        Err(WireError::Refused { kind, message })
+    }
+
     /// The handshake. A session that a known region begins takes the place of the one before, which has ended by then: what it had
     /// under way is in the log or is not.
     fn greet(self: &Arc<Shared>, stream: TcpStream) -> Result<()> {
         let options = &self.options;
         let connection = Arc::new(Connection::accept(stream, &options.security, options.patience)?);
-        let (hello, peer, carried) =
+        let (hello, peer, carry) =
             session::challenge(&connection, &options.cluster, &options.region, &options.peers, options.patience)?;
         let slot = self.slot(hello.lane);
-        // Where another greeting of the lane is not over, the sender tries again.
+        let busy = "another greeting of the lane is not over, or the listener has as many lanes as it takes";
+        // The sender tries again.
         let Some(mut session) = slot.as_ref().and_then(|slot| try_lock(slot)) else {
             connection.shut();
-            return Ok(());
+            return Err(WireError::Protocol(busy));
         };
+        self.check_lane(&hello, session.as_ref(), &connection)?;
         if let Some(before) = session.take() {
             before.end();
         }
@@ -236,16 +304,17 @@ impl Shared {
             connection.shut();
             return Ok(());
         }
-        let standing = self.standing(hello.lane, carried).inspect_err(|error| refuse(&connection, error));
+        let void = carry.void.is_some();
+        let standing = self.standing(hello.lane, carry).inspect_err(|error| refuse(&connection, error));
         let (standing, time) = standing?;
         let position = standing.position;
         let welcome = Welcome { nonce: hello.nonce, time, window: options.window, standing };
         session::write(&connection, &Message::Welcome(welcome))?;
         self.note(hello.lane, |arrival| {
-            let Arrival { records, duplicates, sessions, ended, .. } = std::mem::take(arrival);
-            let (from, sessions) = (peer.region.clone(), sessions + 1);
-            let (live, last_sync_time) = (true, time);
-            *arrival = Arrival { from, live, position, last_sync_time, records, duplicates, sessions, ended };
+            arrival.from.clone_from(&peer.region);
+            arrival.sessions += 1;
+            arrival.other_histories += u64::from(void);
+            (arrival.live, arrival.position, arrival.last_sync_time) = (true, position, time);
         });
         let (shared, theirs) = (Arc::clone(self), Arc::clone(&connection));
         let thread = start("meridian-arrive", move || {
@@ -256,20 +325,19 @@ impl Shared {
                 arrival.ended = ended.map(|error| error.to_string());
             });
         })?;
-        *session = Some(Session { connection, thread: Some(thread) });
+        *session = Some(Session { link: hello.link, connection, thread: Some(thread) });
         Ok(())
     }
 
     /// Takes note of what a lane carries; returns how that stands here, and the last sync time.
-    fn standing(&self, lane: Lane, carried: Vec<AccountId>) -> meridian::Result<(Standing, u64)> {
-        self.region.carry(lane, carried.iter().copied())?;
+    fn standing(&self, lane: Lane, carry: Carry) -> meridian::Result<(Standing, u64)> {
+        // The answer waits until what it says of the accounts is committed.
+        let Carried { progress, loose } = self.region.carry(lane, carry.accounts.iter().copied(), carry.void)?;
         let accounts = self.region.accounts()?;
-        // The answer waits until what the accounts say is committed.
-        let known = self.region.progress(lane)?;
-        let (position, time) = known.map_or((Lsn::ZERO, 0), |progress| (progress.position, progress.time));
-        let mut standing = Standing { position, ..Standing::default() };
+        let mut standing =
+            Standing { position: progress.position, anchor: progress.anchor, loose, ..Standing::default() };
         let roles: BTreeMap<AccountId, Role> = accounts.iter().map(|known| (known.id, known.role)).collect();
-        for account in carried {
+        for account in carry.accounts {
             match roles.get(&account) {
                 None => standing.unknown.insert(account),
                 Some(Role::Bootstrap) => standing.bootstrap.insert(account),
@@ -278,7 +346,7 @@ impl Shared {
                 Some(Role::Secondary | Role::Primary | Role::Local) => false,
             };
         }
-        Ok((standing, time))
+        Ok((standing, progress.time))
     }
 
     /// `None` when there are as many lanes as can be.

@@ -1,18 +1,17 @@
 //! Messages over a connection, and the handshake that binds a session to both regions, the log and the place to begin.
 
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{ErrorKind, IoSlice};
 use std::time::Duration;
 
 use bytes::Bytes;
-use meridian::AccountId;
 use meridian::geo::Batch;
 
 use crate::clock::{self, Deadline};
 use crate::codec::{
-    HEADER, Header, Hello, MOST_FIELDS, MOST_FIELDS_BEFORE_HELLO, Malformed, Message, Welcome, encode_batch,
+    Carry, HEADER, Header, Hello, MOST_FIELDS, MOST_FIELDS_BEFORE_HELLO, Malformed, Message, Welcome, encode_batch,
 };
 use crate::compress::decompress;
-use crate::error::{Result, WireError};
+use crate::error::{RefusalKind, Result, WireError};
 use crate::transport::Connection;
 
 impl From<Malformed> for WireError {
@@ -28,6 +27,9 @@ const BEAT: Duration = Duration::from_millis(500);
 pub(crate) fn beat(patience: Duration) -> Duration {
     BEAT.min(patience / 4)
 }
+
+/// How long a peer that is refused may take to hear why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Bytes a second that a message has to make at least, beside the patience that each has.
 const LEAST_RATE: f64 = 16_384.0;
@@ -77,22 +79,26 @@ pub(crate) fn write_batch(connection: &Connection, batch: &Batch, compressed: Op
 }
 
 /// The sender's half: answers the challenge, says who it is and what it sends, and learns where to begin.
-pub(crate) fn introduce(
-    connection: &Connection,
-    hello: &Hello,
-    accounts: &[AccountId],
-    time: Duration,
-) -> Result<Welcome> {
+pub(crate) fn introduce(connection: &Connection, hello: &Hello, mut carry: Carry, time: Duration) -> Result<Welcome> {
     let Message::Challenge(challenge) = read(connection, MOST_FIELDS_BEFORE_HELLO, 0, time)? else {
         return Err(WireError::Protocol("a challenge comes first"));
     };
     let hello = Hello { challenge, nonce: clock::nonce()?, ..hello.clone() };
     write(connection, &Message::Hello(hello.clone()))?;
-    let mut accounts = accounts.to_vec();
-    accounts.sort_unstable();
-    accounts.dedup();
-    write(connection, &Message::Carry(accounts))?;
-    match read(connection, MOST_FIELDS, 0, time)? {
+    carry.accounts.sort_unstable();
+    carry.accounts.dedup();
+    write(connection, &Message::Carry(carry))?;
+    let answer = read(connection, MOST_FIELDS, 0, time).map_err(|error| match error {
+        WireError::Connection(end) if end.kind() == ErrorKind::UnexpectedEof => {
+            let Hello { cluster, from, to, .. } = &hello;
+            WireError::Untrusted(format!(
+                "the listener hung up on the hello of region {from:?} to region {to:?} of cluster {cluster:?}: its \
+                 Listener::refusals say why, if it is one"
+            ))
+        }
+        error => error,
+    })?;
+    match answer {
         Message::Welcome(welcome) if welcome.nonce == hello.nonce => Ok(welcome),
         Message::Welcome(_) => Err(WireError::Protocol("the welcome is another session's")),
         Message::Refuse(kind, message) => Err(WireError::Refused { kind, message }),
@@ -108,20 +114,38 @@ pub(crate) fn challenge(
     region: &str,
     peers: &[Peer],
     time: Duration,
-) -> Result<(Hello, Peer, Vec<AccountId>)> {
+) -> Result<(Hello, Peer, Carry)> {
     let challenge = clock::nonce()?;
     write(connection, &Message::Challenge(challenge))?;
     let Message::Hello(hello) = read(connection, MOST_FIELDS_BEFORE_HELLO, 0, time)? else {
         return Err(WireError::Protocol("a hello comes first"));
     };
-    let peer = peers.iter().find(|peer| peer.region == hello.from && connection.is_from(&peer.name));
-    let meant = hello.challenge == challenge && hello.cluster == cluster && hello.to == region;
-    let Some(peer) = peer.filter(|_| meant) else {
-        let message = "a stranger, a wrong region, or a hello said before";
-        return Err(io::Error::new(ErrorKind::PermissionDenied, message).into());
+    let its: Vec<&Peer> = peers.iter().filter(|peer| peer.region == hello.from).collect();
+    let certified = its.iter().find(|peer| connection.is_from(&peer.name));
+    let Hello { cluster: its_cluster, from, to, .. } = &hello;
+    let why = if hello.challenge != challenge {
+        "a hello that was said before".to_owned()
+    } else if its_cluster != cluster {
+        format!("region {from:?} names cluster {its_cluster:?}, which is not this one")
+    } else if to != region {
+        format!("region {from:?} means region {to:?}, which is not this one")
+    } else if its.is_empty() {
+        format!("region {from:?} is not on the list of peers")
+    } else if certified.is_none() {
+        format!("the certificate does not carry the name that region {from:?} has on the list of peers")
+    } else {
+        String::new()
+    };
+    let Some(peer) = certified.filter(|_| why.is_empty()) else {
+        // Over plain text anybody could ask.
+        if connection.is_certified() {
+            drop(write(connection, &Message::Refuse(RefusalKind::Untrusted, why.clone())));
+            connection.hang_up(Deadline::after(time.min(LAST_WORDS)));
+        }
+        return Err(WireError::Untrusted(why));
     };
     match read(connection, MOST_FIELDS, 0, time)? {
-        Message::Carry(accounts) => Ok((hello, peer.clone(), accounts)),
+        Message::Carry(carry) => Ok((hello.clone(), Peer::clone(peer), carry)),
         _ => Err(WireError::Protocol("what is carried comes second")),
     }
 }

@@ -3,14 +3,15 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendFlags};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 
 use crate::clock::{Clock, Deadline};
 use crate::error::{Result, WireError};
@@ -18,6 +19,10 @@ use crate::threads::lock;
 
 /// What one write to a TLS connection takes in.
 const CHUNK: usize = 256 << 10;
+/// Parts that one call of the system takes.
+const MAX_PARTS: usize = 1024;
+/// What is read from a peer that was refused, so that it hears why before the connection is gone.
+const MAX_DRAINED: usize = 4 << 20;
 
 /// How two regions trust each other.
 #[derive(Clone, Debug)]
@@ -92,6 +97,8 @@ pub(crate) struct Connection {
     clock: Clock,
     /// When something was last read.
     heard: AtomicU64,
+    /// It was shut.
+    over: AtomicBool,
     /// How long the other side may be silent, where that alone says that it is gone: a write that makes no way is then only slow. `None`
     /// where a write has to make way by itself.
     silence: Option<Duration>,
@@ -144,7 +151,8 @@ impl Connection {
         socket.set_write_timeout(Some(time))?;
         let tls = session.map(|session| Tls { session: Mutex::new(session), arrived: Mutex::default() });
         let (writing, heard, clock) = (Mutex::new(()), AtomicU64::new(0), Clock::start());
-        Ok(Connection { socket, tls, writing, clock, heard, silence })
+        let over = AtomicBool::new(false);
+        Ok(Connection { socket, tls, writing, clock, heard, over, silence })
     }
 
     /// The handshake of TLS, where there is one; [`Connection::shut`] ends it, too.
@@ -153,10 +161,45 @@ impl Connection {
         let deadline = Deadline::after(time);
         self.flush(tls)?;
         while lock(&tls.session).is_handshaking() {
-            self.receive(tls, deadline)?;
+            if let Err(refused) = self.receive(tls, deadline) {
+                // The other side hears why: TLS has the words ready.
+                drop(self.flush(tls));
+                self.hang_up(deadline);
+                return Err(refused);
+            }
             self.flush(tls)?;
         }
         Ok(())
+    }
+
+    /// Whether the other side has proved who it is.
+    pub(crate) fn is_certified(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Ends it so that the other side hears what was said last: where bytes of it are unread, the system says only that it is reset.
+    pub(crate) fn hang_up(&self, deadline: Deadline) {
+        drop(self.socket.shutdown(Shutdown::Write));
+        let (mut drained, mut bytes) = (0, [0; 16 << 10]);
+        while let Ok(read @ 1..) = self.read_some(&mut bytes, deadline) {
+            drained += read;
+            if drained > MAX_DRAINED {
+                break;
+            }
+        }
+        self.shut();
+    }
+
+    /// For how long nothing was heard, while it was not shut.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        if self.over.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(Duration::from_nanos(self.clock.now().saturating_sub(self.heard.load(Ordering::Relaxed))))
+    }
+
+    pub(crate) fn peer_address(&self) -> Option<SocketAddr> {
+        self.socket.peer_addr().ok()
     }
 
     /// Whether the other side's certificate carries this name. Without TLS nobody has one, and nobody is asked.
@@ -244,7 +287,7 @@ impl Connection {
         // Empty ones in front would look like a socket that takes nothing.
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
-            match (&self.socket).write_vectored(parts) {
+            match send_some(&self.socket, &parts[..parts.len().min(MAX_PARTS)]) {
                 Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
                 Ok(written) => IoSlice::advance_slices(&mut parts, written),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -283,6 +326,7 @@ impl Connection {
 
     /// Ends it for both threads and the other side.
     pub(crate) fn shut(&self) {
+        self.over.store(true, Ordering::Relaxed);
         // It may be closed already, which is what is wanted.
         drop(self.socket.shutdown(Shutdown::Both));
     }
@@ -297,6 +341,34 @@ pub(crate) fn check_address(security: &Security, address: SocketAddr) -> Result<
     Ok(())
 }
 
+/// As `writev`, whose broken pipe would end a host process that leaves SIGPIPE as the system sets it.
+fn send_some(socket: &TcpStream, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    Ok(rustix::net::sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?)
+}
+
 fn broken(error: rustls::Error) -> WireError {
-    io::Error::new(ErrorKind::InvalidData, error).into()
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,
+        DecryptError, UnknownCA, UnsupportedCertificate,
+    };
+    match error {
+        rustls::Error::AlertReceived(
+            why @ (AccessDenied
+            | BadCertificate
+            | CertificateExpired
+            | CertificateRequired
+            | CertificateRevoked
+            | CertificateUnknown
+            | DecryptError
+            | UnknownCA
+            | UnsupportedCertificate),
+        ) => WireError::Untrusted(format!("the other side refuses this side's certificate: {why:?}")),
+        rustls::Error::InvalidCertificate(why) => {
+            WireError::Untrusted(format!("this side refuses the other side's certificate: {why}"))
+        }
+        rustls::Error::NoCertificatesPresented => {
+            WireError::Untrusted("the other side shows no certificate, and one is required".into())
+        }
+        error => io::Error::new(ErrorKind::InvalidData, error).into(),
+    }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
-use meridian::geo::{Batch, Digest, Lane, MOST_BATCH_BYTES, Mark};
+use meridian::geo::{Anchor, Batch, Digest, Lane, MOST_BATCH_BYTES, Mark};
 use meridian::{Account, AccountId, Ack, ClientId, DiskConfig, LogId, Lsn, Options, PartitionId, Region, Role};
-use meridian_wire::codec::{HEADER, Header, Hello, MOST_FIELDS, Message, encode_batch};
+use meridian_wire::codec::{Carry, HEADER, Header, Hello, MOST_FIELDS, Message, encode_batch};
 use meridian_wire::{Listener, ListenerOptions, Peer};
 use peak_alloc::PeakAlloc;
 
@@ -52,9 +52,9 @@ fn introduced(listener: &Listener, accounts: Vec<AccountId>) -> TcpStream {
     let Message::Challenge(challenge) = read(&mut socket) else { panic!("a challenge comes first") };
     let lane = Lane { log: LogId(9), number: 0 };
     let [cluster, from, to] = ["test", "west", "east"].map(String::from);
-    let hello = Hello { challenge, nonce: 1, cluster, from, to, lane };
+    let hello = Hello { challenge, nonce: 1, cluster, from, to, lane, link: 1 };
     socket.write_all(&Message::Hello(hello).encode()).unwrap();
-    socket.write_all(&Message::Carry(accounts).encode()).unwrap();
+    socket.write_all(&Message::Carry(Carry { accounts, void: None }).encode()).unwrap();
     let Message::Welcome(_) = read(&mut socket) else { panic!("a welcome comes next") };
     socket
 }
@@ -70,8 +70,8 @@ fn read(socket: &mut TcpStream) -> Message {
 
 fn batch(number: u64, bytes: usize) -> Batch {
     let (account, restart, mark) = (None, None, None);
-    let (frames, position) = (Vec::new(), Lsn(number << 12));
-    Batch { number, account, restart, frames, mark, position, bytes, records: 0, oldest: 0 }
+    let (frames, position, anchor) = (Vec::new(), Lsn(number << 12), Anchor::default());
+    Batch { number, account, restart, frames, mark, position, anchor, bytes, records: 0, oldest: 0 }
 }
 
 /// Frames of partition 1 from a sequence on, about as many bytes as a batch may have.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use meridian::Lsn;
 use meridian::format::Frame;
-use meridian::geo::{Acknowledgement, Standing};
+use meridian::geo::{Acknowledgement, Anchor, Standing};
 use meridian_wire::codec::{HEADER, Header, MOST_FIELDS, Message, Welcome};
 
 /// The largest batch that it takes.
@@ -30,11 +30,11 @@ pub(crate) struct Discard {
 }
 
 impl Discard {
-    /// Listens for one session, which begins at `position` of the sender's log.
+    /// Listens for one session, which begins at `position`, in the history of `anchor`, of the sender's log.
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn start(position: Lsn) -> io::Result<Discard> {
+    pub(crate) fn start(position: Lsn, anchor: Anchor) -> io::Result<Discard> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let (bytes, rest, cpu) = (Arc::default(), Arc::default(), Arc::default());
@@ -43,13 +43,13 @@ impl Discard {
         std::thread::Builder::new().name("discard".into()).spawn(move || {
             if let Ok((socket, _)) = listener.accept() {
                 // The sender hangs up when it has been measured.
-                drop(counted.serve(socket, position));
+                drop(counted.serve(socket, position, anchor));
             }
         })?;
         Ok(discard)
     }
 
-    fn serve(&self, mut socket: TcpStream, position: Lsn) -> io::Result<()> {
+    fn serve(&self, mut socket: TcpStream, position: Lsn, anchor: Anchor) -> io::Result<()> {
         socket.set_nodelay(true)?;
         let mut first: Option<Instant> = None;
         socket.write_all(&Message::Challenge(1).encode())?;
@@ -57,7 +57,7 @@ impl Discard {
         loop {
             match read(&mut socket, &mut buffer)? {
                 Message::Hello(hello) => {
-                    let standing = Standing { position, ..Standing::default() };
+                    let standing = Standing { position, anchor, ..Standing::default() };
                     let welcome = Welcome { nonce: hello.nonce, time: 0, window: WINDOW, standing };
                     socket.write_all(&Message::Welcome(welcome).encode())?;
                 }

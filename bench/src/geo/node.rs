@@ -66,6 +66,8 @@ pub(crate) enum Ask {
     Geo { account: String, on: bool },
     /// How far the first lane of the log of this identity has arrived here, by the region's own durable record.
     Held { log: u128 },
+    /// The history that a position of its log is of.
+    Anchor { position: u64 },
     /// Measure from here on what shipping takes.
     Reset,
     /// Give back the space of what is shipped.
@@ -136,6 +138,8 @@ pub(crate) struct Status {
     pub(crate) log: u128,
     /// Position and last sync time that [`Ask::Held`] asked for.
     pub(crate) held: Option<(u64, u64)>,
+    /// Block and checksum that [`Ask::Anchor`] asked for.
+    pub(crate) anchor: (u64, u64),
     pub(crate) driver: String,
     pub(crate) committed: u64,
     /// Of each account: name, records, sum.
@@ -256,6 +260,10 @@ impl Node {
                 let held = progress.map(|progress| (progress.position.0, progress.time));
                 return Ok(Status { held, ..self.status()? });
             }
+            Ask::Anchor { position } => {
+                let anchor = self.region.anchor(Lsn(position)).map_err(text)?;
+                return Ok(Status { anchor: (anchor.block.0, anchor.checksum), ..self.status()? });
+            }
             Ask::Reset => {
                 self.shipped_before = self.link.as_ref().map(|link| link.status().remotely_durable);
                 self.committed_before = Some(self.region.stats().map_err(text)?.acknowledged);
@@ -304,6 +312,7 @@ impl Node {
             address: self.listener.as_ref().map(Listener::local_addr),
             log: self.region.log_id().0,
             held: None,
+            anchor: (0, 0),
             driver: self.region.health().map_err(text)?.driver,
             committed: self.region.committed().0,
             accounts: accounts.collect::<Result<_, String>>()?,

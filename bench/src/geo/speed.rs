@@ -8,6 +8,7 @@ use super::node::{Ask, Load, Loaded};
 use super::remote::{LONG, PATIENCE};
 use super::{GeoArguments, Job, at_least, text};
 use meridian::Lsn;
+use meridian::geo::Anchor;
 
 use crate::latency::Summary;
 use crate::report::{Ratio, Report, Series, Table, number};
@@ -377,7 +378,8 @@ impl Job {
     }
 
     fn discarded(&mut self, from: Lsn, bytes: f64) -> Result<Discarded, String> {
-        let discard = Discard::start(from).map_err(text)?;
+        let (block, checksum) = self.west.ask(&Ask::Anchor { position: from.0 })?.anchor;
+        let discard = Discard::start(from, Anchor { block: Lsn(block), checksum }).map_err(text)?;
         let before = self.west.status()?.cpu;
         let start = Instant::now();
         self.west.ask(&Ask::Link { to: discard.address, compress: false })?;

@@ -7,7 +7,7 @@ use super::codec::expect;
 use super::system::check_name;
 use super::{DATA_START, FormatError, Result, decode_account, encode_account};
 use crate::account::Account;
-use crate::geo::{Digest, Holding, Lane, Progress, Restart};
+use crate::geo::{Anchor, Digest, Holding, Lane, Progress, Restart};
 use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
 
 /// Where everything in a sealed segment is.
@@ -220,7 +220,11 @@ struct StoredProgress {
     log: u128,
     lane: u32,
     position: u64,
+    block: u64,
+    checksum: u64,
     time: u64,
+    records: u64,
+    sum: u128,
     cut: u64,
 }
 
@@ -295,7 +299,11 @@ impl From<&SystemState> for StoredSystem {
             log: progress.lane.log.0,
             lane: progress.lane.number,
             position: progress.position.0,
+            block: progress.anchor.block.0,
+            checksum: progress.anchor.checksum,
             time: progress.time,
+            records: progress.held.records,
+            sum: progress.held.sum,
             cut: cut.0,
         };
         let restart = |restart: &Restart| {
@@ -317,9 +325,10 @@ impl From<&SystemState> for StoredSystem {
 
 impl StoredSystem {
     pub(super) fn restore(self) -> Result<SystemState> {
-        let progress = |StoredProgress { log, lane, position, time, cut }| {
+        let progress = |StoredProgress { log, lane, position, block, checksum, time, records, sum, cut }| {
             let (lane, position) = (Lane { log: LogId(log), number: lane }, Lsn(position));
-            (Progress { lane, position, time }, Lsn(cut))
+            let (anchor, held) = (Anchor { block: Lsn(block), checksum }, Digest { sum, records });
+            (Progress { lane, position, anchor, time, held }, Lsn(cut))
         };
         let mut restarts: Vec<Restart> = Vec::new();
         for StoredRestart { account, partition, next_sequence, sum, records } in self.restarts {

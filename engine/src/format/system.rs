@@ -6,7 +6,7 @@ use super::codec::{at_least, at_most, expect, expect_zero, put, u16_at, u32_at, 
 use super::{FormatError, Result};
 use crate::account::{Account, Contract};
 use crate::gate::Gate;
-use crate::geo::{Digest, Holding, Lane, Progress, Restart};
+use crate::geo::{Anchor, Digest, Holding, Lane, Progress, Restart};
 use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId, Role};
 
 /// The most bytes of an account's name.
@@ -44,7 +44,7 @@ const AT_ACCOUNT_LOG: usize = 40;
 const HEADER: usize = 8;
 const AT_LANE: usize = 4;
 const MARKED: usize = 32;
-const PROGRESS: usize = HEADER + 32;
+const PROGRESS: usize = HEADER + 72;
 const RESTART_HEADER: usize = HEADER + 8;
 const HOLDING: usize = 48;
 
@@ -191,6 +191,10 @@ pub fn encode_progress(progress: &Progress) -> Vec<u8> {
     put(&mut record, HEADER, &progress.lane.log.0.to_le_bytes());
     put(&mut record, HEADER + 16, &progress.position.0.to_le_bytes());
     put(&mut record, HEADER + 24, &progress.time.to_le_bytes());
+    put(&mut record, HEADER + 32, &progress.anchor.block.0.to_le_bytes());
+    put(&mut record, HEADER + 40, &progress.anchor.checksum.to_le_bytes());
+    put(&mut record, HEADER + 48, &progress.held.records.to_le_bytes());
+    put(&mut record, HEADER + 56, &progress.held.sum.to_le_bytes());
     record
 }
 
@@ -205,6 +209,8 @@ pub fn decode_progress(record: &[u8]) -> Result<Progress> {
         lane: Lane { log: LogId(u128_at(record, HEADER)), number: u32_at(record, AT_LANE) },
         position: Lsn(u64_at(record, HEADER + 16)),
         time: u64_at(record, HEADER + 24),
+        anchor: Anchor { block: Lsn(u64_at(record, HEADER + 32)), checksum: u64_at(record, HEADER + 40) },
+        held: Digest { records: u64_at(record, HEADER + 48), sum: u128_at(record, HEADER + 56) },
     })
 }
 

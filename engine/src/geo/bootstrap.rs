@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::account::Account;
+use crate::geo::Anchor;
 use crate::types::{AccountId, Lsn, Role};
 
 /// What a secondary says of a lane when a session begins.
@@ -10,6 +11,10 @@ use crate::types::{AccountId, Lsn, Role};
 pub struct Standing {
     /// Everything before this position of the primary's log is there.
     pub position: Lsn,
+    /// The history that the position is of.
+    pub anchor: Anchor,
+    /// Whether copies hold frames that the position does not cover.
+    pub loose: bool,
     /// Accounts whose copies are being made whole.
     pub bootstrap: BTreeSet<AccountId>,
     /// Accounts whose copies were dropped.
@@ -27,6 +32,8 @@ pub enum Need {
     Account,
     /// To compare what is there with what is here, and to send what it lacks.
     Comparison,
+    /// To compare what is there with what is here. Where the copy holds the beginning of what is here, nothing more is needed.
+    Check,
     /// To leave it alone: it was dropped as it was to be.
     Drop,
 }
@@ -45,6 +52,8 @@ pub fn need(account: &Account, standing: &Standing, first: Lsn, suspect: bool) -
         Role::Local => Need::Nothing,
         // A bootstrap that was cut off goes on with what the copy lacks, too.
         _ if lacks || dropped || suspect || unfinished => Need::Comparison,
+        // Frames that arrived and are covered by no position may be of another history: what is sent again would be skipped.
+        _ if standing.loose => Need::Check,
         _ => Need::Nothing,
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::DATA_START;
-use crate::geo::{Digest, Holding};
+use crate::geo::{Anchor, Digest, Holding};
 use crate::log::geo::Geo;
-use crate::read::PartitionReader;
+use crate::read::{PartitionReader, Subscription};
 use crate::region::Region;
 use crate::shared::{Request, Shared};
 use crate::types::{AccountId, Lsn, PartitionId, SegmentId};
@@ -139,6 +139,28 @@ struct Sum {
 }
 
 impl Shared {
+    /// As [`Region::is_history`].
+    pub(crate) fn is_history(self: &Arc<Shared>, position: Lsn, anchor: Anchor) -> Result<bool> {
+        if position == Lsn::ZERO || planted!(HistoryNotCompared) {
+            return Ok(true);
+        }
+        if position > Lsn(self.committed.get()) {
+            return Ok(false);
+        }
+        match self.read_block(anchor.block) {
+            Ok(block) => Ok(block.anchor() == anchor && position <= block.end()),
+            Err(error) if error.kind() == ErrorKind::Trimmed => Ok(position < self.first_retained()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Region::anchor`].
+    pub(crate) fn anchor(self: &Arc<Shared>, position: Lsn) -> Result<Anchor> {
+        let block = Subscription::new(self, position).try_next()?;
+        Ok(block.map(|block| block.anchor()).unwrap_or_default())
+    }
+
     pub(crate) fn first_retained(&self) -> Lsn {
         Lsn::new(self.readable().first, DATA_START)
     }

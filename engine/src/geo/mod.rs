@@ -10,11 +10,14 @@ use bytes::Bytes;
 
 mod bootstrap;
 mod compare;
+mod lanes;
 mod receiver;
 mod shipper;
 
 pub use bootstrap::{Need, Standing, need};
 pub use compare::{Comparison, Fingerprint, Parting};
+pub(crate) use lanes::ClaimedLane;
+pub use lanes::LaneClaim;
 pub use receiver::{Delivered, Receiver};
 pub use shipper::{
     Acknowledged, Acknowledgement, Batch, Bootstrap, Copy, Lag, MOST_BATCH_BYTES, Shipper, ShipperOptions, Waiting,
@@ -77,6 +80,16 @@ pub struct Lane {
     pub number: u32,
 }
 
+/// A block that names the history of a log up to its end: each block has the checksum of the one before it. Two logs with the
+/// same [`LogId`], one of them put back to a backup and written on, have the same block there only if all before it is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Anchor {
+    /// Where the block begins. [`Lsn::ZERO`]: no block is named.
+    pub block: Lsn,
+    /// Its checksum.
+    pub checksum: u64,
+}
+
 /// What a region holds of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holding {
@@ -105,8 +118,30 @@ pub struct Progress {
     pub lane: Lane,
     /// Everything before this position of that log is here: a new session goes on from it.
     pub position: Lsn,
+    /// The history that the position is of.
+    pub anchor: Anchor,
     /// The last sync time: the time of the last [`Mark`] that is here with everything before it; 0 before the first.
     pub time: u64,
+    /// The sum of what the lane's copies held when this was entered. Where they hold something else, frames arrived that no
+    /// progress covers, and nobody knows of which history they are.
+    pub held: Digest,
+}
+
+impl Progress {
+    /// Of a lane that has brought nothing.
+    #[must_use]
+    pub fn none(lane: Lane) -> Progress {
+        Progress { lane, position: Lsn::ZERO, anchor: Anchor::default(), time: 0, held: Digest::default() }
+    }
+}
+
+/// What a lane has brought, as [`Region::carry`](crate::Region::carry) says it at the beginning of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// How far.
+    pub progress: Progress,
+    /// Whether copies hold frames that the progress does not cover: a crash or a refusal came between them and it.
+    pub loose: bool,
 }
 
 /// A moment of a primary that can be read on its secondary: what the carried accounts hold before this position of the secondary's log is
@@ -151,6 +186,8 @@ pub struct Arrived {
     pub mark: Option<Mark>,
     /// The end of the stretch: everything before this position of the source is here once this is imported.
     pub position: Lsn,
+    /// The history that the position is of.
+    pub anchor: Anchor,
 }
 
 /// What became of an [`Arrived`], once it is durable on a quorum here and was applied.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
-use crate::geo::{Acknowledgement, Arrived, Imported, Lane, Mark, Restart, Session};
+use crate::geo::{Acknowledgement, Anchor, Arrived, Imported, Lane, Mark, Restart, Session};
 use crate::types::Lsn;
 
 /// A batch as it arrived.
@@ -24,6 +24,8 @@ pub struct Delivered {
     pub mark: Option<Mark>,
     /// Everything before this position of the primary's log has arrived.
     pub position: Lsn,
+    /// The history that the position is of.
+    pub anchor: Anchor,
 }
 
 /// The receiver of one session. It holds no payload: what it hands out to be imported is counted until it is durable.
@@ -50,7 +52,7 @@ impl Receiver {
     /// # Errors
     /// [`Gap`](ErrorKind::Gap) when it is not the next one, or goes back in the log: end the session.
     pub fn receive(&mut self, batch: Delivered) -> Result<Arrived> {
-        let Delivered { number, account, restart, frames, mark, position } = batch;
+        let Delivered { number, account, restart, frames, mark, position, anchor } = batch;
         let back = position < self.position;
         if (number != self.next || back) && !planted!(ReceiverTakesHoles) {
             let message = format!(
@@ -63,7 +65,8 @@ impl Receiver {
         self.position = position;
         self.importing.push_back(number);
         let frames = if frames.is_empty() { Vec::new() } else { vec![frames] };
-        Ok(Arrived { lane: self.lane, session: self.session.clone(), account, restart, frames, mark, position })
+        let (lane, session) = (self.lane, self.session.clone());
+        Ok(Arrived { lane, session, account, restart, frames, mark, position, anchor })
     }
 
     /// The oldest import under way is durable: this is what to acknowledge.
@@ -91,7 +94,8 @@ mod tests {
 
     fn batch(number: u64, position: u64) -> Delivered {
         let (account, restart, mark) = (None, None, None);
-        Delivered { number, account, restart, frames: Bytes::new(), mark, position: Lsn(position) }
+        let (position, anchor) = (Lsn(position), Anchor::default());
+        Delivered { number, account, restart, frames: Bytes::new(), mark, position, anchor }
     }
 
     #[test]
@@ -107,7 +111,7 @@ mod tests {
             assert_eq!(receiver.receive(wrong).expect_err("not the next one").kind(), ErrorKind::Gap);
         }
         let imported = |position, time| {
-            let progress = Progress { lane, position: Lsn(position), time };
+            let progress = Progress { position: Lsn(position), time, ..Progress::none(lane) };
             Imported { records: 0, duplicates: 0, progress, differ: Vec::new() }
         };
         let acknowledged = [(100, 0), (200, 5)].map(|(position, time)| receiver.imported(imported(position, time)));

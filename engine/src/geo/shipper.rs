@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Block, FrameHeader, FrameKind, MAX_RESTARTED, SystemRecord};
-use crate::geo::{Comparison, Digest, Mark, Restart};
+use crate::geo::{Anchor, Comparison, Digest, Mark, Restart};
 use crate::io::Slice;
 use crate::read::BlockView;
 use crate::types::{AccountId, Lsn, ORDINAL, PartitionId, Role};
@@ -50,6 +50,8 @@ pub struct Batch {
     pub mark: Option<Mark>,
     /// Everything before this position of the log that is carried is here or in a batch before.
     pub position: Lsn,
+    /// The history that the position is of.
+    pub anchor: Anchor,
     /// The bytes of all frames.
     pub bytes: usize,
     /// How many records they hold.
@@ -176,6 +178,8 @@ pub struct Shipper {
     flying_bytes: u64,
     next_number: u64,
     offered: Lsn,
+    /// Of the last block that was offered, which no position that is said lies behind.
+    anchor: Anchor,
     shipped: Lsn,
     acknowledged: Lsn,
 }
@@ -184,6 +188,8 @@ pub struct Shipper {
 #[derive(Default)]
 struct Bootstrapping {
     live: Lsn,
+    /// Of `live`.
+    anchor: Anchor,
     known: Lsn,
     until: Lsn,
     /// What need not be sent of the accounts that are compared.
@@ -233,11 +239,12 @@ struct Closed {
     open: Open,
     mark: Option<Mark>,
     position: Lsn,
+    anchor: Anchor,
 }
 
 impl Closed {
-    fn at(position: Lsn, open: Open) -> Closed {
-        Closed { open, mark: None, position }
+    fn at(position: Lsn, anchor: Anchor, open: Open) -> Closed {
+        Closed { open, mark: None, position, anchor }
     }
 }
 
@@ -275,6 +282,7 @@ impl Shipper {
             flying_bytes: 0,
             next_number: 1,
             offered: resume,
+            anchor: Anchor::default(),
             shipped: resume,
             acknowledged: resume,
         }
@@ -306,7 +314,8 @@ impl Shipper {
             let (id, dropped) = (account.id, account.role == Role::Local);
             // A restart that says nothing still hides a copy until it is whole.
             let restart = compared.is_some().then(|| Restart { account: id, partitions: Vec::new() });
-            shipper.ready.push_back(Closed::at(at, Open { account: Some(account), restart, ..Open::default() }));
+            let open = Open { account: Some(account), restart, ..Open::default() };
+            shipper.ready.push_back(Closed::at(at, Anchor::default(), open));
             if dropped {
                 shipper.leave_out(id, Lsn::ZERO);
             }
@@ -314,7 +323,7 @@ impl Shipper {
             shipper.bootstrap.have.insert(id, have);
             for partitions in restart.chunks(MAX_RESTARTED).map(<[_]>::to_vec) {
                 let restart = Some(Restart { account: id, partitions });
-                shipper.ready.push_back(Closed::at(at, Open { restart, ..Open::default() }));
+                shipper.ready.push_back(Closed::at(at, Anchor::default(), Open { restart, ..Open::default() }));
             }
         }
         // The other side may say that it is here only when everything that lacks what was before has begun anew.
@@ -322,6 +331,13 @@ impl Shipper {
             last.position = first;
         }
         shipper
+    }
+
+    /// Takes note of which history the position is that the other side named, and the one that is read from: what is sent before
+    /// a block was offered says these.
+    pub fn begin_at(&mut self, named: Anchor, read_from: Anchor) {
+        (self.bootstrap.anchor, self.anchor) = (named, read_from);
+        self.ready.iter_mut().for_each(|closed| closed.anchor = read_from);
     }
 
     /// Whether the other side has dropped its copy of an account that was switched off: where it is on again, another session has to make it
@@ -353,6 +369,7 @@ impl Shipper {
         // Neighbouring frames make one slice.
         let mut run = 0..0;
         let trusted = Block::trusted(data);
+        self.anchor = Anchor { block: block.lsn(), checksum: trusted.checksum() };
         let last = u64::from(trusted.header().frames).saturating_sub(1);
         for (ordinal, (at, frame)) in (0..).zip(trusted.frames()) {
             let lsn = Lsn(block.lsn().0 & !u64::from(ORDINAL) | ordinal);
@@ -444,7 +461,7 @@ impl Shipper {
     fn go_on_behind_marks(&mut self) {
         let last = self.ready.back().map_or(self.shipped, |closed| closed.position);
         if self.open.since.is_none() && self.left_out > last {
-            self.ready.push_back(Closed::at(self.left_out, Open::default()));
+            self.ready.push_back(Closed::at(self.left_out, self.anchor, Open::default()));
         }
     }
 
@@ -474,7 +491,7 @@ impl Shipper {
             return;
         }
         let open = std::mem::take(&mut self.open);
-        self.ready.push_back(Closed { open, mark, position });
+        self.ready.push_back(Closed { open, mark, position, anchor: self.anchor });
     }
 
     /// The next batch, if one is complete or its time has come, and the window has room for it.
@@ -482,9 +499,9 @@ impl Shipper {
         if self.waiting(now) != Waiting::Nothing {
             return None;
         }
-        let Closed { open, mark, position } = self.ready.pop_front().unwrap_or_else(|| {
+        let Closed { open, mark, position, anchor } = self.ready.pop_front().unwrap_or_else(|| {
             let open = std::mem::take(&mut self.open);
-            Closed { open, mark: None, position: self.offered }
+            Closed { open, mark: None, position: self.offered, anchor: self.anchor }
         });
         let Open { account, restart, frames, bytes, records, time, .. } = open;
         let number = self.next_number;
@@ -493,8 +510,9 @@ impl Shipper {
         self.flying.push_back(Flying { number, sent: now, position, bytes: bytes as u64, records, time });
         assert!(self.shipped <= position && position <= self.offered, "shipped <= offered");
         self.shipped = position;
-        let position = position.max(self.bootstrap.live);
-        Some(Batch { number, account, restart, frames, mark, position, bytes, records, oldest: time })
+        let Bootstrapping { live, anchor: named, .. } = self.bootstrap;
+        let (position, anchor) = if position > live { (position, anchor) } else { (live, named) };
+        Some(Batch { number, account, restart, frames, mark, position, anchor, bytes, records, oldest: time })
     }
 
     /// What it waits for now.

@@ -6,7 +6,7 @@ use std::task::Waker;
 use crate::account::Account;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, MAX_RESTARTED, encode_account, encode_mark, encode_progress, encode_restart};
-use crate::geo::{Arrived, Digest, Holding, Imported, Lane, Mark, Progress, Restart};
+use crate::geo::{Anchor, Arrived, Carried, Digest, Holding, Imported, Lane, Mark, Progress, Restart};
 use crate::log::Log;
 use crate::log::admit::Entry;
 use crate::log::pipeline::{Done, Pending};
@@ -18,11 +18,38 @@ use crate::types::{AccountId, Lsn, PartitionId, Role};
 /// What the geo link asks of the log thread.
 pub(crate) enum Geo {
     Import(Box<Import>),
-    Mark { accounts: Vec<AccountId>, done: Resolver<Result<Lsn>> },
-    Digest { account: AccountId, partition: Option<PartitionId>, done: Resolver<Result<(u64, Digest)>> },
-    Holdings { account: AccountId, after: Option<PartitionId>, most: usize, done: Resolver<Result<Vec<Holding>>> },
-    Progress { lane: Lane, done: Resolver<Result<Option<Progress>>> },
-    Carry { lane: Lane, accounts: BTreeSet<AccountId>, done: Resolver<Result<Option<Progress>>> },
+    /// `acknowledged` is what the secondary of a lane of this log has, kept beside the mark.
+    Mark {
+        accounts: Vec<AccountId>,
+        acknowledged: Option<Progress>,
+        done: Resolver<Result<Lsn>>,
+    },
+    Digest {
+        account: AccountId,
+        partition: Option<PartitionId>,
+        done: Resolver<Result<(u64, Digest)>>,
+    },
+    Holdings {
+        account: AccountId,
+        after: Option<PartitionId>,
+        most: usize,
+        done: Resolver<Result<Vec<Holding>>>,
+    },
+    Progress {
+        lane: Lane,
+        done: Resolver<Result<Option<Progress>>>,
+    },
+    Carry(Carry),
+}
+
+/// What the beginning of a session says of its lane.
+pub(crate) struct Carry {
+    pub(crate) lane: Lane,
+    /// What it brings.
+    pub(crate) accounts: BTreeSet<AccountId>,
+    /// Where the lane stands, as the primary found it to be of another history of its log.
+    pub(crate) void: Option<(Lsn, Anchor)>,
+    pub(crate) done: Resolver<Result<Carried>>,
 }
 
 impl Geo {
@@ -33,7 +60,8 @@ impl Geo {
             Geo::Mark { done, .. } => (done.resolve_quietly(Err(error)), 0),
             Geo::Digest { done, .. } => (done.resolve_quietly(Err(error)), 0),
             Geo::Holdings { done, .. } => (done.resolve_quietly(Err(error)), 0),
-            Geo::Progress { done, .. } | Geo::Carry { done, .. } => (done.resolve_quietly(Err(error)), 0),
+            Geo::Progress { done, .. } => (done.resolve_quietly(Err(error)), 0),
+            Geo::Carry(Carry { done, .. }) => (done.resolve_quietly(Err(error)), 0),
         }
     }
 }
@@ -67,6 +95,7 @@ pub(crate) enum GeoDone {
     Digest(u64, Digest, Resolver<Result<(u64, Digest)>>),
     Holdings(Vec<Holding>, Resolver<Result<Vec<Holding>>>),
     Progress(Option<Progress>, Resolver<Result<Option<Progress>>>),
+    Carry(Carried, Resolver<Result<Carried>>),
 }
 
 impl GeoDone {
@@ -77,6 +106,7 @@ impl GeoDone {
             GeoDone::Digest(next, digest, done) => done.resolve_quietly(result.map(|_| (next, digest))),
             GeoDone::Holdings(holdings, done) => done.resolve_quietly(result.map(|_| holdings)),
             GeoDone::Progress(progress, done) => done.resolve_quietly(result.map(|_| progress)),
+            GeoDone::Carry(carried, done) => done.resolve_quietly(result.map(|_| carried)),
         }
     }
 }
@@ -90,10 +120,10 @@ impl Log {
         }
         match request {
             Geo::Import(import) => return self.admit_import(import).map(Geo::Import),
-            Geo::Mark { accounts, done } => match self.enter_mark(&accounts) {
+            Geo::Mark { accounts, acknowledged, done } => match self.enter_mark(&accounts, acknowledged) {
                 Ok(Some(receipt)) => self.attach(pending(GeoDone::Mark(done), receipt, 0, 0)),
-                Ok(None) => return Some(Geo::Mark { accounts, done }),
-                Err(error) => self.refuse_geo(Geo::Mark { accounts, done }, error),
+                Ok(None) => return Some(Geo::Mark { accounts, acknowledged, done }),
+                Err(error) => self.refuse_geo(Geo::Mark { accounts, acknowledged, done }, error),
             },
             Geo::Digest { account, partition, done } => {
                 let known = partition.map(|partition| self.tables.borrow().partition(account, partition));
@@ -107,10 +137,10 @@ impl Log {
                 let holdings = self.tables.borrow().holdings(account, after, most);
                 self.answer_behind(pending(GeoDone::Holdings(holdings, done), BEHIND, 0, 0));
             }
-            Geo::Carry { lane, accounts, done } => match self.enter_carried(lane, &accounts) {
-                Ok(true) => return self.admit_geo(Geo::Progress { lane, done }),
-                Ok(false) => return Some(Geo::Carry { lane, accounts, done }),
-                Err(error) => self.refuse_geo(Geo::Carry { lane, accounts, done }, error),
+            Geo::Carry(carry) => match self.enter_carried(&carry) {
+                Ok(Some(carried)) => self.answer_behind(pending(GeoDone::Carry(carried, carry.done), BEHIND, 0, 0)),
+                Ok(None) => return Some(Geo::Carry(carry)),
+                Err(error) => self.refuse_geo(Geo::Carry(carry), error),
             },
             Geo::Progress { lane, done } => {
                 let progress = self.tables.borrow().progress(lane);
@@ -138,7 +168,7 @@ impl Log {
         });
     }
 
-    fn enter_mark(&self, accounts: &[AccountId]) -> Result<Option<Receipt>> {
+    fn enter_mark(&self, accounts: &[AccountId], acknowledged: Option<Progress>) -> Result<Option<Receipt>> {
         let marked: Vec<(AccountId, Digest)> = {
             let tables = self.tables.borrow();
             for &id in accounts {
@@ -150,7 +180,18 @@ impl Log {
             }
             accounts.iter().map(|&id| (id, tables.digest(id))).collect()
         };
-        self.enter_system(encode_mark(&marked), self.batch_clock.get().0, true)
+        let now = self.batch_clock.get().0;
+        // In the block of the mark, most likely: it costs no write of its own.
+        let news = acknowledged.filter(|acknowledged| {
+            let tables = self.tables.borrow();
+            tables.progress(acknowledged.lane) != Some(*acknowledged) && tables.admits_lane(acknowledged.lane).is_ok()
+        });
+        if let Some(news) = news
+            && self.enter_progress(news, now)?.is_none()
+        {
+            return Ok(None);
+        }
+        self.enter_system(encode_mark(&marked), now, true)
     }
 
     fn admit_import(&self, mut import: Box<Import>) -> Option<Box<Import>> {
@@ -197,9 +238,7 @@ impl Log {
         }
         if planted!(ProgressFirst) && import.next == (0, 0) && import.records == 0 {
             let (progress, _) = self.progress_after(&import.arrived);
-            if self.enter_system(encode_progress(&progress), import.at, false)?.is_some() {
-                self.tables.borrow_mut().put_progress(progress);
-            }
+            self.enter_progress(progress, import.at)?;
         }
         while let Some(item) = import.arrived.frames.get(import.next.0) {
             let Some(frame) = Frame::trusted(&item[import.next.1..]) else {
@@ -220,11 +259,10 @@ impl Log {
         let (progress, differ) = self.progress_after(&import.arrived);
         let mut receipt = None;
         if self.tables.borrow().progress(progress.lane) != Some(progress) {
-            receipt = self.enter_system(encode_progress(&progress), import.at, false)?;
+            receipt = self.enter_progress(progress, import.at)?;
             if receipt.is_none() {
                 return Ok(None);
             }
-            self.tables.borrow_mut().put_progress(progress);
         }
         while let Some(whole) = self.bootstrapped(&import.arrived, &differ) {
             receipt = self.enter_record(Account { role: Role::Secondary, ..whole })?;
@@ -264,10 +302,44 @@ impl Log {
         Ok(entered)
     }
 
+    fn enter_progress(&self, progress: Progress, at: u64) -> Result<Option<Receipt>> {
+        let entered = self.enter_system(encode_progress(&progress), at, false)?;
+        if entered.is_some() {
+            self.tables.borrow_mut().put_progress(progress);
+        }
+        Ok(entered)
+    }
+
     /// From now on a lane brings these accounts, and no others. A copy that it did not bring before may lack what the lane had meanwhile: it is in
-    /// bootstrap. False: there is no room now.
-    fn enter_carried(&self, lane: Lane, accounts: &BTreeSet<AccountId>) -> Result<bool> {
+    /// bootstrap. Where the lane's progress is void, all of its copies are, and it begins from nothing. `None`: there is no room now.
+    fn enter_carried(&self, carry: &Carry) -> Result<Option<Carried>> {
+        let Carry { lane, accounts, .. } = carry;
+        let lane = *lane;
+        let known = self.tables.borrow().progress(lane);
+        let progress = known.unwrap_or(Progress::none(lane));
+        let loose = self.tables.borrow().lane_digest(lane) != progress.held;
+        // Another progress than the one that was looked at is not what is void.
+        let void = carry.void == Some((progress.position, progress.anchor));
+        if !self.enter_lanes(lane, accounts, void)? {
+            return Ok(None);
+        }
+        let held = self.tables.borrow().lane_digest(lane);
+        let next = match known {
+            Some(_) if void => Progress { held, ..Progress::none(lane) },
+            Some(known) if !loose => Progress { held, ..known },
+            _ => progress,
+        };
+        if next != progress && self.enter_progress(next, self.batch_clock.get().0)?.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Carried { progress: next, loose }))
+    }
+
+    fn enter_lanes(&self, lane: Lane, accounts: &BTreeSet<AccountId>, void: bool) -> Result<bool> {
         let change = |known: &Account| {
+            if void && known.lane == Some(lane) && accounts.contains(&known.id) && known.role == Role::Secondary {
+                return Some(Account { role: Role::Bootstrap, ..known.clone() });
+            }
             let (carried, its) = (accounts.contains(&known.id), known.lane == Some(lane));
             if known.role.is_primary() || carried == its {
                 return None;
@@ -403,13 +475,16 @@ impl Log {
     fn progress_after(&self, arrived: &Arrived) -> (Progress, Vec<AccountId>) {
         let tables = self.tables.borrow();
         let lane = arrived.lane;
-        let known = tables.progress(lane).unwrap_or(Progress { lane, position: Lsn::ZERO, time: 0 });
+        let known = tables.progress(lane).unwrap_or(Progress::none(lane));
         let (time, accounts) = arrived.mark.as_ref().map_or((0, &[][..]), |mark| (mark.time, &mark.accounts));
         let differ = accounts.iter().filter(|(account, digest)| tables.digest(*account) != *digest);
         let differ: Vec<AccountId> = differ.map(|(account, _)| *account).collect();
         let before = if arrived.restart.is_some() { 0 } else { known.time };
         let time = if differ.is_empty() { time.max(before) } else { before };
-        (Progress { position: arrived.position.max(known.position), time, ..known }, differ)
+        let ahead = arrived.position >= known.position;
+        let (position, anchor) =
+            if ahead { (arrived.position, arrived.anchor) } else { (known.position, known.anchor) };
+        (Progress { lane, position, anchor, time, held: tables.lane_digest(lane) }, differ)
     }
 }
 

@@ -21,7 +21,10 @@ pub(crate) struct Tables {
     accounts: BTreeMap<AccountId, Account>,
     names: BTreeMap<String, AccountId>,
     partitions: FxHashMap<(AccountId, PartitionId), Partition>,
-    digests: FxHashMap<AccountId, Digest>,
+    /// Of each account all records, and the lane that brings them.
+    digests: FxHashMap<AccountId, (Digest, Option<Lane>)>,
+    /// Of each lane the sum of what its copies hold.
+    lanes: FxHashMap<Lane, Digest>,
     /// The highest sequences of each client, ascending. A client is known in its account alone.
     clients: FxHashMap<(AccountId, ClientId), VecDeque<CommitOutcome>>,
     /// How far other logs have arrived here.
@@ -103,6 +106,12 @@ impl Tables {
     }
 
     pub(crate) fn put_account(&mut self, record: Account) {
+        let (digest, lane) = self.digests.entry(record.id).or_default();
+        if *lane != record.lane {
+            let (digest, before) = (*digest, std::mem::replace(lane, record.lane));
+            before.into_iter().for_each(|lane| self.lanes.entry(lane).or_default().unmerge(digest));
+            record.lane.into_iter().for_each(|lane| self.lanes.entry(lane).or_default().merge(digest));
+        }
         self.names.insert(record.name.clone(), record.id);
         self.accounts.insert(record.id, record);
     }
@@ -133,10 +142,25 @@ impl Tables {
     /// A partition's copy begins anew with what is said of it.
     pub(crate) fn restart(&mut self, account: AccountId, holding: &Holding) {
         let known = self.partitions.entry((account, holding.partition)).or_default();
-        let whole = self.digests.entry(account).or_default();
-        whole.unmerge(known.digest);
-        whole.merge(holding.digest);
-        (known.next_sequence, known.digest) = (holding.next_sequence, holding.digest);
+        let before = std::mem::replace(&mut known.digest, holding.digest);
+        known.next_sequence = holding.next_sequence;
+        self.change_digest(account, |whole| {
+            whole.unmerge(before);
+            whole.merge(holding.digest);
+        });
+    }
+
+    fn change_digest(&mut self, account: AccountId, change: impl Fn(&mut Digest)) {
+        let (digest, lane) = self.digests.entry(account).or_default();
+        change(digest);
+        if let Some(lane) = *lane {
+            change(self.lanes.entry(lane).or_default());
+        }
+    }
+
+    /// The sum of what a lane's copies hold.
+    pub(crate) fn lane_digest(&self, lane: Lane) -> Digest {
+        self.lanes.get(&lane).copied().unwrap_or_default()
     }
 
     /// Whether these partitions are known or there is room for those that are not.
@@ -154,7 +178,7 @@ impl Tables {
 
     /// Of all records of an account.
     pub(crate) fn digest(&self, account: AccountId) -> Digest {
-        self.digests.get(&account).copied().unwrap_or_default()
+        self.digests.get(&account).map(|(digest, _)| *digest).unwrap_or_default()
     }
 
     /// Gives out `count` sequences of a partition, of which the first goes to `write`, which writes the frame and returns its checksum.
@@ -176,7 +200,7 @@ impl Tables {
         let checksum = write(first);
         known.next_sequence += count;
         known.digest.add(checksum, count);
-        self.digests.entry(account).or_default().add(checksum, count);
+        self.change_digest(account, |whole| whole.add(checksum, count));
         Ok(first)
     }
 
@@ -320,7 +344,7 @@ impl Tables {
                 continue;
             }
             known.digest.merge(digest);
-            self.digests.entry(account).or_default().merge(digest);
+            self.change_digest(account, |whole| whole.merge(digest));
         }
         for commit in &index.clients {
             self.remember_commit(commit, window);
@@ -358,7 +382,7 @@ impl Tables {
         tables.put_system(&checkpoint.system);
         for PartitionRecord { account, partition, next_sequence, digest, restarted } in checkpoint.partitions {
             tables.partitions.insert((account, partition), Partition { next_sequence, digest, restarted });
-            tables.digests.entry(account).or_default().merge(digest);
+            tables.change_digest(account, |whole| whole.merge(digest));
         }
         for commit in checkpoint.clients.iter().filter(|_| !planted!(CheckpointForgetsClients)) {
             tables.remember_commit(commit, window);
@@ -422,7 +446,12 @@ mod tests {
         tables.append(AccountId(1), PartitionId(4), 7, &options, |_| 99).expect("room");
         tables.remember(key(1, 1), outcome(1), 4);
         tables.remember(key(2, 1), outcome(1), 4);
-        let progress = Progress { lane: Lane { log: LogId(5), number: 2 }, position: Lsn(8), time: 3 };
+        let lane = Lane { log: LogId(5), number: 2 };
+        let copy =
+            Account { id: AccountId(2), name: "b".into(), lane: Some(lane), ..tables.accounts[&AccountId(1)].clone() };
+        tables.put_account(copy);
+        tables.append(AccountId(2), PartitionId(4), 3, &options, |_| 55).expect("room");
+        let progress = Progress { position: Lsn(8), time: 3, held: tables.lane_digest(lane), ..Progress::none(lane) };
         tables.put_progress(progress);
         let marked = tables.stamp_mark(70);
         let mut back = Tables::from_checkpoint(tables.to_checkpoint(LogId(1), SegmentId(2)), 4);
@@ -430,6 +459,7 @@ mod tests {
         let digest = Digest { sum: 99, records: 7 };
         assert_eq!((partition.next_sequence, partition.digest, back.digest(AccountId(1))), (7, digest, digest));
         assert_eq!(back.progress(progress.lane), Some(progress));
+        assert_eq!(back.lane_digest(lane), Digest { sum: 55, records: 3 });
         assert!(back.stamp(0) > marked, "nothing after a mark gets its time, whatever the clock says");
         assert_eq!(back.account_named("a").map(|account| account.epoch), Some(3));
         let known = [1, 2, 3].map(|account| back.outcome(key(account, 1)).copied());

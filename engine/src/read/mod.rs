@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Block, DATA_START, Frame};
+use crate::geo::Anchor;
 use crate::io::Slice;
 use crate::region::Region;
 use crate::shared::{ReadSegment, Shared, lock};
@@ -44,6 +45,11 @@ impl BlockView {
     #[must_use]
     pub fn end(&self) -> Lsn {
         Lsn::new(self.segment, self.offset + self.data.len() as u32)
+    }
+
+    /// What names the history of its log up to its end.
+    pub(crate) fn anchor(&self) -> Anchor {
+        Anchor { block: self.lsn(), checksum: Block::trusted(&self.data).checksum() }
     }
 
     /// The bytes as they lie in the log.
@@ -102,15 +108,7 @@ impl Region {
     /// where it says, [`Corrupt`](ErrorKind::Corrupt) when no copy verifies, [`RestoreDisk`](ErrorKind::RestoreDisk) when none can be
     /// read, [`Closed`](ErrorKind::Closed).
     pub fn read(&self, lsn: Lsn) -> Result<BlockView> {
-        let offset = lsn.offset() & !ORDINAL;
-        if lsn >= self.committed() || offset < DATA_START {
-            return Err(not_there(lsn));
-        }
-        let known = self.shared.segment(lsn)?;
-        if known.end.is_some_and(|end| offset >= end) {
-            return Err(not_there(lsn));
-        }
-        BlockReader::new().get(&self.shared, lsn.segment(), offset, Start::Claimed)
+        self.shared.read_block(lsn)
     }
 
     /// Follows the log from a position on ([`Lsn::ZERO`]: from the first retained), block by block, as it commits. The first block may begin
@@ -243,6 +241,19 @@ enum Place {
 }
 
 impl Shared {
+    /// As [`Region::read`].
+    pub(crate) fn read_block(&self, lsn: Lsn) -> Result<BlockView> {
+        let offset = lsn.offset() & !ORDINAL;
+        if lsn >= Lsn(self.committed.get()) || offset < DATA_START {
+            return Err(not_there(lsn));
+        }
+        let known = self.segment(lsn)?;
+        if known.end.is_some_and(|end| offset >= end) {
+            return Err(not_there(lsn));
+        }
+        BlockReader::new().get(self, lsn.segment(), offset, Start::Claimed)
+    }
+
     fn view(&self, segment: SegmentId, offset: u32, data: Slice) -> BlockView {
         BlockView { segment, offset, data, hidden: Arc::clone(&self.readable().hidden) }
     }

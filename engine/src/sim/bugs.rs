@@ -87,6 +87,8 @@ pub enum Bug {
     AcknowledgesAll,
     /// What a segment adds to the digests is not in the tables after recovery.
     DigestsForgotten,
+    /// A position is taken for one of this log's history, whatever its anchor says.
+    HistoryNotCompared,
     /// Progress is not in the tables after recovery.
     ProgressForgotten,
     /// A frame for which there is no room is left out.
@@ -137,7 +139,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that two regions and a link are needed for.
-    pub const OF_THE_LINK: [Bug; 30] = [
+    pub const OF_THE_LINK: [Bug; 31] = [
         Bug::ArrivesTwice,
         Bug::AccountOvertakes,
         Bug::ImportAnsweredEarly,
@@ -168,6 +170,7 @@ impl Bug {
         Bug::OnePinHolds,
         Bug::RestartsUncounted,
         Bug::OriginalForgotten,
+        Bug::HistoryNotCompared,
     ];
 
     /// Those that numbers show which no schedule reaches: scripts of thousands of lives catch them.

@@ -262,6 +262,11 @@ impl Pair {
                 self.clients.waited += 1;
                 self.check_waited(&transaction, receipt);
             }
+            // Who was answered asks again, too: a backup may have been put back since.
+            let asks_again = self.backs_up() && transaction.client != ClientId::NONE && self.rng.bool();
+            if asks_again && self.clients.again.len() < 8 {
+                self.clients.again.push(transaction);
+            }
         }
     }
 
@@ -273,7 +278,18 @@ impl Pair {
             frames.binary_search_by_key(&receipt.lsn, |at| held.frames[*at].lsn).ok()
         };
         let arrived = self.arrived.get(&key).copied().unwrap_or_default();
-        if place.is_none_or(|place| place >= arrived) {
+        let there = match place {
+            // East was put back a moment ago, and nobody can know it.
+            _ if self.links.iter().any(|link| link.unaware) => true,
+            None => false,
+            Some(place) if self.put_back => {
+                let west = lock(&self.west.held);
+                let seen = &west.frames[self.expected[&key][place]];
+                lock(&self.east.held).holds(seen)
+            }
+            Some(place) => place < arrived,
+        };
+        if !there {
             self.complain(format!("who waited for the secondary was answered, which lacks {receipt:?} of {key:?}"));
         }
     }

@@ -8,10 +8,10 @@ use crate::error::{ErrorKind, Result};
 use crate::format::DATA_START;
 use crate::gate::AccountGate;
 use crate::geo::{
-    Acknowledgement, Arrived, Batch, Bootstrap, Copy, Delivered, Holding, Lane, Need, Progress, Receiver, Shipper,
-    ShipperOptions, Standing, Waiting, need,
+    Acknowledgement, Anchor, Arrived, Batch, Bootstrap, Carried, Copy, Delivered, Holding, Lane, Need, Progress,
+    Receiver, Shipper, ShipperOptions, Standing, Waiting, need,
 };
-use crate::log::geo::Geo;
+use crate::log::geo::{Carry, Geo};
 use crate::read::Subscription;
 use crate::region::check_arrived;
 use crate::shared::{Request, lock};
@@ -34,7 +34,7 @@ pub(super) struct Link {
     pub(super) mark_every: u64,
     session: Option<Session>,
     /// The question where to begin.
-    asked: Option<Ticket<Result<Option<Progress>>>>,
+    asked: Option<Ticket<Result<Carried>>>,
     /// A bootstrap in the making.
     comparing: Option<Comparing>,
     /// Imports of sessions that ended: the next one begins when they are through.
@@ -64,6 +64,11 @@ pub(super) struct Link {
     restarting: bool,
     /// It carries other accounts than it did, and no last sync time was claimed since.
     pub(super) changed: bool,
+    /// What east said last is of another history.
+    void: Option<(Lsn, Anchor)>,
+    pub(super) other_histories: u64,
+    /// East was put back, and no session has begun since.
+    pub(super) unaware: bool,
 }
 
 /// What both sides hold of the accounts whose copies are not whole, asked for.
@@ -71,6 +76,7 @@ struct Comparing {
     standing: Standing,
     time: u64,
     known: Lsn,
+    /// None of them is known not to be whole.
     copies: Vec<(Account, Need, Holdings, Holdings)>,
     dropped: Vec<AccountId>,
 }
@@ -122,7 +128,25 @@ impl Link {
             bootstraps: 0,
             restarting: false,
             changed: false,
+            void: None,
+            other_histories: 0,
+            unaware: false,
         }
+    }
+
+    /// A backup of a region was put back: of west with what the link knew, of east without its knowing.
+    pub(super) fn forget(&mut self, west: bool) {
+        self.cut();
+        (self.claimed, self.position) = (0, Lsn::ZERO);
+        if west {
+            (self.synced, self.heard, self.void, self.unaware) = (0, (0, 0), None, false);
+        } else {
+            self.unaware = true;
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.session.is_some()
     }
 
     pub(super) fn lane(&self, log: LogId) -> Lane {
@@ -222,7 +246,7 @@ impl Pair {
             let Some(contract) = self.contract(account).filter(|_| !broken.contains(&account)) else { continue };
             let least = now.saturating_sub(contract.most.as_nanos() as u64);
             let missing = self.missing(&[account], |seen| seen.time <= least);
-            if missing > 0 {
+            if missing > 0 && !self.links[lane].unaware {
                 let what =
                     format!("{contract:?} of {account:?} is said to be kept, and {missing} older frames are missing");
                 return self.complain(what);
@@ -235,7 +259,9 @@ impl Pair {
         let Some(west) = self.west.open().filter(|_| now >= link.marked + link.mark_every) else { return };
         link.marked = now;
         let accounts = link.accounts.iter().copied().collect();
-        drop(west.ask(|done| Request::Geo(Geo::Mark { accounts, done })));
+        let lane = link.lane(west.log_id());
+        let acknowledged = Some(Progress { position: link.position, time: link.claimed, ..Progress::none(lane) });
+        drop(west.ask(|done| Request::Geo(Geo::Mark { accounts, acknowledged, done })));
     }
 
     /// Asks east where to begin, and begins.
@@ -247,8 +273,8 @@ impl Pair {
             return;
         }
         if link.asked.is_none() && link.comparing.is_none() {
-            let (lane_there, accounts) = (link.lane(west.log_id()), link.accounts.clone());
-            link.asked = east.ask(|done| Request::Geo(Geo::Carry { lane: lane_there, accounts, done }));
+            let (lane_there, accounts, void) = (link.lane(west.log_id()), link.accounts.clone(), link.void);
+            link.asked = east.ask(|done| Request::Geo(Geo::Carry(Carry { lane: lane_there, accounts, void, done })));
             let pin = lock(&west.shared.pins).add(Lsn::ZERO);
             self.set_pin(lane, pin);
             self.links[lane].gave_up = false;
@@ -264,20 +290,38 @@ impl Pair {
             return;
         }
         let Some(asked) = link.asked.take_if(|asked| asked.is_done()) else { return };
-        let Ok(Ok(progress)) = asked.wait() else { return };
-        let (position, time) = progress.map_or((Lsn::ZERO, 0), |progress| (progress.position, progress.time));
+        let Ok(Ok(Carried { progress: Progress { position, anchor, time, .. }, loose })) = asked.wait() else { return };
+        let Ok(same) = west.shared.is_history(position, anchor) else { return };
+        if !same {
+            return self.compare_anew(lane, position, anchor);
+        }
+        link.void = None;
         let back = position < link.position || (time < link.claimed && !link.restarting);
         if back {
             let at = link.position;
             return self.complain(format!("east was at {at} on lane {lane} and is at {position}, {time}"));
         }
-        self.find_needs(lane, position, time);
+        self.find_needs(lane, Standing { position, anchor, loose, ..Standing::default() }, time);
+    }
+
+    /// East is of another history: nothing is claimed of it, and the next session says so.
+    fn compare_anew(&mut self, lane: usize, position: Lsn, anchor: Anchor) {
+        self.world.note(|| format!("lane {lane}: {position} at the secondary is of another history"));
+        if !self.put_back {
+            self.complain(format!("{position} of lane {lane} is taken for one of another history"));
+        }
+        let link = &mut self.links[lane];
+        (link.void, link.synced, link.restarting, link.unaware) = (Some((position, anchor)), 0, true, false);
+        link.other_histories += 1;
+        if let Some(gate) = &link.gate {
+            gate.lacking(link.accounts.iter().map(|id| (*id, Lsn::ZERO)).collect());
+        }
     }
 
     /// Begins a session, or asks what copies that are not whole hold.
-    fn find_needs(&mut self, lane: usize, position: Lsn, time: u64) {
+    fn find_needs(&mut self, lane: usize, standing: Standing, time: u64) {
         let (Some(west), Some(east)) = (self.west.open(), self.east.open()) else { return };
-        let standing = self.standing(lane, position);
+        let standing = self.standing(lane, standing);
         let (known, first) = (Lsn(west.shared.committed.get()), west.shared.first_retained());
         let (mut copies, mut dropped) = (Vec::new(), Vec::new());
         for account in self.links[lane].accounts.iter().filter_map(|id| west.account(*id)) {
@@ -288,26 +332,17 @@ impl Pair {
             match need(&account, &standing, first, false) {
                 Need::Nothing => {}
                 Need::Drop => dropped.push(id),
-                need @ (Need::Account | Need::Comparison) => {
+                need @ (Need::Account | Need::Comparison | Need::Check) => {
                     let (Some(ours), Some(theirs)) = (holdings(west), holdings(east)) else { return };
                     copies.push((account, need, ours, theirs));
                 }
             }
         }
-        if copies.is_empty() {
-            // What was trimmed is not wanted there.
-            let from = position.max(first);
-            let link = &self.links[lane];
-            let mut shipper = Shipper::new(link.options, link.accounts.iter().copied(), from);
-            dropped.into_iter().for_each(|id| shipper.leave_out(id, Lsn::ZERO));
-            return self.begin_session(lane, shipper, from, position, time);
-        }
         self.links[lane].comparing = Some(Comparing { standing, time, known, copies, dropped });
     }
 
     /// What east says of itself.
-    fn standing(&self, lane: usize, position: Lsn) -> Standing {
-        let mut standing = Standing { position, ..Standing::default() };
+    fn standing(&self, lane: usize, mut standing: Standing) -> Standing {
         for &id in &self.links[lane].accounts {
             match self.east.open().and_then(|east| east.account(id)).map(|known| known.role) {
                 Some(Role::Bootstrap) => standing.bootstrap.insert(id),
@@ -334,9 +369,12 @@ impl Pair {
         for (account, need, ours, theirs) in copies {
             let (Ok(Ok(ours)), Ok(Ok(theirs))) = (ours.wait(), theirs.wait()) else { return };
             let mut compared = None;
-            if need == Need::Comparison {
+            if need != Need::Account {
                 let Ok(comparison) = west.shared.compare(account.id, &ours, &theirs) else { return };
-                if !comparison.differ.is_empty() {
+                if need == Need::Check && comparison.restart.is_empty() {
+                    continue;
+                }
+                if !comparison.differ.is_empty() && !self.put_back {
                     return self.complain(format!("the copies are found to differ: {comparison:?}"));
                 }
                 self.world.note(|| format!("a bootstrap of {:?} from {first} on: {comparison:?}", account.id));
@@ -345,11 +383,19 @@ impl Pair {
             }
             made.push(Copy { account, compared });
         }
+        let named = standing.anchor;
+        let Ok(read_from) = (if from <= live { Ok(named) } else { west.shared.anchor(from) }) else { return };
         let link = &mut self.links[lane];
-        link.restarting |= restarting;
-        link.bootstraps += 1;
-        let bootstrap = Bootstrap { first: from, live, known, until, copies: made };
-        let mut shipper = Shipper::bootstrap(link.options, link.accounts.iter().copied(), bootstrap);
+        let accounts = link.accounts.iter().copied();
+        let mut shipper = if made.is_empty() {
+            // What was trimmed is not wanted there.
+            Shipper::new(link.options, accounts, from)
+        } else {
+            link.restarting |= restarting;
+            link.bootstraps += 1;
+            Shipper::bootstrap(link.options, accounts, Bootstrap { first: from, live, known, until, copies: made })
+        };
+        shipper.begin_at(named, read_from);
         dropped.into_iter().for_each(|id| shipper.leave_out(id, Lsn::ZERO));
         self.begin_session(lane, shipper, from, live, time);
     }
@@ -368,8 +414,9 @@ impl Pair {
         link.synced = if whole { time } else { 0 };
         if let Some(gate) = &link.gate {
             lacking.into_iter().for_each(|lacking| gate.lacking(lacking));
-            gate.arrived(position);
+            gate.resume(position);
         }
+        link.unaware = false;
         link.session = Some(Session {
             shipper,
             receiver,
@@ -571,7 +618,7 @@ impl Pair {
 }
 
 fn deliver(batch: Batch) -> Delivered {
-    let Batch { number, account, restart, frames, mark, position, .. } = batch;
+    let Batch { number, account, restart, frames, mark, position, anchor, .. } = batch;
     let frames: Vec<u8> = frames.iter().flat_map(|slice| slice.iter().copied()).collect();
-    Delivered { number, account, restart, frames: frames.into(), mark, position }
+    Delivered { number, account, restart, frames: frames.into(), mark, position, anchor }
 }

@@ -4,6 +4,7 @@
 //! driver, or [`World::crash`], is that process's death: each operation then in flight lands, fails to land, or lands in
 //! some of its sectors. One seed gives one run, bit for bit; [`World::digest`] is the proof.
 
+mod backups;
 #[cfg(test)]
 mod bounds;
 mod bugs;

@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::backups::Backup;
 use super::bugs::{Bug, plant, reached};
 use super::clients::Clients;
 use super::fault::Condition;
@@ -59,6 +60,10 @@ pub struct PairOutcome {
     pub held_back: u64,
     /// Batches that the secondary refused for its limits.
     pub refused: u64,
+    /// Backups of whole regions that were put back.
+    pub put_backs: u64,
+    /// Sessions that found the secondary to be of another history.
+    pub other_histories: u64,
     /// How often the planted bug's place was reached.
     pub reached: u64,
     /// A line per event, when asked for.
@@ -97,6 +102,8 @@ impl PairSchedule {
             waited: pair.clients.waited,
             held_back: pair.clients.held_back,
             refused: pair.refused,
+            put_backs: pair.put_backs,
+            other_histories: pair.links.iter().map(|link| link.other_histories).sum(),
             reached: reached(),
             trace: pair.world.trace(),
         };
@@ -113,16 +120,30 @@ pub(super) struct Seen {
     pub(super) account: AccountId,
     pub(super) partition: PartitionId,
     pub(super) time: u64,
+    sequence: u64,
     bytes: Vec<u8>,
 }
+
+/// Of each partition what its copy holds, by first sequence, as places in [`Held::frames`].
+pub(super) type Copies = BTreeMap<Whole, BTreeMap<u64, usize>>;
 
 /// Everything that a region ever committed, whatever it has trimmed or forgotten since.
 #[derive(Default)]
 pub(super) struct Held {
     pub(super) frames: Vec<Seen>,
+    /// What it holds now: of copies what arrived since they began anew.
+    pub(super) copies: Copies,
     /// Partitions whose copies ever began anew.
-    restarted: BTreeSet<(AccountId, PartitionId)>,
+    pub(super) restarted: BTreeSet<Whole>,
     wrong: Option<String>,
+}
+
+impl Held {
+    /// Whether a frame of the primary is here, byte for byte, where it belongs.
+    pub(super) fn holds(&self, seen: &Seen) -> bool {
+        let copy = self.copies.get(&(seen.account, seen.partition));
+        copy.and_then(|copy| copy.get(&seen.sequence)).is_some_and(|at| self.frames[*at].bytes == seen.bytes)
+    }
 }
 
 struct Watch(Arc<Mutex<Held>>);
@@ -138,10 +159,14 @@ impl StateMachine for Watch {
             account: transaction.account(),
             partition: transaction.partition(),
             time: transaction.time(),
+            sequence: transaction.first_sequence(),
             bytes: transaction.bytes().to_vec(),
         };
         let mut held = lock(&self.0);
-        match held.frames.binary_search_by_key(&seen.lsn, |known| known.lsn) {
+        let at = held.frames.binary_search_by_key(&seen.lsn, |known| known.lsn);
+        let (Ok(place) | Err(place)) = at;
+        held.copies.entry((seen.account, seen.partition)).or_default().insert(seen.sequence, place);
+        match at {
             Ok(at) if held.frames[at] == seen => {}
             Err(at) if at == held.frames.len() => held.frames.push(seen),
             _ => held.wrong = Some(format!("what was committed at {} is something else now", seen.lsn)),
@@ -149,7 +174,9 @@ impl StateMachine for Watch {
     }
 
     fn restart(&mut self, account: AccountId, partition: PartitionId) {
-        lock(&self.0).restarted.insert((account, partition));
+        let mut held = lock(&self.0);
+        held.restarted.insert((account, partition));
+        held.copies.remove(&(account, partition));
     }
 }
 
@@ -159,7 +186,7 @@ pub(super) struct Side {
     pub(super) options: Options,
     /// How many lanes hold back trimming.
     lanes: usize,
-    world: World,
+    pub(super) world: World,
     pub(super) held: Arc<Mutex<Held>>,
     process: Option<Process>,
     made: bool,
@@ -197,7 +224,7 @@ impl Side {
         self.process = Some(Process { core, shared, running: false });
     }
 
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         self.process = None;
     }
 
@@ -278,12 +305,12 @@ pub(super) struct Pair {
     /// Those that are made, in the order of their names.
     pub(super) accounts: Vec<AccountId>,
     /// By which lane each account is shipped at first.
-    homes: Vec<Option<usize>>,
+    pub(super) homes: Vec<Option<usize>>,
     made: Option<Ticket<Result<AccountId>>>,
     violation: Option<String>,
     habits: Habits,
     /// Of west's frames, those that are indexed; of east's, those that are checked.
-    looked: (usize, usize),
+    pub(super) looked: (usize, usize),
     /// West's frames of shipped accounts, by partition.
     pub(super) expected: BTreeMap<Whole, Vec<usize>>,
     pub(super) arrived: BTreeMap<Whole, usize>,
@@ -291,8 +318,13 @@ pub(super) struct Pair {
     pub(super) refused: u64,
     /// Accounts that are left switched off at the end.
     off: BTreeSet<AccountId>,
-    /// How far west was ever trimmed.
+    /// How far west was ever trimmed, also before a backup was put back: what a copy began after is not there.
     trimmed: Lsn,
+    /// Of east and of west.
+    pub(super) backups: [Option<Backup>; 2],
+    /// A backup was put back: east may hold what west never had, until copies are compared.
+    pub(super) put_back: bool,
+    pub(super) put_backs: u64,
     /// Nothing breaks any more.
     pub(super) calm: bool,
 }
@@ -317,6 +349,8 @@ pub(super) struct Habits {
     /// An account changes lanes.
     shift: u32,
     pub(super) contract: u32,
+    /// A backup of a region is made, or put back.
+    back_up: u32,
 }
 
 impl Habits {
@@ -334,6 +368,7 @@ impl Habits {
             lag: some(50),
             shift: some(40),
             contract: some(15),
+            back_up: 0,
         }
     }
 }
@@ -362,11 +397,20 @@ impl Pair {
             }
             _ => {}
         }
+        if rng.u8(..4) == 0 {
+            // An epoch that was begun after the backup fences the primary that was put back, until an operator begins a later one.
+            (habits.back_up, habits.fence) = (10, 0);
+        }
         let mut homes = vec![Some(0), None];
         homes.extend((1..lanes).map(Some));
         homes.extend((0..rng.usize(lanes - 1..3)).map(|_| Some(rng.usize(..lanes))));
+        let mut links: Vec<Link> = (0..lanes as u32).map(|number| Link::new(number, &mut rng)).collect();
+        if habits.back_up > 0 {
+            // The secondary has most of what was written since a backup.
+            links.iter_mut().for_each(|link| link.delay %= 400_000);
+        }
         Pair {
-            links: (0..lanes as u32).map(|number| Link::new(number, &mut rng)).collect(),
+            links,
             habits,
             clients: Clients::default(),
             world,
@@ -383,6 +427,9 @@ impl Pair {
             refused: 0,
             off: BTreeSet::new(),
             trimmed: Lsn::ZERO,
+            backups: [None, None],
+            put_back: false,
+            put_backs: 0,
             calm: false,
         }
     }
@@ -395,6 +442,11 @@ impl Pair {
     pub(super) fn chance(&mut self, habit: impl Fn(&Habits) -> u32) -> bool {
         let often = habit(&self.habits);
         often > 0 && self.rng.u32(..often) == 0
+    }
+
+    /// Backups are made in this schedule.
+    pub(super) fn backs_up(&self) -> bool {
+        self.habits.back_up > 0 && !self.calm
     }
 
     /// A shipped account, and its place among the names.
@@ -508,6 +560,9 @@ impl Pair {
         if self.chance(|habits| habits.lag) {
             let until = self.world.now() + self.rng.u64(..50_000_000);
             self.links[lane].hold(until);
+        }
+        if self.chance(|habits| habits.back_up) {
+            self.back_up();
         }
         if self.chance(|habits| habits.give_up) {
             self.give_up(lane);
@@ -623,7 +678,7 @@ impl Pair {
                 if !link.changed && link.accounts.iter().all(|id| open(*id)) {
                     wrong = Some("a copy that is not whole can be read".to_owned());
                 }
-                if link.synced > 0 {
+                if link.is_live() && link.synced > 0 {
                     wrong = Some(format!("last sync time {} is claimed of copies that begin anew", link.synced));
                 }
             }
@@ -651,7 +706,9 @@ impl Pair {
                     }
                 }
             }
-            for seen in &east.frames[self.looked.1..] {
+            // What a primary that was put back never had is compared where something is claimed.
+            let arrived = if self.put_back { &[] } else { &east.frames[self.looked.1..] };
+            for seen in arrived {
                 let key = (seen.account, seen.partition);
                 if Some(seen.account) == self.clients.own {
                     continue;
@@ -690,7 +747,9 @@ impl Pair {
             for (key, frames) in self.expected.range(its) {
                 let arrived = self.arrived.get(key).copied().unwrap_or_default();
                 let gone = |seen: &Seen| east.restarted.contains(key) && seen.lsn < self.trimmed;
-                let lacking = frames.iter().skip(arrived).map(|&at| &west.frames[at]);
+                let skipped = if self.put_back { 0 } else { arrived };
+                let lacking = frames.iter().skip(skipped).map(|&at| &west.frames[at]);
+                let lacking = lacking.filter(|seen| !self.put_back || !east.holds(seen));
                 missing += lacking.filter(|seen| which(seen) && !gone(seen)).count();
             }
         }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use meridian::format::{Frame, FrameHeader, FrameKind, decode_mark, encode_frame, frame_len};
 use meridian::geo::{
-    Arrived, Batch, Delivered, Digest, Holding, Imported, Lag, Lane, Progress, Receiver, Restart, Session, Shipper,
-    ShipperOptions, Waiting,
+    Anchor, Arrived, Batch, Delivered, Digest, Holding, Imported, Lag, Lane, Progress, Receiver, Restart, Session,
+    Shipper, ShipperOptions, Waiting,
 };
 use meridian::{
     AccountId, Ack, ClientId, Committed, ErrorKind, Lsn, Options, PartitionId, Region, Role, StateMachine, Transaction,
@@ -52,10 +52,10 @@ fn lane(primary: &Region) -> Lane {
 }
 
 fn delivered(batch: Batch) -> Delivered {
-    let Batch { number, account, restart, frames, mark, position, bytes, .. } = batch;
+    let Batch { number, account, restart, frames, mark, position, anchor, bytes, .. } = batch;
     let frames: Vec<u8> = frames.iter().flat_map(|slice| slice.iter().copied()).collect();
     assert_eq!(frames.len(), bytes);
-    Delivered { number, account, restart, frames: frames.into(), mark, position }
+    Delivered { number, account, restart, frames: frames.into(), mark, position, anchor }
 }
 
 /// Everything from where the secondary says that it stands.
@@ -193,6 +193,7 @@ fn what_arrives_again_is_skipped_and_a_gap_is_refused() {
         frames: frames_left,
         mark: None,
         position: end,
+        anchor: Anchor::default(),
     };
     let error = secondary.import(arrived).unwrap().wait().expect_err("a gap is refused");
     assert_eq!(error.kind(), ErrorKind::Gap, "{error}");
@@ -348,9 +349,11 @@ fn a_stretch_larger_than_a_block_and_than_the_queue_is_taken_in_whole() {
         frames: frames_joined,
         mark: None,
         position,
+        anchor: Anchor::default(),
     };
     let imported = secondary.import(arrived).unwrap().wait().unwrap();
-    assert_eq!((imported.records, imported.progress), (1200, Progress { lane, position, time: 0 }));
+    let Progress { position: reached, time, held, .. } = imported.progress;
+    assert_eq!((imported.records, reached, time, held), (1200, position, 0, primary.digest(*account).unwrap()));
     primary.mark(&[*account]).unwrap();
     ship(primary, secondary, &[*account]);
     assert_eq!(frames(secondary, *account), frames(primary, *account));
@@ -376,6 +379,7 @@ fn bytes_that_are_not_whole_data_frames_are_refused_before_anything_is_taken() {
             frames,
             mark: None,
             position,
+            anchor: Anchor::default(),
         });
         assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::InvalidInput));
     }
@@ -557,6 +561,7 @@ fn nothing(primary: &Region, secondary: &Region) -> Arrived {
         frames: Vec::new(),
         mark: None,
         position,
+        anchor: Anchor::default(),
     }
 }
 

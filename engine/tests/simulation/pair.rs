@@ -25,7 +25,7 @@ fn run(seed: u64) -> PairOutcome {
 fn schedules_of_two_regions_keep_order_wholeness_and_an_honest_last_sync_time() {
     let (first, count) = (from_environment("MERIDIAN_FIRST_SEED", 0), from_environment("MERIDIAN_PAIRS", 1_000));
     let (next, stop, failed) = (AtomicU64::new(first), AtomicBool::new(false), Mutex::new(None));
-    let total = Mutex::new([0; 7]);
+    let total = Mutex::new([0; 9]);
     let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
@@ -42,7 +42,10 @@ fn schedules_of_two_regions_keep_order_wholeness_and_an_honest_last_sync_time() 
                         break;
                     }
                     let PairOutcome { sessions, claims, bootstraps, waited, held_back, refused, .. } = outcome;
-                    let counted = [outcome.arrived as u64, sessions, claims, bootstraps, waited, held_back, refused];
+                    let PairOutcome { put_backs, other_histories, .. } = outcome;
+                    let arrived = outcome.arrived as u64;
+                    let counted =
+                        [arrived, sessions, claims, bootstraps, waited, held_back, refused, put_backs, other_histories];
                     total.lock().unwrap().iter_mut().zip(counted).for_each(|(total, more)| *total += more);
                 }
             });
@@ -51,12 +54,15 @@ fn schedules_of_two_regions_keep_order_wholeness_and_an_honest_last_sync_time() 
     if let Some((seed, violation)) = failed.into_inner().unwrap() {
         panic!("{violation}\nreplay: {}", replay_command(seed));
     }
-    let [arrived, sessions, claims, bootstraps, waited, held_back, refused] = total.into_inner().unwrap();
+    let [arrived, sessions, claims, bootstraps, waited, held_back, refused, put_backs, other_histories] =
+        total.into_inner().unwrap();
     let seconds = started.elapsed().as_secs_f64();
     println!(
         "{count} schedules, {arrived} transactions in {sessions} sessions, {claims} claims, {bootstraps} bootstraps in {seconds:.1} s"
     );
     println!("{waited} commits waited for the secondary, {held_back} were held back, {refused} batches were refused");
+    println!("{put_backs} backups were put back, {other_histories} times the secondary was of another history");
+    assert!(put_backs >= count / 20 && other_histories >= count / 300, "hardly a backup is put back");
     assert!(arrived > 20 * count && sessions > 2 * count && claims > 2 * count, "the schedules do little");
     assert!(bootstraps > count + count / 4, "beside the first of each schedule there are bootstraps");
 }
@@ -111,4 +117,5 @@ caught! {
     one_pin_holds_for_all: OnePinHolds,
     partitions_that_begin_anew_are_not_counted: RestartsUncounted,
     a_forgotten_original_is_waited_for: OriginalForgotten,
+    another_history_is_not_noticed: HistoryNotCompared,
 }

@@ -64,6 +64,13 @@ impl Shared {
             let id = account.id;
             match need(&account, standing, first, suspects.contains(&id)) {
                 Need::Nothing => {}
+                Need::Check => {
+                    let compared = self.region.compare(id, &self.holdings(connection, id)?)?;
+                    if !compared.restart.is_empty() {
+                        self.narrow(connection, id, &compared.differ)?;
+                        copies.push(Copy { account, compared: Some(compared) });
+                    }
+                }
                 Need::Drop => dropped.push(id),
                 Need::Account => copies.push(Copy { account, compared: None }),
                 Need::Comparison => {
@@ -92,6 +99,8 @@ impl Shared {
                 (Shipper::bootstrap(options, carried, bootstrap), from)
             }
         };
+        let anchor = if from <= position { standing.anchor } else { self.region.anchor(from)? };
+        shipper.begin_at(standing.anchor, anchor);
         dropped.into_iter().for_each(|id| shipper.leave_out(id, Lsn::ZERO));
         Ok((shipper, from, all))
     }

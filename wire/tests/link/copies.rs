@@ -177,7 +177,7 @@ fn a_copy_that_a_late_greeting_of_another_lane_took_is_brought_back_though_nothi
     let (_listener, link, _) = shipped(&pair, 100, 100);
     until("the copy", || role(&pair.east, pair.account) == Role::Secondary);
     // As a greeting does whose link was stopped meanwhile.
-    pair.east.carry(Lane { number: 1, ..lane(&pair.west) }, [pair.account]).unwrap();
+    pair.east.carry(Lane { number: 1, ..lane(&pair.west) }, [pair.account], None).unwrap();
     assert_eq!(role(&pair.east, pair.account), Role::Bootstrap);
     until("the copy", || role(&pair.east, pair.account) == Role::Secondary);
     until_shipped(&link, &pair.west);

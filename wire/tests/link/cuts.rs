@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use meridian::geo::{Digest, Holding, Standing};
+use meridian::geo::{Anchor, Digest, Holding, Standing};
 use meridian::{Ack, Contract, Gate, Lsn, PartitionId, Region};
-use meridian_wire::codec::{HEADER, Header, Hello, MOST_FIELDS, Message, Welcome};
+use meridian_wire::codec::{Carry, HEADER, Header, Hello, MOST_FIELDS, Message, Welcome};
 use meridian_wire::{Cause, Compression, LinkOptions, LinkState, Listener, ListenerOptions};
 
 use crate::common::{CLUSTER, Pair, fill, lane, link_options, listener_options, region_options, until, until_shipped};
@@ -153,17 +153,22 @@ fn say(socket: &mut TcpStream, message: Message) {
 }
 
 /// What a secondary says that has whole copies up to a position, or none at all.
-fn greet(listener: &TcpListener, whole: Option<Lsn>, time: u64) -> TcpStream {
+fn greet(listener: &TcpListener, whole: Option<(Lsn, Anchor)>, time: u64) -> TcpStream {
     let (mut socket, _) = listener.accept().unwrap();
     say(&mut socket, Message::Challenge(1));
     let Ok(Message::Hello(hello)) = hear(&mut socket) else { panic!("a hello comes first") };
-    let Ok(Message::Carry(accounts)) = hear(&mut socket) else { panic!("what is carried comes next") };
+    let Ok(Message::Carry(Carry { accounts, .. })) = hear(&mut socket) else { panic!("what is carried comes next") };
     let standing = match whole {
-        Some(position) => Standing { position, ..Standing::default() },
+        Some((position, anchor)) => Standing { position, anchor, ..Standing::default() },
         None => Standing { unknown: accounts.into_iter().collect(), ..Standing::default() },
     };
     say(&mut socket, Message::Welcome(Welcome { nonce: hello.nonce, time, window: 1 << 20, standing }));
     socket
+}
+
+/// Where a secondary stands that has what is retained before the first block's end.
+fn whole(pair: &Pair) -> (Lsn, Anchor) {
+    (pair.west.first(), pair.west.anchor(pair.west.first()).unwrap())
 }
 
 /// What a secondary without any copy says, up to where it is asked what it holds.
@@ -248,8 +253,8 @@ fn a_link_with_less_patience_than_the_listener_hears_often_enough_that_somebody_
     let mut socket = TcpStream::connect(listener.local_addr()).unwrap();
     let Ok(Message::Challenge(challenge)) = hear(&mut socket) else { panic!("a challenge comes first") };
     let (cluster, from, to) = (CLUSTER.to_owned(), "west".to_owned(), "east".to_owned());
-    say(&mut socket, Message::Hello(Hello { challenge, nonce: 7, cluster, from, to, lane: lane(&pair.west) }));
-    say(&mut socket, Message::Carry(vec![pair.account]));
+    say(&mut socket, Message::Hello(Hello { challenge, nonce: 7, cluster, from, to, lane: lane(&pair.west), link: 7 }));
+    say(&mut socket, Message::Carry(Carry { accounts: vec![pair.account], void: None }));
     assert!(matches!(hear(&mut socket), Ok(Message::Welcome(_))));
     let start = Instant::now();
     for _ in 0..2 {
@@ -284,7 +289,7 @@ fn a_contract_is_kept_though_the_clock_of_the_log_is_ahead() {
     // As after a clock that was an hour ahead and was set right.
     let ahead = SystemTime::now() + Duration::from_secs(3600);
     let time = ahead.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
-    let _socket = greet(&listener, Some(pair.west.first()), time);
+    let _socket = greet(&listener, Some(whole(&pair)), time);
     until("a young last sync time", || link.status().last_sync_time == time && link.status().breached.is_empty());
     assert_eq!(link.status().state, LinkState::Live);
     // Nothing is ever acknowledged.
@@ -297,10 +302,10 @@ fn a_session_that_ends_again_and_again_without_getting_anywhere_is_begun_less_an
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let longest_retry = Duration::from_secs(2);
     let link = pair.link(LinkOptions { longest_retry, ..link_options(listener.local_addr().unwrap(), pair.account) });
-    let position = pair.west.first();
+    let whole = whole(&pair);
     std::thread::spawn(move || {
         loop {
-            drop(greet(&listener, Some(position), 0));
+            drop(greet(&listener, Some(whole), 0));
         }
     });
     until("a session", || link.status().sessions >= 1);

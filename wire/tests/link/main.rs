@@ -10,5 +10,8 @@ mod common;
 mod contracts;
 mod copies;
 mod cuts;
+mod histories;
+mod refusals;
 mod security;
 mod shipping;
+mod signals;

@@ -7,40 +7,47 @@ use std::time::{Duration, Instant};
 
 use meridian::geo::Lane;
 use meridian::{PartitionId, Transaction};
-use meridian_wire::codec::{HEADER, Header, Hello, Message};
+use meridian_wire::codec::{Carry, HEADER, Header, Hello, Message};
 use meridian_wire::{Compression, Link, LinkOptions, Listener, ListenerOptions, Security, TlsIdentity, WireError};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::common::{CLUSTER, Pair, fill, link_options, listener_options, peer, until, until_shipped};
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Authority {
+    pub(crate) fn new() -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
     /// A certificate and its key, as PEM.
-    fn certify(&self, name: &str) -> (String, String) {
+    fn certify(&self, name: &str, year: i32) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(year, 1, 1));
+        let certificate = params.signed_by(&key, &self.0).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
 
-    fn identity(&self, name: &str) -> Security {
-        let (chain, key) = self.certify(name);
+    pub(crate) fn identity(&self, name: &str) -> Security {
+        self.identity_until(name, 2999)
+    }
+
+    /// One whose certificate runs out when the year begins.
+    pub(crate) fn identity_until(&self, name: &str, year: i32) -> Security {
+        let (chain, key) = self.certify(name, year);
         let identity = TlsIdentity::from_pem(chain.as_bytes(), key.as_bytes(), self.0.pem().as_bytes());
         Security::Tls(identity.unwrap())
     }
 
     /// The sender's end of a TLS connection to `east`, to say with it what no link says.
     fn client(&self, name: &str) -> ClientConnection {
-        let (chain, key) = self.certify(name);
+        let (chain, key) = self.certify(name, 2999);
         let certificate = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(certificate(&self.0.pem())).unwrap();
@@ -212,6 +219,7 @@ fn a_stranger_a_wrong_region_and_a_replayed_hello_are_told_nothing() {
         from: "west".into(),
         to: "east".into(),
         lane: Lane { log: pair.west.log_id(), number: 0 },
+        link: 1,
     };
     let wrong: [fn(&mut Hello); 4] = [
         |hello| hello.cluster = "other".into(),
@@ -227,7 +235,7 @@ fn a_stranger_a_wrong_region_and_a_replayed_hello_are_told_nothing() {
     }
     let (mut socket, challenge) = connect(&listener);
     let mut said = Message::Hello(hello(challenge)).encode();
-    said.extend(Message::Carry(vec![pair.account]).encode());
+    said.extend(Message::Carry(Carry { accounts: vec![pair.account], void: None }).encode());
     socket.write_all(&said).unwrap();
     let mut welcome = [0; HEADER];
     socket.read_exact(&mut welcome).unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
-use meridian::geo::{Arrived, Lag, Session};
+use meridian::geo::{Anchor, Arrived, Lag, Session};
 use meridian::{
     AccountId, Ack, ClientId, Committed, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Role, StateMachine,
     Transaction,
@@ -585,7 +585,8 @@ fn forge(pair: &Pair, first_sequence: u64) {
     let lane = lane(&pair.west);
     let position = pair.east.progress(lane).unwrap().map_or(Lsn::ZERO, |progress| progress.position);
     let (account, frames) = (Some(account), vec![forged.into()]);
-    let arrived = Arrived { lane, session: Session::default(), account, restart: None, frames, mark: None, position };
+    let (session, anchor) = (Session::default(), Anchor::default());
+    let arrived = Arrived { lane, session, account, restart: None, frames, mark: None, position, anchor };
     pair.east.import(arrived).unwrap().wait().unwrap();
 }
 

@@ -101,7 +101,9 @@ prop_compose! {
         let restart = |(account, partitions)| Restart { account: AccountId(account), partitions };
         let progress = progress.into_iter().map(|(source, position, time, cut)| {
             let lane = Lane { log: LogId(source), number: position as u32 };
-            (Progress { lane, position: Lsn(position), time }, Lsn(cut))
+            let anchor = Anchor { block: Lsn(position / 2), checksum: time ^ cut };
+            let held = Digest { sum: source / 3, records: cut / 5 };
+            (Progress { lane, position: Lsn(position), anchor, time, held }, Lsn(cut))
         });
         SystemState {
             accounts: accounts.into_iter().map(account).collect(),
@@ -207,7 +209,10 @@ proptest! {
         let digest = |(account, (sum, records))| (AccountId(account), Digest { sum, records });
         let marked: Vec<_> = marked.into_iter().map(digest).collect();
         prop_assert_eq!(SystemRecord::decode(&encode_mark(&marked)), Ok(SystemRecord::Mark(marked)));
-        let progress = Progress { lane: Lane { log: LogId(source), number: time as u32 }, position: Lsn(position), time };
+        let lane = Lane { log: LogId(source), number: time as u32 };
+        let anchor = Anchor { block: Lsn(position / 2), checksum: time ^ position };
+        let held = Digest { sum: source / 3, records: time / 5 };
+        let progress = Progress { lane, position: Lsn(position), anchor, time, held };
         prop_assert_eq!(SystemRecord::decode(&encode_progress(&progress)), Ok(SystemRecord::Progress(progress)));
     }
 }
@@ -365,7 +370,7 @@ fn a_progress_is_exactly_one_progress() {
         SystemRecord::decode(&record)
     };
     refused(decode(|r| r[2] = 2), "version");
-    refused(decode(|r| r.truncate(39)), "progress: bytes");
+    refused(decode(|r| r.truncate(79)), "progress: bytes");
     refused(decode(|r| r.push(0)), "progress: bytes");
     assert_eq!(decode(|_| {}), Ok(SystemRecord::Progress(progress())));
 }

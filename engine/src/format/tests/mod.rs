@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::*;
 use crate::account::{Account, Contract};
 use crate::gate::Gate;
-use crate::geo::{Digest, Holding, Lane, Progress, Restart};
+use crate::geo::{Anchor, Digest, Holding, Lane, Progress, Restart};
 use crate::types::{AccountId, Ack, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};
 
 const LOG: LogId = LogId(0x1111_2222_3333_4444_5555_6666_7777_8888);
@@ -180,7 +180,9 @@ fn account(name: &str) -> Account {
 }
 
 fn progress() -> Progress {
-    Progress { lane: Lane { log: LogId(1 << 90), number: 3 }, position: Lsn(8192), time: 1_700_000_000_000_000_000 }
+    let lane = Lane { log: LogId(1 << 90), number: 3 };
+    let (anchor, held) = (Anchor { block: Lsn(4096), checksum: 1 << 60 }, Digest { sum: 1 << 98, records: 6 });
+    Progress { lane, position: Lsn(8192), anchor, time: 1_700_000_000_000_000_000, held }
 }
 
 fn restart() -> Restart {
