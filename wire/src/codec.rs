@@ -227,12 +227,8 @@ impl Message {
                 [bootstrap, dropped, unknown].into_iter().for_each(|set| put_accounts(&mut out, set));
                 WELCOME
             }
-            Message::Carry(Carry { accounts, void }) => {
-                out.put_u8(u8::from(void.is_some()));
-                let (position, anchor) = void.unwrap_or_default();
-                out.put_u64_le(position.0);
-                put_anchor(&mut out, anchor);
-                put_accounts(&mut out, accounts);
+            Message::Carry(carry) => {
+                put_carry(&mut out, carry);
                 CARRY
             }
             Message::Refuse(kind, message) => {
@@ -448,6 +444,14 @@ fn text(rest: &mut &[u8]) -> Result<String> {
     let (bytes, behind) = rest.split_at_checked(len).ok_or(SHORT)?;
     *rest = behind;
     std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Malformed("message: a name is UTF-8"))
+}
+
+fn put_carry(out: &mut Vec<u8>, Carry { accounts, void }: &Carry) {
+    out.put_u8(u8::from(void.is_some()));
+    let (position, anchor) = void.unwrap_or_default();
+    out.put_u64_le(position.0);
+    put_anchor(out, anchor);
+    put_accounts(out, accounts);
 }
 
 fn put_anchor(out: &mut Vec<u8>, anchor: Anchor) {

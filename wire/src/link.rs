@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use meridian::format::DATA_START;
-use meridian::geo::{Acknowledgement, Anchor, Batch, Lag, Lane, LaneClaim, Shipper, Waiting};
+use meridian::geo::{Acknowledgement, Anchor, Batch, Lag, Lane, LaneClaim, Progress, Shipper, Waiting};
 use meridian::{
     AccountGate, AccountId, ErrorKind, Lsn, PartitionId, Region, RetentionPin, Role, SegmentId, Subscription,
 };
@@ -33,6 +33,8 @@ const NAP: Duration = Duration::from_millis(50);
 const LONGEST: u64 = 86_400_000_000_000;
 /// How often contract and retention are looked after.
 const TICK: Duration = Duration::from_millis(10);
+/// A log whose times are further ahead of the clock than this, in nanoseconds, was written by a clock that was wrong.
+const SKEW: u64 = 1_000_000_000;
 
 /// Ships the committed log of a region to its secondary, in threads of its own, until it is stopped or dropped.
 pub struct Link {
@@ -72,6 +74,12 @@ struct State {
     void: Option<(Lsn, Anchor)>,
     /// Up to here the secondary has acknowledged this history to this link.
     acknowledged: Lsn,
+    /// What the last session had read and was not acknowledged, and up to where.
+    left: (Lag, Lsn),
+    /// Something was sent since the log was marked.
+    busy: bool,
+    /// The latest time of a transaction or mark that was seen.
+    latest: u64,
     /// Why the session's reader ended.
     reader: Option<WireError>,
     /// What the session runs over: cut when the link is to stop.
@@ -98,6 +106,8 @@ impl Link {
         options.check()?;
         check_accounts(&region, &options.accounts)?;
         let lane = region.claim_lane(options.lane, &options.peer.region, options.accounts.iter().copied())?;
+        let known_before = region.progress(Lane { log: region.log_id(), number: options.lane })?;
+        let known_before = known_before.map(|known| (known.position, known.time));
         let histogram = Histogram::new_with_bounds(1, LONGEST, 3);
         let histogram = histogram.map_err(|error| WireError::InvalidInput(error.to_string()))?;
         let status = LinkStatus {
@@ -105,6 +115,9 @@ impl Link {
             cause: Cause::Unavailable,
             position: Lsn::ZERO,
             last_sync_time: 0,
+            last_sync_age: 0,
+            known_before,
+            clock_ahead: 0,
             lag: Lag::default(),
             unread: 0,
             differ: Vec::new(),
@@ -137,6 +150,9 @@ impl Link {
             again,
             void: None,
             acknowledged: Lsn::ZERO,
+            left: (Lag::default(), known_before.map_or(Lsn::ZERO, |(position, _)| position)),
+            busy: true,
+            latest: 0,
             reader,
             connection,
             synced,
@@ -161,9 +177,17 @@ impl Link {
     pub fn status(&self) -> LinkStatus {
         let state = self.shared.lock();
         let mut status = state.status.clone();
-        let offered = state.shipper.as_ref().map_or(status.position, Shipper::offered);
-        status.lag = state.shipper.as_ref().map(Shipper::lag).unwrap_or_default();
-        status.unread = self.shared.region.distance(offered, self.shared.region.committed());
+        let region = &self.shared.region;
+        let (lag, read) = state.shipper.as_ref().map_or(state.left, |shipper| (shipper.lag(), shipper.offered()));
+        status.lag = lag;
+        status.unread = region.distance(read.max(region.first()), region.committed());
+        let wall = clock::wall();
+        status.last_sync_age = match status.last_sync_time {
+            0 => 0,
+            time if time <= wall => wall - time,
+            _ => self.shared.clock.now().saturating_sub(state.synced.1),
+        };
+        status.clock_ahead = Some(state.latest.saturating_sub(wall)).filter(|ahead| *ahead > SKEW).unwrap_or_default();
         status.cause = cause(&state, &status);
         status
     }
@@ -291,20 +315,37 @@ impl Shared {
 
     /// Marks the log while a session is up, also while nothing is written.
     fn keep_marking(&self) {
-        let mut marked = self.clock.now();
+        let (mut marked, mut written) = (self.clock.now(), self.clock.now());
         while self.pause(self.options.mark_interval.min(TICK)) {
             let contracts = self.gate.strictest().map_or(Duration::MAX, |most| most / 2);
-            let interval = self.options.mark_interval.min(contracts);
-            let (live, now) = (self.lock().status.state != LinkState::Unavailable, self.clock.now());
+            let now = self.clock.now();
+            let (live, busy, acknowledged) = {
+                let state = self.lock();
+                // Last sync time has to move on once more after what was written.
+                let whole = state.status.state == LinkState::Live && state.status.last_sync_time > 0;
+                let open = state.shipper.as_ref().is_some_and(|shipper| shipper.lag().records > 0);
+                (state.status.state != LinkState::Unavailable, state.busy || open || !whole, self.progress(&state))
+            };
+            written = if busy { now } else { written };
+            let idle = Duration::from_nanos(now - written) / 16;
+            let interval = idle.min(self.options.idle_mark_interval).max(self.options.mark_interval).min(contracts);
             if live && Duration::from_nanos(now - marked) >= interval {
                 marked = now;
-                let failed = self.region.mark(&self.options.accounts).err();
+                self.lock().busy = false;
+                let failed = self.region.mark_with(&self.options.accounts, acknowledged).err();
                 // A region that has ended shows that itself.
                 let ended = |error: &meridian::Error| matches!(error.kind(), ErrorKind::Closed | ErrorKind::Halted);
                 self.lock().status.unmarked = failed.filter(|error| !ended(error)).map(|error| error.to_string());
                 self.look_for_dropped();
             }
         }
+    }
+
+    /// What the secondary has acknowledged in this session, to be kept.
+    fn progress(&self, state: &State) -> Option<Progress> {
+        let lane = Lane { log: self.region.log_id(), number: self.options.lane };
+        let LinkStatus { position, last_sync_time: time, .. } = state.status;
+        state.shipper.as_ref().map(|_| Progress { position, time, ..Progress::none(lane) })
     }
 
     /// An account that is switched on again needs another session once its copy was dropped.
@@ -351,7 +392,10 @@ impl Shared {
                 if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Halted));
             let soon = {
                 let mut state = self.lock();
-                (state.shipper, state.connection) = (None, None);
+                if let Some(shipper) = state.shipper.take() {
+                    state.left = (shipper.lag(), shipper.offered());
+                }
+                state.connection = None;
                 let refused = matches!(ended, Err(WireError::Refused { .. }));
                 let gap = matches!(ended, Err(WireError::Refused { kind: RefusalKind::Gap, .. }));
                 if gap {
@@ -435,6 +479,7 @@ impl Shared {
             state.status.other_histories += 1;
         }
         (state.status.position, state.status.last_sync_time, state.acknowledged) = (Lsn::ZERO, 0, Lsn::ZERO);
+        (state.left, state.status.known_before) = ((Lag::default(), Lsn::ZERO), None);
         drop(state);
         self.gate.lacking(self.options.accounts.iter().map(|account| (*account, Lsn::ZERO)).collect());
         Err(WireError::OtherHistory(position))
@@ -464,6 +509,7 @@ impl Shared {
     }
 
     fn hear_of(&self, state: &mut State, time: u64) {
+        state.latest = state.latest.max(time);
         if time > state.synced.0 {
             state.synced = (time, self.clock.now());
         }
@@ -534,7 +580,9 @@ impl Shared {
         let wall = clock::wall();
         self.spend(Cause::Link, start);
         let mut state = self.lock();
-        if batch.records > 0 {
+        state.busy |= batch.records > 0 || batch.account.is_some();
+        state.latest = state.latest.max(batch.oldest);
+        if batch.records > 0 && batch.oldest < wall.saturating_add(SKEW) {
             state.status.sent.saturating_record_n(wall.saturating_sub(batch.oldest).max(1), batch.records);
         }
         state.status.shipped.0 += batch.bytes as u64;
@@ -623,7 +671,7 @@ impl Shared {
             status.differ.clear();
             status.state = LinkState::Live;
         }
-        for batch in acknowledged {
+        for batch in acknowledged.into_iter().filter(|batch| batch.time < wall.saturating_add(SKEW)) {
             status.remotely_durable.saturating_record_n(wall.saturating_sub(batch.time).max(1), batch.records);
         }
         if !differ.is_empty() {

@@ -38,6 +38,9 @@ pub struct LinkOptions {
     /// How often the log is marked, so that last sync time moves on; twice as often as the shortest contract needs it, if that is more often. Default
     /// 200 ms.
     pub mark_interval: Duration,
+    /// The longest time between two marks while nothing is written: they come less and less often, a sixteenth of the idle time apart, or as
+    /// often as the shortest contract needs. A mark takes a block, 4 KiB, on each disk of both regions. Default 60 s.
+    pub idle_mark_interval: Duration,
     /// Whether frames are compressed. Default: where it pays.
     pub compression: Compression,
     /// How long the other side may be silent or slow. Default 10 s.
@@ -67,6 +70,7 @@ impl LinkOptions {
             batch_bytes: 1 << 20,
             batch_time: Duration::from_millis(1),
             mark_interval: Duration::from_millis(200),
+            idle_mark_interval: Duration::from_secs(60),
             compression: Compression::Adaptive,
             patience: Duration::from_secs(10),
             longest_retry: Duration::from_secs(2),

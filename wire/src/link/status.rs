@@ -53,9 +53,18 @@ pub struct LinkStatus {
     /// Every write of the shipped accounts up to this time is there (acceptance G9): nanoseconds since the Unix epoch, 0 before the first and
     /// during a bootstrap.
     pub last_sync_time: u64,
-    /// What was read from the log and is not acknowledged.
+    /// How old last sync time is, in nanoseconds, also while there is no session: the time since then, or, where the clock was set back
+    /// since, since it was first heard of. 0 where last sync time is.
+    pub last_sync_age: u64,
+    /// What was known, durably, before this link was started: the position and last sync time that the secondary had acknowledged
+    /// when this log was last marked. Nothing is claimed from it: the first session compares.
+    pub known_before: Option<(Lsn, u64)>,
+    /// By how many nanoseconds the times in this log are ahead of this host's clock, where that is more than a second: a clock was
+    /// wrong and was set right. Last sync time is ahead as much; ages and latencies leave it out.
+    pub clock_ahead: u64,
+    /// What was read from the log and is not acknowledged; without a session, what the last one had read.
     pub lag: Lag,
-    /// Bytes of log behind that.
+    /// Bytes of log after that. Before the first session, of what is known from before; where nothing is, of all that is retained.
     pub unread: u64,
     /// Accounts whose copy was found to differ, and were not seen equal since.
     pub differ: Vec<AccountId>,

@@ -291,7 +291,10 @@ fn a_contract_is_kept_though_the_clock_of_the_log_is_ahead() {
     let time = ahead.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
     let _socket = greet(&listener, Some(whole(&pair)), time);
     until("a young last sync time", || link.status().last_sync_time == time && link.status().breached.is_empty());
-    assert_eq!(link.status().state, LinkState::Live);
+    let status = link.status();
+    assert_eq!(status.state, LinkState::Live);
+    // It is said, and the age is what it is by the clock of this process.
+    assert!(status.clock_ahead > 3_000_000_000_000 && status.last_sync_age < 60_000_000_000, "{status:?}");
     // Nothing is ever acknowledged.
     until("the breach", || link.status().breached == [pair.account]);
 }
