@@ -48,6 +48,7 @@ pub(super) struct Directory {
     _lock: File,
     traits: DiskTraits,
     /// The kernel keeps writes to different files of this file system apart: see [`writes_apart`].
+    #[cfg_attr(not(all(feature = "uring", target_os = "linux")), expect(dead_code, reason = "only the ring asks"))]
     apart: bool,
     /// One replacement at a time, so that two never share a temporary file.
     replacing: Mutex<()>,
@@ -222,7 +223,7 @@ pub(super) struct OpenFile {
 impl OpenFile {
     /// Something to read from that may never answer.
     #[cfg(test)]
-    pub(super) fn of_pipe(path: &Path, pipe: std::os::fd::OwnedFd) -> io::Result<OpenFile> {
+    pub(super) fn of_pipe(path: &Path, pipe: OwnedFd) -> io::Result<OpenFile> {
         let directory = Arc::new(Directory::attach(path, true)?);
         let (file, cached) = (File::from(pipe), OnceLock::new());
         let forgotten = AtomicBool::new(false);
@@ -237,6 +238,7 @@ impl OpenFile {
     }
 
     /// Whether reads and writes may go through the ring: see [`writes_apart`].
+    #[cfg(all(feature = "uring", target_os = "linux"))]
     pub(super) fn is_apart(&self) -> bool {
         self.directory.apart
     }
@@ -354,7 +356,7 @@ fn read_full(file: &File, offset: u64, out: &mut [u8]) -> io::Result<usize> {
 fn writes_apart(dir: &File) -> bool {
     const EXT4: i64 = 0xef53;
     const XFS: i64 = 0x5846_5342;
-    rustix::fs::fstatfs(dir).is_ok_and(|stat| [EXT4, XFS].contains(&(stat.f_type as i64)))
+    rustix::fs::fstatfs(dir).is_ok_and(|stat| [EXT4, XFS].contains(&stat.f_type))
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::executor::LocalSpawner;
+use futures::future::join_all;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::DATA_START;
@@ -180,9 +181,8 @@ impl Log {
             }
         }
         self.leaving.set(true);
-        for disk in self.attached() {
-            drop(self.ops.detach(disk).await);
-        }
+        // All at once: one that hangs is waited for, but does not keep the others locked.
+        drop(join_all(self.attached().into_iter().map(|disk| self.ops.detach(disk))).await);
         self.shared.committed.close();
         if let Some(done) = self.closing.borrow_mut().take() {
             done.resolve(result);
