@@ -2,17 +2,17 @@
 //!
 //! What is in the pipe when the process dies is still read by the parent: an acknowledgement that was written is never lost.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use meridian::{Region, Transaction};
 
-use crate::Outcome;
 use crate::flight_load::{FlightLoad, account};
 use crate::flights::Flights;
 use crate::load::{Answer, Pace, Plan, drive};
 use crate::main_job::flight_options;
+use crate::{Outcome, say};
 
 /// What the child says: a number and nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Message {
 /// Commits flights from number `first` at `rate` transactions a second, until it is killed.
 pub(crate) fn run(disks: &[PathBuf], first: u64, rate: f64) -> Outcome {
     let flights = Flights::load()?;
-    let mut plan = Telling { load: None, unsaid: Vec::new(), out: io::stdout() };
+    let mut plan = Telling { load: None, unsaid: Vec::new() };
     let start = Instant::now();
     let region = Region::open(flight_options(disks), ()).map_err(|error| error.to_string())?;
     plan.say(Message::Serving(start.elapsed()));
@@ -84,7 +84,6 @@ pub(crate) fn run(disks: &[PathBuf], first: u64, rate: f64) -> Outcome {
 struct Telling<'a> {
     load: Option<FlightLoad<'a>>,
     unsaid: Vec<u8>,
-    out: io::Stdout,
 }
 
 impl Telling<'_> {
@@ -111,8 +110,7 @@ impl Plan for Telling<'_> {
         if self.unsaid.is_empty() {
             return true;
         }
-        let mut out = self.out.lock();
-        let said = out.write_all(&self.unsaid).and_then(|()| out.flush());
+        let said = say::tell(&self.unsaid);
         self.unsaid.clear();
         said.is_ok()
     }

@@ -149,8 +149,8 @@ pub(crate) struct Load {
     /// When a record counts.
     #[arg(long, value_enum, default_value_t = AckLevel::Quorum)]
     pub(crate) ack: AckLevel,
-    /// Directories that stand for disks: three or more. Default: three below the output directory.
-    #[arg(long, value_delimiter = ',')]
+    /// Directories that stand for disks, three or more, with spaces or commas between them. Default: three below the output directory.
+    #[arg(long, value_delimiter = ',', num_args = 1..)]
     pub(crate) disks: Vec<PathBuf>,
     /// Seconds to measure.
     #[arg(long, default_value_t = 10.0, value_parser = positive)]

@@ -157,12 +157,15 @@ impl Bench {
         Ok(done)
     }
 
-    /// Closes the region in order and frees the space.
+    /// Closes the region in order and, unless it is to be kept, frees the space.
     ///
     /// # Errors
     /// A message with what the engine or the file system says.
-    pub(crate) fn close(self) -> Result<(), String> {
+    pub(crate) fn close(self, keep: bool) -> Result<(), String> {
         self.region.close().map_err(text)?;
+        if keep {
+            return Ok(());
+        }
         let folders = self.disks.iter().flat_map(|disk| ["log", "limit"].map(|name| disk.join(name)));
         folders.filter(|folder| folder.exists()).try_for_each(|folder| fs::remove_dir_all(folder).map_err(text))
     }

@@ -71,7 +71,7 @@ pub(crate) fn run(place: &Place, arguments: &LogArguments) -> Outcome {
     let in_a_block = number(measured.stats.records as f64 / (measured.stats.blocks as f64).max(1.0));
     let note = format!("{in_a_block} records on average in a block.");
     report.latencies.push(stages("Stages of a commit", &note, &measured.stats));
-    bench.close()?;
+    bench.close(place.keep)?;
     run.finish(&report)?;
     Ok(true)
 }
@@ -91,7 +91,7 @@ fn beside_the_limit(report: &mut Report, work: &Work, measured: &Measured) -> Se
     for figure in [Figure::Rate, Figure::Throughput, Figure::P50, Figure::P99, Figure::Cpu] {
         let ratio = ratio(figure, work, measured, None);
         let (ours, limit) = (number(ratio.ours), number(ratio.limit));
-        println!("          {}: {ours} {}, limit {limit}, ratio {:.2}", ratio.figure, ratio.unit, ratio.ratio);
+        say!("          {}: {ours} {}, limit {limit}, ratio {:.2}", ratio.figure, ratio.unit, ratio.ratio);
         report.ratios.push(ratio);
     }
     report.cpu.push(CpuRow { what: "limit".into(), records: measured.limit.records, cpu: measured.limit.cpu });

@@ -1,10 +1,13 @@
 //! The harness of Meridian: measures, breaks and verifies a region. Without arguments, the project's main job.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its user")]
 #![allow(clippy::disallowed_methods, reason = "the harness measures real time and makes real load: it is a seam")]
 
 use std::process::ExitCode;
 
 use clap::Parser;
+
+// First, for its macro.
+#[macro_use]
+mod say;
 
 mod audit;
 mod child;
@@ -62,11 +65,12 @@ fn main() -> ExitCode {
         Some(cli::Command::Child { first, rate, disks }) => child::run(disks, *first, *rate),
         None => main_job::run(&cli.place()),
     };
+    let outcome = outcome.and_then(|holds| say::failure().map_or(Ok(holds), |why| Err(why.to_owned())));
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(message) => {
-            eprintln!("meridian-bench: {message}");
+            say::complain(format_args!("meridian-bench: {message}\n"));
             ExitCode::from(2)
         }
     }

@@ -64,7 +64,7 @@ impl Progress {
     /// One line with the time since the start.
     fn line(&self, text: &str) {
         if !self.quiet {
-            println!("{:6.1} s  {text}", self.started.elapsed().as_secs_f64());
+            say!("{:6.1} s  {text}", self.started.elapsed().as_secs_f64());
         }
     }
 

@@ -76,7 +76,7 @@ pub(crate) fn run(place: &Place, segments: u32) -> Outcome {
     times.sort_by(f64::total_cmp);
     let (median, slowest) = (times[ROUNDS / 2], times[ROUNDS - 1]);
     let stands_for = bytes(sealed as f64 * DEFAULT_SEGMENT);
-    println!(
+    say!(
         "{} sealed segments (as many as {stands_for} at the default size) open in {} ms (median of {ROUNDS}, slowest {}), reading {}",
         number(sealed as f64),
         number(median),

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use crate::machine::free_bytes;
 use crate::report::{Report, bytes};
+use crate::say;
 
 /// Directories that stand for disks when none are named.
 const DISKS: usize = 3;
@@ -151,7 +152,7 @@ impl Run {
     /// A message with what the file system says.
     pub(crate) fn finish(mut self, report: &Report) -> Result<(), String> {
         report.write(&self.out).map_err(|error| format!("cannot write the report: {error}"))?;
-        println!("report: {}", self.out.join("report.html").display());
+        say!("report: {}", self.out.join("report.html").display());
         self.clean = report.holds();
         Ok(())
     }
@@ -191,7 +192,7 @@ impl Drop for Run {
     fn drop(&mut self) {
         if !self.clean {
             let names: Vec<String> = self.disks.iter().map(|disk| disk.display().to_string()).collect();
-            eprintln!("the run did not end well: its disks are kept in {}", names.join(", "));
+            say::complain(format_args!("the run did not end well: its disks are kept in {}\n", names.join(", ")));
         }
         if self.keep || !self.clean {
             return;

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -84,6 +84,78 @@ fn log_and_limit_measure_with_every_kind_of_client_and_clean_up() {
         assert!(count.is_some_and(|count| count > 0), "{arguments:?}: {report}");
         assert!(!dir.path().join("disks").exists(), "{arguments:?}: the disks were taken away");
     }
+}
+
+/// Runs the program, and reads nothing of what it says.
+fn unread(out: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meridian-bench"));
+    command.arg("--out").arg(out).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("started");
+    drop(child.stdout.take());
+    child.wait_with_output().expect("ended")
+}
+
+#[test]
+fn h4_closed_pipe_ends_no_command_and_is_not_complained_of() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let three = ["a", "b", "c"].map(|name| dir.path().join(name).display().to_string());
+    let [a, b, c] = three.each_ref().map(String::as_str);
+    let log = ["--keep", "log", "--seconds", "0.3", "--clients", "8", "--limit", "--disks", a, b, c];
+    let kept = three.each_ref().map(|disk| format!("{disk}/meridian-bench/log"));
+    let [first, second, third] = kept.each_ref().map(String::as_str);
+    let commands: [&[&str]; 5] = [
+        &log,
+        &["verify", first, second, third],
+        &["verify", "--json", first, second, third],
+        &["inspect", "--records", first, second, third],
+        &["--help"],
+    ];
+    for arguments in commands {
+        let output = unread(dir.path(), arguments);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && complaint.is_empty(), "{arguments:?}: {}\n{complaint}", output.status);
+    }
+    // The run went on to its report, and left the region that was to be kept.
+    assert!(report(dir.path())["latencies"][0].is_object());
+}
+
+#[test]
+fn h4_output_that_cannot_be_written_is_an_error() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("there is one");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meridian-bench"));
+    let _turn = turn();
+    let arguments = ["limit", "--seconds", "0.2", "--clients", "8"];
+    let output = command.arg("--out").arg(dir.path()).args(arguments).stdout(full).output().expect("started");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), complaint.contains("cannot write the output")), (Some(2), true), "{complaint}");
+}
+
+#[test]
+fn h4_region_with_an_unreadable_disk_is_shown_and_judged_by_the_others() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let disks = ["a", "b", "c"].map(|name| dir.path().join(name).display().to_string());
+    let [a, b, c] = disks.each_ref().map(String::as_str);
+    succeeds(dir.path(), &["--keep", "log", "--seconds", "0.3", "--clients", "8", "--disks", a, b, c]);
+    let kept = disks.map(|disk| format!("{disk}/meridian-bench/log"));
+    let arguments =
+        |command: &'static str| [vec![command, "--json"], kept.iter().map(String::as_str).collect()].concat();
+    let verified = succeeds(dir.path(), &arguments("verify"));
+    assert!(verified.contains("\"problems\": []"), "{verified}");
+    let superblock = format!("{}/superblock", kept[1]);
+    fs::remove_file(&superblock).expect("it was there");
+    let output = bench(dir.path(), &arguments("verify"));
+    let findings: Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
+    assert_eq!((output.status.code(), &findings["disks"]), (Some(1), &Value::from(2)));
+    let problems = findings["problems"].as_array().expect("a list");
+    assert!(problems.len() == 1 && problems[0].to_string().contains(&superblock), "{findings}");
+    assert!(findings["blocks"].as_u64() > Some(0), "the others were read: {findings}");
+    let output = bench(dir.path(), &arguments("inspect"));
+    let shown: Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
+    assert_eq!((output.status.code(), shown.as_array().map(Vec::len)), (Some(1), Some(2)));
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&superblock));
 }
 
 #[test]

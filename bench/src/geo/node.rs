@@ -1,6 +1,6 @@
 //! The `region` subcommand: one region as a process, told what to do by lines of JSON on its input, answering each with one on its output.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,13 +14,13 @@ use meridian::{AccountId, Ack, LogId, Lsn, PartitionId, Region, Transaction};
 use meridian_wire::{Compression, Link, LinkOptions, LinkState, Listener, ListenerOptions, Peer};
 use serde::{Deserialize, Serialize};
 
-use crate::Outcome;
 use crate::compare::{Payloads, region_options};
 use crate::flight_load::{ACCOUNT, FlightLoad, MOST_OUTSTANDING};
 use crate::flights::Flights;
 use crate::latency::{self, Summary, summarize};
 use crate::load::{Answer, Pace, Plan, drive};
 use crate::machine::CpuSample;
+use crate::{Outcome, say};
 
 /// The cluster of both regions.
 pub(crate) const CLUSTER: &str = "meridian-bench";
@@ -163,13 +163,12 @@ pub(crate) type Reply = Result<Status, String>;
 /// Runs a region until it is told to quit, its input ends, or it is killed.
 pub(crate) fn run(arguments: &NodeArguments) -> Outcome {
     let mut node = Node::start(arguments)?;
-    let mut out = io::stdout();
     for line in io::stdin().lock().lines() {
         let ask = line.map_err(text).and_then(|line| serde_json::from_str::<Ask>(&line).map_err(text));
         let quit = matches!(ask, Ok(Ask::Quit));
         let reply: Reply = ask.and_then(|ask| node.answer(ask));
         let line = serde_json::to_string(&reply).map_err(text)?;
-        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(text)?;
+        say::tell(format!("{line}\n").as_bytes()).map_err(text)?;
         if quit {
             break;
         }

@@ -56,7 +56,7 @@ const RETRIES: u64 = 500;
 pub(crate) fn run(place: &Place) -> Outcome {
     let flights = Flights::load()?;
     let run = Run::with_disks(place, &[], DISKS, ROOM)?;
-    println!(
+    say!(
         "Meridian, the main job: {} flights in {} transactions of {} partitions, {DISKS} disks below {}",
         number(flights.record_count() as f64),
         number(flights.transactions.len() as f64),

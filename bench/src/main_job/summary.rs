@@ -97,7 +97,7 @@ pub(super) fn against_the_limit(disks: &[PathBuf], report: &mut Report) -> Resul
         }
         tell_more(report, payload, clients, &measured);
     }
-    bench.close()?;
+    bench.close(false)?;
     report.notes.extend([
         "Figures on virtual machines drift by up to 2× within minutes; only what was measured in turns in one run can be compared.".to_string(),
         "All disks of this run may share one device: then a lost disk frees bandwidth for the others, and rebuilding takes it from them.".to_string(),

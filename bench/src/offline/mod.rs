@@ -49,23 +49,67 @@ pub(crate) struct SegmentFile {
     pub(crate) seal: Option<Seal>,
 }
 
+/// The disks that can be read, and why the others cannot.
+pub(crate) struct Opened {
+    /// The disks.
+    pub(crate) disks: Vec<OfflineDisk>,
+    /// A message for each of the others.
+    pub(crate) problems: Vec<String>,
+}
+
+/// Reads every directory that can be read.
+///
+/// # Errors
+/// A message when none can, or a process has one open.
+pub(crate) fn open_all(paths: &[PathBuf]) -> Result<Opened, String> {
+    let mut opened = Opened { disks: Vec::new(), problems: Vec::new() };
+    for path in paths {
+        match OfflineDisk::open(path) {
+            Ok(disk) => opened.disks.push(disk),
+            Err(Unread { why, in_use: false }) => opened.problems.push(why),
+            Err(Unread { why, in_use: true }) => return Err(why),
+        }
+    }
+    if opened.disks.is_empty() { Err(opened.problems.join("; ")) } else { Ok(opened) }
+}
+
+/// Why a disk could not be read.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    why: String,
+    /// A process has it open: what its files say may change.
+    in_use: bool,
+}
+
+impl From<String> for Unread {
+    fn from(why: String) -> Unread {
+        Unread { why, in_use: false }
+    }
+}
+
 impl OfflineDisk {
     /// Reads a disk's directory.
     ///
     /// # Errors
-    /// A message when it cannot be read, holds no region, or a process has it open.
-    pub(crate) fn open(path: &Path) -> Result<OfflineDisk, String> {
-        let failed = |error: io::Error| format!("cannot read {}: {error}", path.display());
+    /// When it cannot be read, holds no region, or a process has it open.
+    pub(crate) fn open(path: &Path) -> Result<OfflineDisk, Unread> {
+        let cannot = |what: &Path, error: io::Error| format!("cannot read {}: {error}", what.display());
+        let failed = |error: io::Error| cannot(path, error);
+        fs::metadata(path).map_err(failed)?;
         let lock = match File::open(path.join("LOCK")) {
             Ok(lock) => {
                 let taken = flock(&lock, FlockOperation::NonBlockingLockShared);
-                taken.map_err(|_| format!("{} is in use: close the region first", path.display()))?;
+                taken.map_err(|_| Unread {
+                    why: format!("{} is in use: close the region first", path.display()),
+                    in_use: true,
+                })?;
                 Some(lock)
             }
             Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(cannot(&path.join("LOCK"), error).into()),
         };
-        let superblock = fs::read(path.join("superblock")).map_err(failed)?;
+        let superblock = path.join("superblock");
+        let superblock = fs::read(&superblock).map_err(|error| cannot(&superblock, error))?;
         let slots =
             superblock.chunks(SUPERBLOCK_SLOT).take(2).map(|slot| Superblock::decode(slot).map_err(text)).collect();
         let mut disk =
@@ -78,7 +122,8 @@ impl OfflineDisk {
         names.sort();
         for name in names {
             if name.starts_with("slot-") {
-                disk.segments.push(SegmentFile::open(path, name).map_err(failed)?);
+                let file = path.join(&name);
+                disk.segments.push(SegmentFile::open(path, name).map_err(|error| cannot(&file, error))?);
             } else if name.starts_with("index-") || name.starts_with("checkpoint-") {
                 let content = derived(&path.join(&name));
                 disk.derived.push((name, content));

@@ -1,7 +1,6 @@
 //! The `inspect` subcommand: a closed region's superblocks, segments, blocks and records, as text or JSON.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use meridian::format::{FrameKind, Seal, Superblock};
@@ -9,8 +8,8 @@ use meridian::{DiskId, SegmentId};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::OfflineDisk;
-use crate::Outcome;
+use super::{OfflineDisk, open_all};
+use crate::{Outcome, say};
 
 /// How much to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,13 +25,11 @@ pub(crate) enum Depth {
 /// Bytes of a record that are shown.
 const SHOWN: usize = 24;
 
-/// Shows the disks in these directories; with `only`, one segment of them.
+/// Shows the disks in these directories that can be read, and says why the others cannot; with `only`, one segment of them.
 pub(crate) fn inspect(paths: &[PathBuf], depth: Depth, only: Option<u32>, as_json: bool) -> Outcome {
-    let mut all = Vec::new();
-    for path in paths {
-        let disk = OfflineDisk::open(path)?;
-        all.push(describe(&disk, depth, only.map(SegmentId))?);
-    }
+    let opened = open_all(paths)?;
+    let all: Vec<Value> =
+        opened.disks.iter().map(|disk| describe(disk, depth, only.map(SegmentId))).collect::<Result<_, _>>()?;
     let mut shown = String::new();
     if as_json {
         shown = serde_json::to_string_pretty(&all).map_err(|error| error.to_string())?;
@@ -40,11 +37,9 @@ pub(crate) fn inspect(paths: &[PathBuf], depth: Depth, only: Option<u32>, as_jso
     } else {
         all.iter().for_each(|disk| outline(&mut shown, disk, 0));
     }
-    match io::stdout().lock().write_all(shown.as_bytes()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
-        other => other.map(|()| true).map_err(|error| error.to_string()),
-    }
+    say::out(format_args!("{shown}"));
+    opened.problems.iter().for_each(|problem| say::complain(format_args!("meridian-bench: {problem}\n")));
+    Ok(opened.problems.is_empty())
 }
 
 fn describe(disk: &OfflineDisk, depth: Depth, only: Option<SegmentId>) -> Result<Value, String> {

@@ -7,7 +7,7 @@ use meridian::SegmentId;
 use meridian::format::{DATA_START, Seal, Superblock};
 use serde::Serialize;
 
-use super::{OfflineDisk, SegmentFile, Walk};
+use super::{OfflineDisk, SegmentFile, Walk, open_all};
 use crate::Outcome;
 use crate::report::number;
 
@@ -45,13 +45,14 @@ struct Copy<'a> {
     seal: Option<Seal>,
 }
 
-/// Verifies the region whose disks these directories are.
+/// Verifies the region whose disks these directories are. One that cannot be read is a problem, and the others are judged without it.
 ///
 /// # Errors
-/// A message when a directory cannot be read or is in use.
+/// A message when none can be read, or one is in use.
 pub(crate) fn verify(paths: &[PathBuf]) -> Result<Findings, String> {
-    let disks: Vec<OfflineDisk> = paths.iter().map(|path| OfflineDisk::open(path)).collect::<Result<_, _>>()?;
-    let mut findings = Findings { disks: disks.len(), ..Findings::default() };
+    let opened = open_all(paths)?;
+    let disks: Vec<OfflineDisk> = opened.disks;
+    let mut findings = Findings { disks: disks.len(), problems: opened.problems, ..Findings::default() };
     let Some(newest) = newest(&disks, &mut findings) else { return Ok(findings) };
     let mut segments: BTreeMap<SegmentId, Vec<Copy<'_>>> = BTreeMap::new();
     for disk in &disks {
@@ -281,10 +282,10 @@ fn read_partitions(
 pub(crate) fn verify_command(paths: &[PathBuf], json: bool) -> Outcome {
     let findings = verify(paths)?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&findings).map_err(|error| error.to_string())?);
+        say!("{}", serde_json::to_string_pretty(&findings).map_err(|error| error.to_string())?);
         return Ok(findings.problems.is_empty());
     }
-    println!(
+    say!(
         "{} disks, {} segments in {} copies: {} blocks verified; the log holds {} transactions with {} records",
         findings.disks,
         findings.segments,
@@ -293,8 +294,8 @@ pub(crate) fn verify_command(paths: &[PathBuf], json: bool) -> Outcome {
         number(findings.transactions as f64),
         number(findings.records as f64)
     );
-    findings.notes.iter().for_each(|note| println!("  note: {note}"));
-    findings.problems.iter().for_each(|problem| println!("  PROBLEM: {problem}"));
-    println!("{}", if findings.problems.is_empty() { "sound" } else { "NOT SOUND" });
+    findings.notes.iter().for_each(|note| say!("  note: {note}"));
+    findings.problems.iter().for_each(|problem| say!("  PROBLEM: {problem}"));
+    say!("{}", if findings.problems.is_empty() { "sound" } else { "NOT SOUND" });
     Ok(findings.problems.is_empty())
 }
