@@ -69,6 +69,11 @@ pub enum ErrorKind {
     Halted,
     /// The region is closed.
     Closed,
+    /// The region's own log thread called something that waits for the log thread: a state machine, or a waker that it
+    /// called. Call it on another thread.
+    WouldDeadlock,
+    /// The process was forked from the one that opened the region: use the region there.
+    Forked,
     /// The operating system refused something that is not a disk's failure (threads, memory).
     System,
 }

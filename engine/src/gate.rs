@@ -122,6 +122,9 @@ impl AccountGate {
 
 impl Drop for AccountGate {
     fn drop(&mut self) {
+        if self.shared.home.is_forked() {
+            return;
+        }
         self.shared.gates.change(|state| state.gated.remove(&self.key).is_some());
         self.shared.intake.nudge();
     }

@@ -1,6 +1,6 @@
 //! What can be read at any time of a region's disks, copies and watermarks (acceptance L8).
 
-use crate::types::{Epoch, Lsn, SegmentId};
+use crate::types::{AccountId, Epoch, Lsn, SegmentId};
 
 /// How a disk stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,7 +14,7 @@ pub enum DiskState {
     Failed,
     /// It did not complete a write in time, or lagged too far behind.
     Stalled,
-    /// Its directory cannot be opened.
+    /// Its directory cannot be opened, or is no longer at its path, which is noticed within seconds.
     Missing,
     /// Its directory is empty where a disk of this region should be: replace it explicitly.
     Blank,
@@ -35,7 +35,8 @@ pub struct DiskHealth {
     pub reason: String,
     /// Whether its upgrade domain is being drained.
     pub draining: bool,
-    /// Whether the last attempt to make room for a segment there failed for lack of space.
+    /// Whether the last attempt to make room for a segment there failed for lack of space, or of what the process may have: descriptors, memory,
+    /// threads, bytes of a file. While [`Health::no_space`] is true, at least one disk says so.
     pub full: bool,
     /// Whether O_DIRECT works there; where it does not, writes go through the page cache.
     pub direct: bool,
@@ -96,6 +97,9 @@ pub struct Health {
     pub halted: Option<String>,
     /// Whether commits are refused for lack of space.
     pub no_space: bool,
+    /// Secondaries that an operator lets be read here though their primary's settings say no, and why
+    /// ([`Region::override_read_access`](crate::Region::override_read_access)).
+    pub read_overrides: Vec<(AccountId, String)>,
     /// Copies that the scrub or a read found corrupt since the region was opened, and how many were repaired.
     pub corrupt_copies: (u64, u64),
 }

@@ -73,14 +73,20 @@
 //!
 //! Tasks use [`Region::submit_async`], await the [`Ticket`], and follow the log with [`Subscription::next`], on any runtime. What else a [`Region`] does
 //! may block the thread that asks.
+//!
+//! The log thread cannot wait for itself: what a [`StateMachine`] asks of its own region is refused with
+//! [`WouldDeadlock`](ErrorKind::WouldDeadlock). A region belongs to the process that opened it: a forked child gets
+//! [`Forked`](ErrorKind::Forked), and can drop its handles without harm to the parent.
 #[macro_use]
 mod planted;
 
 mod account;
+mod caller;
 mod error;
 pub mod format;
 mod gate;
 pub mod geo;
+mod giveway;
 mod health;
 pub mod io;
 mod log;

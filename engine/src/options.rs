@@ -11,7 +11,8 @@ use crate::read::ReadAhead;
 /// One disk of a region: a directory, and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
-    /// The directory; the region owns everything in it.
+    /// The directory; the region owns everything in it. A relative path is taken from the working directory of the moment in which the
+    /// region is created or opened: it names the same directory as long as the region is open, wherever the process goes.
     pub path: PathBuf,
     /// What fails together: no two copies share one (acceptance L1). 1 to 64 letters, digits, `-`, `_` or `.`.
     pub fault_domain: String,
@@ -137,6 +138,26 @@ impl Options {
             scrub_bytes_per_second: 8 << 20,
             rebuild_bytes_per_second: 128 << 20,
         }
+    }
+
+    /// From now on the paths mean the same wherever the process goes.
+    pub(crate) fn make_paths_absolute(&mut self) -> Result<()> {
+        if self.disks.iter().all(|disk| disk.path.is_absolute()) {
+            return Ok(());
+        }
+        // Asked once: the process may change it between two disks.
+        let here = std::env::current_dir().map_err(|error| {
+            Error::invalid(format!(
+                "disks: a path is relative, and the working directory cannot be told ({error}): give absolute paths"
+            ))
+        })?;
+        for disk in &mut self.disks {
+            if disk.path.as_os_str().is_empty() {
+                return Err(Error::invalid("disks: a path is empty: give the path of a directory"));
+            }
+            disk.path = here.join(&disk.path);
+        }
+        Ok(())
     }
 
     /// Checks every option.

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -11,11 +12,13 @@ use std::time::Duration;
 use event_listener::Listener as _;
 
 use crate::account::{Account, Contract};
+use crate::caller::Home;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, FrameKind, MAX_MARKED, MAX_RESTARTED};
 use crate::geo::{Anchor, Arrived, Carried, Cut, Digest, Imported, Lane, Progress};
+use crate::giveway::{give_way, spend};
 use crate::health::{Health, SegmentHealth};
-use crate::io::{Driver, driver};
+use crate::io::{Arena, Driver, driver};
 use crate::log::geo::{Carry, Geo, Import};
 use crate::log::scrub::ScrubReport;
 use crate::log::{Core, Mode, Phase, placement};
@@ -41,6 +44,11 @@ const NAP: Duration = Duration::from_millis(100);
 ///
 /// Methods that return a [`Result`] may sleep, until the log thread has answered or a disk was read, and so does dropping it; but not
 /// [`Region::try_submit`] and [`Region::submit_async`]. Call the others on a thread that may block, not in a task.
+///
+/// On the region's own log thread, where its [`StateMachine`] runs, whatever waits for that thread returns
+/// [`WouldDeadlock`](ErrorKind::WouldDeadlock) instead, also where it is not listed; if the last handle is dropped there, the region closes after the machine returns.
+/// In a process that was forked from the one that opened the region, everything but reading what is committed returns [`Forked`](ErrorKind::Forked), and
+/// dropping handles does nothing. The opening process can open the region again while such a child lives.
 pub struct Region {
     pub(crate) shared: Arc<Shared>,
     /// Says when the log thread has let go of everything; `None` once that was waited for.
@@ -98,10 +106,11 @@ impl Region {
 
     fn start(
         mode: Mode,
-        options: Options,
+        mut options: Options,
         machine: Box<dyn StateMachine>,
         make: Option<Box<dyn MakeDriver>>,
     ) -> Result<Region> {
+        options.make_paths_absolute()?;
         options.validate()?;
         placement::check(options.placement, &options.disks)?;
         let (tell, told) = mpsc::sync_channel(1);
@@ -131,8 +140,10 @@ impl Region {
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput), [`Closed`](ErrorKind::Closed), [`Halted`](ErrorKind::Halted),
+    /// [`WouldDeadlock`](ErrorKind::WouldDeadlock), [`Forked`](ErrorKind::Forked),
     /// [`Behind`](ErrorKind::Behind) where a [`Gate`](crate::Gate) refuses. Everything else comes through the ticket.
     pub fn submit(&self, transaction: Transaction) -> Result<Ticket> {
+        self.shared.home.check_wait()?;
         while let Some(change) = self.shared.gates.pass(transaction.account)? {
             change.wait();
         }
@@ -148,7 +159,7 @@ impl Region {
     /// As [`Region::submit`], but never waits.
     ///
     /// # Errors
-    /// As [`Region::submit`], and [`Busy`](ErrorKind::Busy) when the queue is full.
+    /// As [`Region::submit`] without [`WouldDeadlock`](ErrorKind::WouldDeadlock), and [`Busy`](ErrorKind::Busy) when the queue is full.
     pub fn try_submit(&self, transaction: Transaction) -> Result<Ticket> {
         if self.shared.gates.pass(transaction.account)?.is_some() {
             return Err(Error::new(ErrorKind::Busy, "the account's secondary has to catch up: wait and send again"));
@@ -159,16 +170,19 @@ impl Region {
         Ok(ticket)
     }
 
-    /// As [`Region::submit`], but the task waits for room and not the thread. Any runtime will do.
+    /// As [`Region::submit`], but the task waits for room and not the thread. Any runtime will do: it gives way to the thread's other tasks now and
+    /// then, also while there is always room.
     ///
     /// # Errors
     /// As [`Region::submit`].
     pub async fn submit_async(&self, transaction: Transaction) -> Result<Ticket> {
+        give_way().await;
         while let Some(change) = self.shared.gates.pass(transaction.account)? {
             change.await;
         }
         let (commit, ticket) = self.prepare(transaction)?;
         let bytes = commit.bytes as u64;
+        spend(commit.bytes);
         self.shared
             .intake
             .push(Request::Commit(commit), bytes)
@@ -186,6 +200,7 @@ impl Region {
     }
 
     fn prepare(&self, transaction: Transaction) -> Result<(Commit, Ticket)> {
+        self.shared.home.check_process()?;
         let len = transaction.encoded_len();
         let len = len.ok_or_else(|| {
             let count = transaction.len();
@@ -202,7 +217,7 @@ impl Region {
         }
         let (done, answer) = ticket();
         let commit = Commit { transaction, done, at: self.shared.environment.now(), bytes: len };
-        Ok((commit, Ticket { answer }))
+        Ok((commit, Ticket { answer, home: self.shared.home }))
     }
 
     /// Makes an account with a default ack level; its id is what transactions name.
@@ -248,6 +263,32 @@ impl Region {
         self.put_account(name, AccountChange::SetReadAccess(on))
     }
 
+    /// Lets an account's secondary be read here though its primary's settings say no (acceptance G11): for an operator whose primary region is
+    /// lost. It holds in this region until it is revoked or the region is closed, changes nothing that is stored, and is shown with its reason in
+    /// [`Health::read_overrides`]. What is read is what has arrived; [`Region::last_sync_time`] says up to when that is everything. A copy that goes into
+    /// bootstrap is hidden again until it is whole.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`InvalidInput`](ErrorKind::InvalidInput) for an account that is no secondary here, or whose copy is in
+    /// bootstrap and so not whole, and for a reason that is not 1 to 256 bytes without control characters.
+    pub fn override_read_access(&self, account: AccountId, reason: &str) -> Result<()> {
+        if !(1..=256).contains(&reason.len()) || reason.chars().any(char::is_control) {
+            return Err(Error::invalid(format!(
+                "reason {reason:?}: 1 to 256 bytes without control characters accepted"
+            )));
+        }
+        let reason = Some(reason.to_owned());
+        self.control(|done| Control::OverrideReads { account, reason, done })
+    }
+
+    /// Takes [`Region::override_read_access`] back; without effect where there was none.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound).
+    pub fn revoke_read_override(&self, account: AccountId) -> Result<()> {
+        self.control(|done| Control::OverrideReads { account, reason: None, done })
+    }
+
     /// Says how far the account's secondary may be behind, and what happens beyond that (acceptance G9); nothing does for a new one.
     /// It holds for commits from then on: who waits for the secondary already goes on waiting while a link keeps the account's gate.
     ///
@@ -278,13 +319,14 @@ impl Region {
     /// account's (invariant 13), [`Exists`](ErrorKind::Exists) when an account that arrives has the number or name of another one here,
     /// [`NotFound`](ErrorKind::NotFound) for frames of an account that never arrived.
     pub fn import(&self, arrived: Arrived) -> Result<Ticket<Imported>> {
+        self.shared.home.check_wait()?;
         // More than the queue holds goes in alone, as if it filled it.
         let bytes = check_arrived(&arrived)?.min(self.shared.options.queue_bytes);
         let (done, answer) = ticket();
         let import = Import::new(arrived, done, self.shared.environment.now(), bytes);
         let request = Request::Geo(Geo::Import(Box::new(import)));
         self.shared.intake.push_blocking(request, bytes as u64).map_err(|refused| self.shared.refused(&refused))?;
-        Ok(Ticket { answer })
+        Ok(Ticket { answer, home: self.shared.home })
     }
 
     /// Writes a [`Mark`](crate::geo::Mark) of these accounts into the log and returns its position once it is committed. What the geo link
@@ -548,18 +590,35 @@ impl Region {
         self.shared.ask(|done| Request::Control(make(done)))
     }
 
+    /// Whether the calling thread can wait for what the region answers, or join a thread that does: for those who build on it.
+    ///
+    /// # Errors
+    /// [`WouldDeadlock`](ErrorKind::WouldDeadlock) on the region's log thread; [`Forked`](ErrorKind::Forked) in a process that was forked from the
+    /// one that opened the region.
+    pub fn check_caller(&self) -> Result<()> {
+        self.shared.home.check_wait()
+    }
+
     /// Lets everything accepted finish, for ten seconds after the last of it left the queue, then gives up the disks. Handles that still wait get their answers first: those of what
     /// did not finish are told that it is not known to be committed.
     ///
     /// # Errors
     /// [`Halted`](ErrorKind::Halted) when the region had stopped itself, or not all that was accepted could finish; [`RestoreDisk`](ErrorKind::RestoreDisk) when the last
-    /// superblocks could not be written (what was acknowledged is safe all the same).
+    /// superblocks could not be written (what was acknowledged is safe all the same); [`WouldDeadlock`](ErrorKind::WouldDeadlock) on the log thread, where the
+    /// region closes without being waited for; [`Forked`](ErrorKind::Forked), where nothing is closed.
     pub fn close(self) -> Result<()> {
         self.shut()
     }
 
     fn shut(&self) -> Result<()> {
         let Some(ended) = lock(&self.ended).take() else { return Ok(()) };
+        if let Err(error) = self.shared.home.check_wait() {
+            // A forked child has nothing to close.
+            if !self.shared.home.is_forked() {
+                self.shared.closes.store(true, Ordering::Relaxed);
+            }
+            return Err(error);
+        }
         let result = self.control(|done| Control::Close { done });
         let _over = ended.recv();
         result
@@ -579,6 +638,7 @@ impl Shared {
 
     /// Asks the log thread and waits for its answer.
     pub(crate) fn ask<T>(&self, make: impl FnOnce(Resolver<Result<T>>) -> Request) -> Result<T> {
+        self.home.check_wait()?;
         let (done, answer) = ticket();
         // Commits may fill the queue and wait for a secondary that comes back only once this is answered.
         match self.intake.push_ahead(make(done)) {
@@ -605,7 +665,10 @@ pub struct RetentionPin {
 
 impl Drop for RetentionPin {
     fn drop(&mut self) {
-        lock(&self.shared.pins).remove(self.key);
+        // A thread that a forked child does not have may hold the lock there.
+        if !self.shared.home.is_forked() {
+            lock(&self.shared.pins).remove(self.key);
+        }
     }
 }
 
@@ -616,6 +679,7 @@ impl Drop for RetentionPin {
 #[must_use = "the transaction is not known to be committed before its ticket says so"]
 pub struct Ticket<T = Receipt> {
     answer: crate::sync::ticket::Ticket<Result<T>>,
+    home: Home,
 }
 
 impl<T> Ticket<T> {
@@ -626,18 +690,24 @@ impl<T> Ticket<T> {
     /// [`LimitReached`](ErrorKind::LimitReached), [`RetryTooOld`](ErrorKind::RetryTooOld),
     /// [`SequenceReused`](ErrorKind::SequenceReused), [`Secondary`](ErrorKind::Secondary): it was not committed (with `Degraded`: not as asked; it may be committed on two disks, and applied).
     /// [`Indeterminate`](ErrorKind::Indeterminate), [`Halted`](ErrorKind::Halted): reopen and retry.
+    /// [`WouldDeadlock`](ErrorKind::WouldDeadlock), [`Forked`](ErrorKind::Forked): it is not answered yet, and the caller cannot wait for that.
     ///
     /// # Panics
     /// When the answer was taken before.
     pub fn wait(self) -> Result<T> {
+        self.check_wait()?;
         self.answer.wait().unwrap_or_else(|Abandoned| Err(stopped()))
     }
 
-    /// As [`Ticket::wait`], for at most `time`; `None` means not yet: the ticket is as good as before.
+    /// As [`Ticket::wait`], for at most `time`; `None` means not yet: the ticket is as good as before. So it is after
+    /// [`WouldDeadlock`](ErrorKind::WouldDeadlock).
     ///
     /// # Panics
     /// When the answer was taken before.
     pub fn wait_timeout(&mut self, time: Duration) -> Option<Result<T>> {
+        if let Err(error) = self.check_wait() {
+            return Some(Err(error));
+        }
         self.answer.wait_timeout(time).map(|answer| answer.unwrap_or_else(|Abandoned| Err(stopped())))
     }
 
@@ -646,13 +716,20 @@ impl<T> Ticket<T> {
     pub fn is_done(&self) -> bool {
         self.answer.is_done()
     }
+
+    fn check_wait(&self) -> Result<()> {
+        if self.is_done() { Ok(()) } else { self.home.check_wait() }
+    }
 }
 
 impl<T> Future for Ticket<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
-        Pin::new(&mut self.answer).poll(context).map(|answer| answer.unwrap_or_else(|Abandoned| Err(stopped())))
+        match Pin::new(&mut self.answer).poll(context) {
+            Poll::Ready(answer) => Poll::Ready(answer.unwrap_or_else(|Abandoned| Err(stopped()))),
+            Poll::Pending => self.home.check_process().map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending),
+        }
     }
 }
 
@@ -675,8 +752,13 @@ fn run(
             return;
         }
     };
+    if let Err(error) = check_memory(&options) {
+        drop(tell.send(Err(error)));
+        return;
+    }
     let intake = Intake::new(options.queue_transactions, AHEAD, options.queue_bytes as u64, driver.doorbell());
     let shared = Arc::new(Shared::new(options, intake, driver.environment(), driver.reader()));
+    shared.home.serve();
     let mut told = false;
     let served = catch_unwind(AssertUnwindSafe(|| {
         let mut core = Core::start(mode, driver, machine, Arc::clone(&shared));
@@ -703,6 +785,19 @@ fn run(
     shared.committed.close();
     shared.gates.close();
     shared.intake.abandon();
+}
+
+/// Whether there is memory to open a region in. Where a small piece cannot be had, the standard library ends the process.
+fn check_memory(options: &Options) -> Result<()> {
+    /// For threads, tables, and what recovery reads at once.
+    const MORE: usize = 96 << 20;
+    let wanted = options.block_memory() + MORE + options.queue_transactions * size_of::<Request>();
+    Arena::new(wanted).map(drop).map_err(|error| {
+        let message = format!(
+            "{wanted} bytes of memory to open a region cannot be had ({error}): lower hot_bytes, block_bytes or commit_depth, or raise the limit"
+        );
+        Error::new(ErrorKind::System, message)
+    })
 }
 
 /// Every byte belongs to a whole data frame that verifies. Returns the bytes of memory that the stretch holds.

@@ -1,9 +1,11 @@
 //! What client threads and the log thread share: the way in, the watermark out, and what readers need.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::account::{Account, Contract};
+use crate::caller::Home;
 use crate::error::{Error, Result};
 use crate::gate::Gates;
 use crate::geo::{ClaimedLane, Cut, Lane};
@@ -50,18 +52,57 @@ pub(crate) struct PutAccount {
 
 /// A request of the operator, answered by the log thread.
 pub(crate) enum Control {
-    Trim { to: Lsn, done: Resolver<Result<Lsn>> },
-    Drain { upgrade_domain: String, on: bool, done: Resolver<Result<()>> },
-    Fail { disk: usize, done: Resolver<Result<()>> },
-    Return { disk: usize, replace: bool, done: Resolver<Result<()>> },
-    Scrub { done: Resolver<Result<crate::ScrubReport>> },
-    Accounts { done: Resolver<Result<Vec<Account>>> },
-    Cut { lane: Lane, done: Resolver<Result<Option<Cut>>> },
-    NextSequence { account: AccountId, partition: PartitionId, done: Resolver<Result<u64>> },
-    Health { done: Resolver<Result<Health>> },
-    Copies { done: Resolver<Result<Vec<SegmentHealth>>> },
-    Stats { done: Resolver<Result<Stats>> },
-    Close { done: Resolver<Result<()>> },
+    Trim {
+        to: Lsn,
+        done: Resolver<Result<Lsn>>,
+    },
+    Drain {
+        upgrade_domain: String,
+        on: bool,
+        done: Resolver<Result<()>>,
+    },
+    Fail {
+        disk: usize,
+        done: Resolver<Result<()>>,
+    },
+    Return {
+        disk: usize,
+        replace: bool,
+        done: Resolver<Result<()>>,
+    },
+    Scrub {
+        done: Resolver<Result<crate::ScrubReport>>,
+    },
+    Accounts {
+        done: Resolver<Result<Vec<Account>>>,
+    },
+    Cut {
+        lane: Lane,
+        done: Resolver<Result<Option<Cut>>>,
+    },
+    NextSequence {
+        account: AccountId,
+        partition: PartitionId,
+        done: Resolver<Result<u64>>,
+    },
+    Health {
+        done: Resolver<Result<Health>>,
+    },
+    /// Lets an account's secondary be read though its primary's settings say no; without a reason, no longer.
+    OverrideReads {
+        account: AccountId,
+        reason: Option<String>,
+        done: Resolver<Result<()>>,
+    },
+    Copies {
+        done: Resolver<Result<Vec<SegmentHealth>>>,
+    },
+    Stats {
+        done: Resolver<Result<Stats>>,
+    },
+    Close {
+        done: Resolver<Result<()>>,
+    },
 }
 
 /// What to do to an account.
@@ -129,6 +170,8 @@ pub(crate) struct ReadCatalog {
     pub(crate) segments: BTreeMap<SegmentId, ReadSegment>,
     /// Indexes of segments that are not on disk yet: the active one's and those being sealed.
     pub(crate) builders: BTreeMap<SegmentId, Arc<Mutex<IndexBuilder>>>,
+    /// Secondaries that can be read whatever their primary's settings say, and why.
+    pub(crate) read_overrides: BTreeMap<AccountId, String>,
     /// Accounts that nobody reads here, as committed.
     pub(crate) hidden: Arc<BTreeSet<AccountId>>,
     /// The segment in which a partition's copy began anew for the last time: what lies before is void.
@@ -142,7 +185,7 @@ impl ReadCatalog {
     pub(crate) fn put_account(&mut self, account: &Account) {
         let hidden = match account.role {
             Role::Primary | Role::Local => false,
-            Role::Secondary => !account.read_access,
+            Role::Secondary => !account.read_access && !self.read_overrides.contains_key(&account.id),
             Role::Bootstrap | Role::Dropped => true,
         };
         if hidden == self.hidden.contains(&account.id) {
@@ -188,6 +231,7 @@ impl Pins {
 }
 
 pub(crate) struct Shared {
+    pub(crate) home: Home,
     pub(crate) options: Options,
     pub(crate) intake: Intake<Request>,
     pub(crate) environment: Arc<dyn Environment>,
@@ -208,6 +252,8 @@ pub(crate) struct Shared {
     pub(crate) suspects: Mutex<Vec<(SegmentId, DiskIndex)>>,
     /// Why the region stopped itself.
     pub(crate) halted: Mutex<Option<Error>>,
+    /// The last handle was dropped on the log thread, which closes the region when it is done with what it does.
+    pub(crate) closes: AtomicBool,
 }
 
 impl Shared {
@@ -219,6 +265,8 @@ impl Shared {
     ) -> Shared {
         let hot = Hot { blocks: VecDeque::new(), bytes: 0, most: options.hot_bytes };
         Shared {
+            home: Home::new(),
+            closes: AtomicBool::new(false),
             ahead: ReadAhead::new(),
             indexes: Mutex::new(IndexCache::new(options.index_cache_bytes)),
             options,

@@ -201,7 +201,9 @@ impl<'a> Committed<'a> {
 /// What committed transactions are handed to: in log order, once each while the region is open (ADR 0005).
 ///
 /// It runs on the log thread between two blocks: a slow `apply` slows every commit. Hand long work to a thread of your own.
-/// `()` is the machine that ignores everything. The engine's own transactions (an account's settings) are not handed over.
+/// It can read its own region, and call [`Region::try_submit`](crate::Region::try_submit); whatever waits for the log thread is refused there with
+/// [`WouldDeadlock`](crate::ErrorKind::WouldDeadlock). A child process that is forked here must not return from `apply`: it is aborted. If the machine drops the region's last handle, the region closes after `apply` returns, and nobody waits
+/// for it. `()` is the machine that ignores everything. The engine's own transactions (an account's settings) are not handed over.
 ///
 /// A machine with a state of its own keeps the position behind what it applied together with that state, and pins it:
 ///

@@ -241,12 +241,19 @@ impl Link {
         Ok(lags)
     }
 
-    /// Stops shipping. What the secondary lacks can be trimmed from now on.
+    /// Stops shipping. What the secondary lacks can be trimmed from now on. On the region's log thread it waits for nothing, and its
+    /// threads end a little later; in a forked child it does nothing.
     pub fn stop(mut self) {
         self.shut();
     }
 
     fn shut(&mut self) {
+        let caller = self.shared.region.check_caller();
+        if caller.as_ref().is_err_and(|error| error.kind() == ErrorKind::Forked) {
+            // The connection and the threads are the parent's.
+            self.threads.drain(..).for_each(std::mem::forget);
+            return;
+        }
         let connection = {
             let mut state = self.shared.lock();
             state.stopping = true;
@@ -257,7 +264,10 @@ impl Link {
         }
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
-            drop(thread.join());
+            // They may wait for the log thread, which then cannot wait for them.
+            if caller.is_ok() {
+                drop(thread.join());
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver as Incoming, RecvTimeoutError};
 use meridian::geo::{Carried, Fingerprint, Holding, Imported, Lane, MOST_BATCH_BYTES, Receiver, Standing};
-use meridian::{AccountId, Lsn, Region, Role, Ticket};
+use meridian::{AccountId, ErrorKind, Lsn, Region, Role, Ticket};
 
 use crate::clock;
 use crate::codec::{Ask, Carry, Hello, MOST_FIELDS, MOST_FINGERPRINTS, MOST_HOLDINGS, Message, Trace, Welcome};
@@ -188,24 +188,37 @@ impl Listener {
         lock(&self.shared.refusals).clone()
     }
 
-    /// Ends all sessions and listens no more; nothing of it holds the region after that. What was imported stays.
+    /// Ends all sessions and listens no more; nothing of it holds the region after that. What was imported stays. On the region's log thread
+    /// it waits for nothing, and its threads end a little later; in a forked child it does nothing.
     pub fn stop(mut self) {
         self.shut();
     }
 
     fn shut(&mut self) {
         let Some(thread) = self.thread.take() else { return };
+        let caller = self.shared.region.check_caller();
+        if caller.as_ref().is_err_and(|error| error.kind() == ErrorKind::Forked) {
+            // The connections and the threads are the parent's.
+            std::mem::forget(thread);
+            return;
+        }
+        // The threads may wait for the log thread, which then cannot wait for them.
+        let waits = caller.is_ok();
         self.shared.stopping.store(true, Ordering::SeqCst);
         // Wakes the one that waits for the next connection.
         drop(TcpStream::connect_timeout(&self.address, Duration::from_secs(1)));
-        drop(thread.join());
+        if waits {
+            drop(thread.join());
+        }
         for (connection, greeter) in std::mem::take(&mut *lock(&self.shared.greeting)) {
             drop(connection.shutdown(Shutdown::Both));
-            drop(greeter.join());
+            if waits {
+                drop(greeter.join());
+            }
         }
         let lanes = std::mem::take(&mut *lock(&self.shared.lanes));
         for session in lanes.into_values().filter_map(|slot| lock(&slot).take()) {
-            session.end();
+            session.end(waits);
         }
     }
 }
@@ -217,9 +230,10 @@ impl Drop for Listener {
 }
 
 impl Session {
-    fn end(mut self) {
+    /// Cuts it off; with `waits`, it is over afterwards.
+    fn end(mut self, waits: bool) {
         self.connection.shut();
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = self.thread.take().filter(|_| waits) {
             drop(thread.join());
         }
     }
@@ -298,7 +312,7 @@ impl Shared {
         };
         self.check_lane(&hello, session.as_ref(), &connection)?;
         if let Some(before) = session.take() {
-            before.end();
+            before.end(true);
         }
         if self.stopping.load(Ordering::SeqCst) {
             connection.shut();

@@ -5,13 +5,13 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::{Buffer, DiskIndex, DiskTraits, Slice};
 
@@ -43,9 +43,11 @@ const DIRECT: OFlags = OFlags::empty();
 
 /// A locked directory. The lock ends with the last of its open files and operations.
 pub(super) struct Directory {
+    /// Where it was found.
+    path: PathBuf,
     dir: File,
-    /// Held, not used: closing it gives up the lock.
-    _lock: File,
+    /// Holds the disk's lock.
+    lock: Unlocking,
     traits: DiskTraits,
     /// The kernel keeps writes to different files of this file system apart: see [`writes_apart`].
     #[cfg_attr(not(all(feature = "uring", target_os = "linux")), expect(dead_code, reason = "only the ring asks"))]
@@ -59,14 +61,16 @@ impl Directory {
         if create {
             make_directory(path)?;
         }
-        let dir =
-            File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
+        let dir = File::from(retry_on_intr(|| {
+            rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        })?);
         let lock = open_lock(&dir)?;
         // A process that this one is starting has the lock of what was just closed here until it runs its own program.
         outwait(&lock, STARTING_PAUSES, "the directory is locked by another opener")?;
         let traits = DiskTraits { direct: probe_direct(&dir)? };
-        let apart = traits.direct && writes_apart(&dir);
-        let directory = Directory { dir, _lock: lock, traits, apart, replacing: Mutex::new(()) };
+        let (apart, path) = (traits.direct && writes_apart(&dir), path.to_owned());
+        let replacing = Mutex::new(());
+        let directory = Directory { path, dir, lock: Unlocking(lock), traits, apart, replacing };
         directory.outwait_predecessor()?;
         Ok(directory)
     }
@@ -149,7 +153,7 @@ impl Directory {
             directory: Arc::clone(self),
             disk,
             name: name.to_owned(),
-            file,
+            file: Unlocking(file),
             writable,
             cached: OnceLock::new(),
             forgotten: AtomicBool::new(false),
@@ -158,6 +162,7 @@ impl Directory {
 
     pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         plain(name)?;
+        check_file_limit(bytes.len() as u64)?;
         let _one = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let temporary = format!("{name}{TEMPORARY}");
         let mut file = self.openat(&temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
@@ -191,10 +196,28 @@ impl Directory {
         self.sync()
     }
 
-    /// Bytes that an ordinary user can still write, and bytes in all.
+    /// Bytes that an ordinary user can still write, and bytes in all. `NotFound` when the directory is no longer at its path, or
+    /// was emptied: what is written to it is lost when it is closed.
     pub(super) fn space(&self) -> io::Result<(u64, u64)> {
+        self.check_place()?;
         let stat = rustix::fs::fstatvfs(&self.dir)?;
         Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+    }
+
+    fn check_place(&self) -> io::Result<()> {
+        let gone = |what: &str| Err(io::Error::new(ErrorKind::NotFound, what));
+        if self.lock.0.metadata()?.nlink() == 0 {
+            return gone("its files were removed");
+        }
+        let held = self.dir.metadata()?;
+        match std::fs::metadata(&self.path) {
+            Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => Ok(()),
+            Ok(_) => gone("another directory is in its place"),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                gone("it was removed or renamed")
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -206,13 +229,23 @@ impl Directory {
     }
 }
 
+/// A file whose lock ends with it. To close it is not enough: a child that was forked meanwhile has the same open file.
+struct Unlocking(File);
+
+impl Drop for Unlocking {
+    fn drop(&mut self) {
+        // It is closed next, which unlocks it where no child has it.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// An open file of a locked directory.
 pub(super) struct OpenFile {
     /// Keeps the lock for as long as something is under way here.
     directory: Arc<Directory>,
     disk: DiskIndex,
     name: String,
-    file: File,
+    file: Unlocking,
     writable: bool,
     /// A second descriptor for reads through the page cache, opened when the first of them comes.
     cached: OnceLock<File>,
@@ -225,7 +258,7 @@ impl OpenFile {
     #[cfg(test)]
     pub(super) fn of_pipe(path: &Path, pipe: OwnedFd) -> io::Result<OpenFile> {
         let directory = Arc::new(Directory::attach(path, true)?);
-        let (file, cached) = (File::from(pipe), OnceLock::new());
+        let (file, cached) = (Unlocking(File::from(pipe)), OnceLock::new());
         let forgotten = AtomicBool::new(false);
         Ok(OpenFile { directory, disk: DiskIndex(0), name: "pipe".to_owned(), file, writable: true, cached, forgotten })
     }
@@ -283,23 +316,23 @@ impl OpenFile {
         if !self.writable {
             return Err(Errno::ROFS.into());
         }
-        Ok(())
+        check_file_limit(offset + data.len() as u64)
     }
 
     /// Fills the buffer from `offset` up to `len` bytes or the end of the file; its length says how many.
     pub(super) fn read(&self, offset: u64, len: usize, mut buffer: Buffer) -> io::Result<Buffer> {
         self.check_read(offset, len, &buffer)?;
         buffer.set_len(len);
-        let read = read_full(&self.file, offset, &mut buffer)?;
+        let read = read_full(&self.file.0, offset, &mut buffer)?;
         buffer.set_len(read);
         Ok(buffer)
     }
 
     pub(super) fn write(&self, offset: u64, data: &Slice) -> io::Result<()> {
         self.check_write(offset, data)?;
-        self.file.write_all_at(data, offset)?;
+        self.file.0.write_all_at(data, offset)?;
         if cfg!(not(target_os = "linux")) {
-            self.file.sync_data()?;
+            self.file.0.sync_data()?;
         }
         Ok(())
     }
@@ -318,7 +351,7 @@ impl OpenFile {
 
     fn reopen(&self) -> io::Result<File> {
         let file = self.directory.openat(&self.name, OFlags::RDONLY)?;
-        let (opened, ours) = (file.metadata()?, self.file.metadata()?);
+        let (opened, ours) = (file.metadata()?, self.file.0.metadata()?);
         if (opened.dev(), opened.ino()) != (ours.dev(), ours.ino()) {
             return Err(io::Error::new(ErrorKind::NotFound, "the name belongs to another file now"));
         }
@@ -328,7 +361,7 @@ impl OpenFile {
 
 impl AsFd for OpenFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.file.0.as_fd()
     }
 }
 
@@ -401,14 +434,23 @@ fn above(file: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
 /// Opens a plain file, and nothing else: not a link out of the directory, nor a pipe that would block.
 fn openat(dir: &File, name: &str, flags: OFlags) -> io::Result<File> {
     let (mode, flags) = (Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH, flags | OFlags::CLOEXEC);
-    let file = rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK, mode)?;
-    let file = File::from(above(file, STANDARD_ERROR)?);
+    let open = || rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK, mode);
+    let file = File::from(above(retry_on_intr(open)?, STANDARD_ERROR)?);
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "not a plain file"));
     }
     // Only the opening was not to block.
     rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
     Ok(file)
+}
+
+/// Refuses a file that would end beyond what this process may write (RLIMIT_FSIZE). The system would send SIGXFSZ, which ends a process
+/// that does nothing about it.
+fn check_file_limit(end: u64) -> io::Result<()> {
+    match rustix::process::getrlimit(rustix::process::Resource::Fsize).current {
+        Some(limit) if end > limit => Err(Errno::FBIG.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Makes a directory and what is missing above it, each entry flushed.
@@ -468,6 +510,7 @@ fn probe_direct(dir: &File) -> io::Result<bool> {
         result => result?,
     };
     let mut page = Buffer::zeroed(ALIGN)?;
+    check_file_limit(ALIGN as u64)?;
     if file.metadata()?.len() < ALIGN as u64 {
         match file.write_all_at(&page, 0) {
             Err(error) if refused(&error) => return Ok(false),
@@ -483,9 +526,12 @@ fn probe_direct(dir: &File) -> io::Result<bool> {
 
 /// Reserves `len` bytes; where the file system cannot, it only gets its length.
 fn reserve(file: &File, len: u64) -> io::Result<()> {
+    check_file_limit(len)?;
     #[cfg(target_os = "linux")]
     if len > 0 {
-        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+        let reserve = || rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len);
+        // It takes long enough to be interrupted by the host's signals.
+        match retry_on_intr(reserve) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             result => return Ok(result?),
         }

@@ -20,6 +20,7 @@ mod directory;
 mod host;
 mod lanes;
 mod probe;
+mod process;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -31,6 +32,7 @@ pub use buffer::{Buffer, BufferPool, Slice};
 #[cfg(feature = "sim")]
 pub(crate) use directory::plain;
 pub use probe::{DriverChoice, driver};
+pub(crate) use process::Process;
 
 /// A disk of a region, by its place in the region's list of disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,7 +132,8 @@ pub enum Op {
         /// The file's name.
         name: String,
     },
-    /// Bytes free and in all on the disk's file system. Output: [`Output::Space`].
+    /// Bytes free and in all on the disk's file system; `NotFound` when the directory is no longer at its path or was emptied.
+    /// Output: [`Output::Space`].
     Space {
         /// The disk.
         disk: DiskIndex,

@@ -260,7 +260,7 @@ impl Log {
                 return Err(error);
             }
             if !pipeline.has_room(len, self.options.segment_bytes) {
-                return if pipeline.no_space { Err(no_space()) } else { Ok(None) };
+                return if pipeline.no_space { Err(self.no_space()) } else { Ok(None) };
             }
             if !self.make_room(pipeline, len, now)? {
                 return Ok(None);
@@ -383,6 +383,13 @@ fn reused(account: &Account, key: RetryKey, found: &CommitOutcome, asked: Partit
     Error::new(ErrorKind::SequenceReused, message)
 }
 
-fn no_space() -> Error {
-    Error::new(ErrorKind::NoSpace, "no disk set has room for another segment: trim the log or add space")
+impl Log {
+    fn no_space(&self) -> Error {
+        let disks = self.disks.borrow();
+        let each = disks.iter().filter_map(|disk| Some((disk.config.path.display(), disk.short.as_ref()?)));
+        let each: Vec<String> = each.map(|(path, why)| format!("{path}: {why}")).collect();
+        let message =
+            "no disk set has room for another segment: trim the log, add space, or raise the limit that is named";
+        Error::new(ErrorKind::NoSpace, format!("{message} ({})", each.join(", ")))
+    }
 }

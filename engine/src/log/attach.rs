@@ -47,8 +47,11 @@ impl Log {
         for (disk, config) in &disks {
             match self.ops.attach(*disk, config.path.clone(), create).await {
                 Ok(traits) => self.disks.borrow_mut()[disk.0].traits = Some(traits),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let message = format!("{} is in use by another process or handle", config.path.display());
+                // Without a number of the system's: it says the same of threads that cannot be started.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && error.raw_os_error().is_none() => {
+                    let path = config.path.display();
+                    let message =
+                        format!("{path} is in use by another process or handle, or is another of the disks given");
                     return Err(Error::new(ErrorKind::Locked, message));
                 }
                 Err(error) if create => return Err(cannot_create(config, &error)),
@@ -167,6 +170,7 @@ impl Log {
             let message = format!("segment_bytes: the region was created with {}", best.segment_size);
             return Err(Error::invalid(message));
         }
+        self.check_number_of_disks(&best)?;
         let mut found = Found { promised: best.promised, committed: 0, disks: BTreeMap::new() };
         let generations = superblocks.values().filter(|s| s.log == best.log).map(|s| s.generation);
         // Above all that any disk has, or a disk's older slot would pass for its newer one.
@@ -203,6 +207,20 @@ impl Log {
             return Err(Error::new(ErrorKind::RestoreDisk, message));
         }
         Ok(found)
+    }
+
+    /// Each disk that is given stands for one member, and each member's place is given: one more would never be used, one fewer never be whole.
+    fn check_number_of_disks(&self, best: &Superblock) -> Result<()> {
+        let (given, members) = (self.options.disks.len(), best.members.len());
+        if given == members {
+            return Ok(());
+        }
+        let labels = best.members.iter().map(|member| member.fault_domain.as_str()).collect::<Vec<_>>();
+        Err(Error::invalid(format!(
+            "disks: {given} given, the region has {members}, in fault domains {}: give one directory for each, also for one that is lost; \
+             disks are replaced, with Region::replace_disk, never added or left out",
+            labels.join(", ")
+        )))
     }
 
     fn none_found(&self) -> Error {
@@ -419,6 +437,10 @@ fn most_common(logs: impl Iterator<Item = LogId>) -> Option<LogId> {
 }
 
 fn cannot_create(config: &DiskConfig, error: &io::Error) -> Error {
-    let kind = if super::prepare::is_full(error) { ErrorKind::NoSpace } else { ErrorKind::InvalidInput };
+    let kind = match error {
+        full if super::prepare::is_full(full) => ErrorKind::NoSpace,
+        short if super::prepare::is_short(short) => ErrorKind::System,
+        _ => ErrorKind::InvalidInput,
+    };
     Error::new(kind, format!("{} cannot become a disk: {error}", config.path.display()))
 }

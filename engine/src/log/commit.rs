@@ -359,7 +359,12 @@ impl Log {
                 partitions.iter().for_each(|holding| machine.restart(account, holding.partition));
             }
         };
-        catch_unwind(AssertUnwindSafe(apply)).map_err(|_| {
+        let applied = catch_unwind(AssertUnwindSafe(apply));
+        if self.shared.home.is_forked() {
+            // The machine forked, and the child came back. It must not go on with the parent's log, on the parent's disks.
+            std::process::abort();
+        }
+        applied.map_err(|_| {
             Error::new(ErrorKind::Halted, format!("the state machine panicked at position {}", committed.lsn()))
         })
     }

@@ -15,7 +15,8 @@ use crate::log::disk::Disk;
 use crate::log::placement::COPIES;
 use crate::log::{Log, spawn};
 use crate::shared::{Control, lock};
-use crate::types::{AccountId, Lsn, PartitionId};
+use crate::sync::ticket::Resolver;
+use crate::types::{AccountId, Lsn, PartitionId, Role};
 
 /// How long an orderly close waits for what was accepted; then the region halts.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -30,6 +31,7 @@ impl Log {
             Control::Copies { done } => done.resolve(Ok(self.copies())),
             Control::Accounts { done } => done.resolve(Ok(self.tables.borrow().accounts().cloned().collect())),
             Control::Stats { done } => done.resolve(Ok(self.stats.borrow().clone())),
+            Control::OverrideReads { account, reason, done } => done.resolve(self.override_reads(account, reason)),
             Control::Trim { to, done } => spawn(spawner, async move {
                 let trimmed = match log.halted_error() {
                     Some(error) => Err(error),
@@ -59,13 +61,17 @@ impl Log {
                 // It ends early where the log does: what it found would pass for all there is.
                 done.resolve(log.halted_error().map_or(Ok(report), Err));
             }),
-            Control::Close { done } => {
-                *self.closing.borrow_mut() = Some(done);
-                self.shared.intake.close();
-                self.shared.gates.close();
-                spawn(spawner, async move { log.close().await });
-            }
+            Control::Close { done } => self.start_closing(done, spawner),
         }
+    }
+
+    /// Takes nothing any more, and closes when what was accepted has finished. `done` is told.
+    pub(crate) fn start_closing(self: &Rc<Log>, done: Resolver<Result<()>>, spawner: &LocalSpawner) {
+        *self.closing.borrow_mut() = Some(done);
+        self.shared.intake.close();
+        self.shared.gates.close();
+        let log = Rc::clone(self);
+        spawn(spawner, async move { log.close().await });
     }
 
     /// The sequence after a partition's last committed record: from the indexes in the making, the newest first, and
@@ -107,6 +113,29 @@ impl Log {
             }
             self.changed.wait(&mut seen).await;
         }
+    }
+
+    /// A copy in bootstrap holds a part of its account, and nobody can say which: it stays hidden.
+    fn override_reads(&self, id: AccountId, reason: Option<String>) -> Result<()> {
+        let tables = self.tables.borrow();
+        let account = tables.accounts().find(|account| account.id == id);
+        let account =
+            account.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no account {}", id.0)))?;
+        if reason.is_some() && account.role != Role::Secondary {
+            let message = format!(
+                "account {:?} is {:?} here: only the reads of a Secondary can be overridden, a copy that is whole",
+                account.name, account.role
+            );
+            return Err(Error::invalid(message));
+        }
+        self.write_catalog(|catalog| {
+            match reason {
+                Some(reason) => catalog.read_overrides.insert(id, reason),
+                None => catalog.read_overrides.remove(&id),
+            };
+            catalog.put_account(account);
+        });
+        Ok(())
     }
 
     fn fail_disk(&self, at: usize) -> Result<()> {
@@ -234,6 +263,7 @@ impl Log {
             segments: catalog.len(),
             halted: self.halted.borrow().as_ref().map(ToString::to_string),
             no_space: pipeline.no_space,
+            read_overrides: self.read_catalog().read_overrides.clone().into_iter().collect(),
             corrupt_copies: (corrupt, repaired),
         })
     }
@@ -246,9 +276,9 @@ fn disk_health(disk: &Disk, pipeline: &crate::log::pipeline::Pipeline) -> DiskHe
         path: config.path.clone(),
         domains: [config.fault_domain.clone(), config.upgrade_domain.clone(), config.zone.clone()],
         state: disk.state,
-        reason: disk.reason.clone(),
+        reason: disk.short.clone().filter(|_| disk.is_live()).unwrap_or_else(|| disk.reason.clone()),
         draining: disk.draining,
-        full: disk.full,
+        full: disk.full || disk.short.is_some(),
         direct: disk.traits.as_ref().is_some_and(|traits| traits.direct),
         segments: (disk.slots, disk.free.len() as u32),
         space: disk.space,

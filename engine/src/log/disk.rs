@@ -1,5 +1,7 @@
 //! A disk as the log thread sees it: its identity, its standing, its superblock and its free slots.
 
+use std::io;
+
 use crate::health::DiskState;
 use crate::io::{DiskIndex, DiskTraits, FileId};
 use crate::options::DiskConfig;
@@ -43,6 +45,8 @@ pub(crate) struct Disk {
     pub(crate) life: u32,
     /// The last creation of a slot found no space.
     pub(crate) full: bool,
+    /// Why it took no segment when it was last asked for one: what health shows, also while the log waits for room and asks again and again.
+    pub(crate) short: Option<String>,
     /// How often in a row it was full again though it had room: a quota, or too few inodes.
     pub(crate) refusals: u32,
     /// Before this time it is not believed again that it has room, in nanoseconds of the seam's clock.
@@ -76,6 +80,7 @@ impl Disk {
             joining: false,
             life: 0,
             full: false,
+            short: None,
             refusals: 0,
             rests_until: 0,
             traits: None,
@@ -113,6 +118,12 @@ impl Disk {
         answers && !self.joining && (!self.full || !self.free.is_empty())
     }
 
+    /// It took no segment for lack of room.
+    pub(crate) fn found_full(&mut self, why: &io::Error) {
+        self.full = true;
+        self.short = Some(why.to_string());
+    }
+
     pub(crate) fn set(&mut self, state: DiskState, reason: impl Into<String>) {
         self.state = state;
         self.reason = reason.into();
@@ -121,6 +132,7 @@ impl Disk {
     /// Forgets what was known of its files; its copies must be found again.
     pub(crate) fn forget(&mut self) {
         self.life += 1;
+        self.short = None;
         self.superblock = None;
         self.free.clear();
         self.slots = 0;

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::io::{DiskIndex, Driver};
 use crate::options::Options;
 use crate::shared::{Request, Shared, lock};
 use crate::stats::Stats;
-use crate::sync::ticket::Resolver;
+use crate::sync::ticket::{Resolver, ticket};
 use crate::transaction::StateMachine;
 
 pub(crate) mod admit;
@@ -47,6 +48,7 @@ pub(crate) mod tables;
 pub(crate) mod tail;
 pub(crate) mod trim;
 pub(crate) mod walk;
+pub(crate) mod watch;
 
 use catalog::Catalog;
 use commit::Rest;
@@ -232,6 +234,10 @@ impl Core {
         let outstanding = self.log.shared.intake.in_use().0;
         self.log.with(|pipeline| pipeline.meet(outstanding));
         let spawner = self.tasks.spawner();
+        if self.log.shared.closes.swap(false, Ordering::Relaxed) {
+            let (done, _nobody) = ticket();
+            self.log.start_closing(done, &spawner);
+        }
         while let Some(request) = self.held.pop_front().or_else(|| self.log.shared.intake.pop()) {
             let Some(waiting) = self.log.admit(request, &spawner) else {
                 self.send_ripe();
@@ -305,6 +311,9 @@ impl Log {
         ];
         for (_, task) in all {
             spawn(spawner, task);
+        }
+        for disk in 0..self.options.disks.len() {
+            spawn(spawner, log().keep_watching(DiskIndex(disk)));
         }
     }
 

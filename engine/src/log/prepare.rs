@@ -80,10 +80,13 @@ impl Log {
             for disk in spares {
                 let life = self.lives(&[disk]);
                 match self.new_slot(disk).await {
-                    Ok(slot) => self.free_slot(disk, slot),
+                    Ok(slot) => {
+                        self.disks.borrow_mut()[disk.0].short = None;
+                        self.free_slot(disk, slot);
+                    }
                     // Given up, and perhaps counted again, meanwhile.
                     Err(_) if self.lives(&[disk]) != life => {}
-                    Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].full = true,
+                    Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].found_full(&error),
                     Err(error) => self.lose(disk, DiskState::Failed, format!("a slot could not be made: {error}")),
                 }
             }
@@ -126,7 +129,7 @@ impl Log {
                 let (now, room) = (self.ops.now(), self.has_space(disk));
                 let disk = &mut self.disks.borrow_mut()[disk.0];
                 if room && now >= disk.rests_until {
-                    disk.full = false;
+                    (disk.full, disk.short) = (false, None);
                     disk.refusals = (disk.refusals + 1).min(DOUBLINGS);
                     disk.rests_until = now + ((LOOK.as_nanos() as u64) << disk.refusals);
                     self.changed.raise();
@@ -177,7 +180,7 @@ impl Log {
         for ((&disk, made), _) in made {
             match made {
                 Ok(slot) => self.clear_slot(disk, slot).await,
-                Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].full = true,
+                Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].found_full(&error),
                 Err(error) => self.lose(disk, DiskState::Failed, format!("a segment could not be made: {error}")),
             }
         }
@@ -198,7 +201,10 @@ impl Log {
         match written {
             // The slot that is kept free for an epoch does not say that there is room.
             Ok(()) if need == Need::Epoch => {}
-            Ok(()) => self.disks.borrow_mut()[disk.0].refusals = 0,
+            Ok(()) => {
+                let disk = &mut self.disks.borrow_mut()[disk.0];
+                (disk.refusals, disk.short) = (0, None);
+            }
             Err(_) => self.free_slot(disk, slot),
         }
         written.map(|()| slot)
@@ -284,8 +290,9 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Whether a file could not be made for want of space, or of what this process lacks (descriptors, memory, threads): no fault of the disk.
+/// Whether a file could not be made for lack of space, or of what this process may have (descriptors, memory, threads, bytes of a file): no
+/// fault of the disk.
 pub(crate) fn is_short(error: &io::Error) -> bool {
-    let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+    let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::FBIG];
     is_full(error) || lacks.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

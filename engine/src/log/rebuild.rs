@@ -226,7 +226,7 @@ impl Log {
 
     fn could_not_rebuild(&self, disk: DiskIndex, error: &std::io::Error) {
         if super::prepare::is_short(error) {
-            self.disks.borrow_mut()[disk.0].full = true;
+            self.disks.borrow_mut()[disk.0].found_full(error);
         } else {
             self.lose(disk, DiskState::Failed, format!("a copy could not be written: {error}"));
         }

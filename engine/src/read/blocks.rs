@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use crate::error::{Corruption, Error, ErrorKind, Result};
 use crate::format::{ALIGN, Block, FormatError, peek_block_len};
 use crate::io::{Buffer, BufferPool, DiskIndex, FileId, Slice};
+use crate::log::prepare::is_short;
 use crate::read::{BlockView, not_there, trimmed};
 use crate::shared::{ReadCatalog, ReadSegment, Shared, lock};
 use crate::types::{LogId, Lsn, SegmentId};
@@ -148,7 +149,8 @@ impl BlockReader {
         let (segment, offset) = (at.segment(), at.offset());
         let failed = |error: std::io::Error| {
             let message = format!("segment {} offset {offset} could not be read: {error}", segment.0);
-            Error::new(ErrorKind::RestoreDisk, message)
+            let kind = if is_short(&error) { ErrorKind::System } else { ErrorKind::RestoreDisk };
+            Error::new(kind, message)
         };
         let left = shared.committed_end(known, segment).saturating_sub(offset) as usize;
         let mut bytes = shared.ahead.0.take().map_err(failed)?;

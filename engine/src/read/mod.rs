@@ -1,12 +1,16 @@
 //! Reading: by position, a partition in order, and the tail; hot blocks first, then the segments.
 
 use std::collections::BTreeSet;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Block, DATA_START, Frame};
 use crate::geo::Anchor;
+use crate::giveway::{give_way, spend};
 use crate::io::Slice;
 use crate::region::Region;
 use crate::shared::{ReadSegment, Shared, lock};
@@ -193,12 +197,14 @@ impl Subscription {
     /// The next committed block; sleeps until there is one.
     ///
     /// # Errors
-    /// As [`Subscription::try_next`], and, once everything committed was read, [`Closed`](ErrorKind::Closed) or [`Halted`](ErrorKind::Halted).
+    /// As [`Subscription::try_next`], and, once everything committed was read, [`Closed`](ErrorKind::Closed), [`Halted`](ErrorKind::Halted),
+    /// [`WouldDeadlock`](ErrorKind::WouldDeadlock) or [`Forked`](ErrorKind::Forked).
     pub fn next_blocking(&mut self) -> Result<BlockView> {
         loop {
             if let Some(block) = self.try_next()? {
                 return Ok(block);
             }
+            self.shared.home.check_wait()?;
             self.shared.committed.wait_for_blocking(self.next.0.saturating_add(1)).map_err(|_| self.shared.ended())?;
         }
     }
@@ -211,6 +217,7 @@ impl Subscription {
         if let Some(block) = self.try_next()? {
             return Ok(Some(block));
         }
+        self.shared.home.check_wait()?;
         match self.shared.committed.wait_for_timeout(self.next.0.saturating_add(1), time) {
             Some(reached) => reached.map_err(|_| self.shared.ended())?,
             None => return Ok(None),
@@ -219,16 +226,26 @@ impl Subscription {
     }
 
     /// The next committed block; completes when there is one. Any runtime will do; what is not in memory is read on the
-    /// thread that polls.
+    /// thread that polls. It gives way to the thread's other tasks after each mebibyte, also while there is always a next block; dropped before it
+    /// completes, it has taken nothing.
     ///
     /// # Errors
     /// As [`Subscription::next_blocking`].
     pub async fn next(&mut self) -> Result<BlockView> {
+        give_way().await;
         loop {
             if let Some(block) = self.try_next()? {
+                spend(block.data.len());
                 return Ok(block);
             }
-            self.shared.committed.wait_for(self.next.0.saturating_add(1)).await.map_err(|_| self.shared.ended())?;
+            let Subscription { shared, next, .. } = &*self;
+            let mut more = shared.committed.wait_for(next.0.saturating_add(1));
+            // Asked at each poll: a task may be taken into a forked child while it waits.
+            let more = poll_fn(|context| match shared.home.check_process() {
+                Ok(()) => Pin::new(&mut more).poll(context).map_err(|_| shared.ended()),
+                Err(error) => Poll::Ready(Err(error)),
+            });
+            more.await?;
         }
     }
 }

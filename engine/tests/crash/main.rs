@@ -11,6 +11,7 @@ mod hung;
 mod images;
 mod kill;
 mod ledger;
+mod limits;
 mod load;
 mod memory;
 mod mounts;

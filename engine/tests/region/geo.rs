@@ -644,3 +644,45 @@ fn an_account_that_arrives_takes_none_of_the_numbers_that_this_log_gives_out() {
     let [one, two] = ["one", "two"].map(|name| secondary.create_account(name, Ack::Quorum).unwrap());
     assert_ne!(one, two);
 }
+
+#[test]
+fn h4_operator_reads_a_secondary_whose_access_is_off_while_it_is_whole() {
+    let Pair { _dirs, primary, secondary, account, options } = pair();
+    fill(&primary, account, 20, 100);
+    primary.set_account_read_access("flights", false).unwrap();
+    primary.mark(&[account]).unwrap();
+    ship(&primary, &secondary, &[account]);
+    // The primary is lost.
+    drop(primary);
+    let read = |region: &Region| {
+        let mut reader = region.partition(account, PartitionId(1), 0);
+        let count = std::iter::from_fn(|| reader.try_next().transpose()).map(|view| view.map(drop));
+        count.collect::<meridian::Result<Vec<()>>>().map(|all| all.len()).map_err(|error| error.kind())
+    };
+    assert_eq!(read(&secondary), Err(ErrorKind::Secondary));
+    let refused = |account, reason| secondary.override_read_access(account, reason).unwrap_err().kind();
+    assert_eq!(refused(account, ""), ErrorKind::InvalidInput);
+    assert_eq!(refused(AccountId(account.0 + 1), "who is it"), ErrorKind::NotFound);
+    secondary.override_read_access(account, "west burned down").unwrap();
+    assert_eq!(read(&secondary), Ok(3));
+    assert!(frames(&secondary, account).len() == 20, "the log shows it, too");
+    assert_eq!(secondary.health().unwrap().read_overrides, [(account, "west burned down".to_owned())]);
+    let stored = secondary.accounts().unwrap();
+    assert!(!stored[0].read_access, "what is stored is the primary's");
+    secondary.revoke_read_override(account).unwrap();
+    assert_eq!(read(&secondary), Err(ErrorKind::Secondary));
+    assert!(secondary.health().unwrap().read_overrides.is_empty());
+    // It does not outlive the region's being open.
+    secondary.override_read_access(account, "west burned down").unwrap();
+    secondary.close().unwrap();
+    let secondary = Region::open(options[1].clone(), ()).unwrap();
+    assert_eq!(read(&secondary), Err(ErrorKind::Secondary));
+    // A copy that is not whole is never shown.
+    secondary.override_read_access(account, "west burned down").unwrap();
+    let other = Lane { log: secondary.log_id(), number: 7 };
+    secondary.carry(other, [account], None).unwrap();
+    assert_eq!(secondary.accounts().unwrap()[0].role, Role::Bootstrap);
+    assert_eq!(read(&secondary), Err(ErrorKind::Secondary));
+    let error = secondary.override_read_access(account, "west burned down").unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("whole"), "{error}");
+}

@@ -11,6 +11,7 @@ mod contracts;
 mod copies;
 mod cuts;
 mod histories;
+mod host;
 mod idle;
 mod refusals;
 mod security;
