@@ -297,8 +297,8 @@ fn the_bytes_of_this_version_have_not_changed() {
         ("segment header", 0xF50D_4C8C_9A8F_8F0D),
         ("seal", 0x0958_1FDA_4197_6DDE),
         ("superblock", 0x540F_4486_1700_904A),
-        ("index", 0x4B52_A87D_CECD_F864),
-        ("checkpoint", 0x88C7_D340_2439_C554),
+        ("index", 0xB0B2_715C_24A9_4A80),
+        ("checkpoint", 0x1238_7AFF_08C1_836C),
     ];
     assert_eq!(found, golden);
 }
