@@ -98,6 +98,7 @@ mod shared;
 pub mod sim;
 mod stats;
 mod sync;
+mod ticket;
 mod transaction;
 mod types;
 
@@ -109,8 +110,9 @@ pub use io::DriverChoice;
 pub use log::scrub::ScrubReport;
 pub use options::{DiskConfig, Options, Placement};
 pub use read::{BlockView, PartitionReader, Subscription, TransactionView};
-pub use region::{MakeDriver, Region, RetentionPin, Ticket};
+pub use region::{MakeDriver, Region, RetentionPin};
 pub use stats::Stats;
+pub use ticket::Ticket;
 pub use transaction::{Committed, Receipt, StateMachine, Transaction};
 pub use types::{AccountId, Ack, ClientId, DiskId, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};
 

@@ -1,18 +1,14 @@
 //! A region as its embedder holds it.
 
-use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use event_listener::Listener as _;
 
 use crate::account::{Account, Contract};
-use crate::caller::Home;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, FrameKind, MAX_MARKED, MAX_RESTARTED};
 use crate::geo::{Anchor, Arrived, Carried, Cut, Digest, Imported, Lane, Progress};
@@ -27,6 +23,7 @@ use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared,
 use crate::stats::Stats;
 use crate::sync::intake::{AHEAD, Intake, Reason, Refused};
 use crate::sync::ticket::{Abandoned, Resolver, ticket};
+use crate::ticket::Ticket;
 use crate::transaction::{Receipt, StateMachine, Transaction};
 use crate::types::{AccountId, Ack, LogId, Lsn, PartitionId, Role, SegmentId};
 
@@ -217,7 +214,7 @@ impl Region {
         }
         let (done, answer) = ticket();
         let commit = Commit { transaction, done, at: self.shared.environment.now(), bytes: len };
-        Ok((commit, Ticket { answer, home: self.shared.home }))
+        Ok((commit, Ticket::new(answer, self.shared.home)))
     }
 
     /// Makes an account with a default ack level; its id is what transactions name.
@@ -326,7 +323,7 @@ impl Region {
         let import = Import::new(arrived, done, self.shared.environment.now(), bytes);
         let request = Request::Geo(Geo::Import(Box::new(import)));
         self.shared.intake.push_blocking(request, bytes as u64).map_err(|refused| self.shared.refused(&refused))?;
-        Ok(Ticket { answer, home: self.shared.home })
+        Ok(Ticket::new(answer, self.shared.home))
     }
 
     /// Writes a [`Mark`](crate::geo::Mark) of these accounts into the log and returns its position once it is committed. What the geo link
@@ -672,67 +669,6 @@ impl Drop for RetentionPin {
     }
 }
 
-/// The answer to what was submitted: a future, or [`Ticket::wait`]. Dropping it does not take the transaction back.
-///
-/// # Panics
-/// The answer is taken once. Polling again, or [`Ticket::wait_timeout`] after it returned an answer, panics.
-#[must_use = "the transaction is not known to be committed before its ticket says so"]
-pub struct Ticket<T = Receipt> {
-    answer: crate::sync::ticket::Ticket<Result<T>>,
-    home: Home,
-}
-
-impl<T> Ticket<T> {
-    /// Sleeps until the transaction is committed as it asked, and applied.
-    ///
-    /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound), [`Fenced`](ErrorKind::Fenced), [`Degraded`](ErrorKind::Degraded), [`NoSpace`](ErrorKind::NoSpace),
-    /// [`LimitReached`](ErrorKind::LimitReached), [`RetryTooOld`](ErrorKind::RetryTooOld),
-    /// [`SequenceReused`](ErrorKind::SequenceReused), [`Secondary`](ErrorKind::Secondary): it was not committed (with `Degraded`: not as asked; it may be committed on two disks, and applied).
-    /// [`Indeterminate`](ErrorKind::Indeterminate), [`Halted`](ErrorKind::Halted): reopen and retry.
-    /// [`WouldDeadlock`](ErrorKind::WouldDeadlock), [`Forked`](ErrorKind::Forked): it is not answered yet, and the caller cannot wait for that.
-    ///
-    /// # Panics
-    /// When the answer was taken before.
-    pub fn wait(self) -> Result<T> {
-        self.check_wait()?;
-        self.answer.wait().unwrap_or_else(|Abandoned| Err(stopped()))
-    }
-
-    /// As [`Ticket::wait`], for at most `time`; `None` means not yet: the ticket is as good as before. So it is after
-    /// [`WouldDeadlock`](ErrorKind::WouldDeadlock).
-    ///
-    /// # Panics
-    /// When the answer was taken before.
-    pub fn wait_timeout(&mut self, time: Duration) -> Option<Result<T>> {
-        if let Err(error) = self.check_wait() {
-            return Some(Err(error));
-        }
-        self.answer.wait_timeout(time).map(|answer| answer.unwrap_or_else(|Abandoned| Err(stopped())))
-    }
-
-    /// Whether the answer is there.
-    #[must_use]
-    pub fn is_done(&self) -> bool {
-        self.answer.is_done()
-    }
-
-    fn check_wait(&self) -> Result<()> {
-        if self.is_done() { Ok(()) } else { self.home.check_wait() }
-    }
-}
-
-impl<T> Future for Ticket<T> {
-    type Output = Result<T>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
-        match Pin::new(&mut self.answer).poll(context) {
-            Poll::Ready(answer) => Poll::Ready(answer.unwrap_or_else(|Abandoned| Err(stopped()))),
-            Poll::Pending => self.home.check_process().map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending),
-        }
-    }
-}
-
 /// The log thread: opens, serves, ends. No panic leaves it.
 fn run(
     mode: Mode,
@@ -842,7 +778,7 @@ fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the region is closed")
 }
 
-fn stopped() -> Error {
+pub(crate) fn stopped() -> Error {
     Error::new(ErrorKind::Indeterminate, "the region stopped before it answered: open it and retry")
 }
 
