@@ -13,6 +13,7 @@ pub(crate) fn step(scenario: &Scenario, before: &State, action: Action) -> Optio
         Action::GiveUp => state.process = Process::DOWN,
         Action::Promise(disk) => promise(scenario, &mut state, disk),
         Action::Decide => decide(scenario, &mut state),
+        Action::Fence => state.process.phase = Phase::WriteBack,
         Action::WriteBack(disk, position) => {
             state.disks[disk].write(segment, position, state.process.cell(position));
         }
@@ -106,7 +107,7 @@ fn open(scenario: &Scenario, state: &mut State, found: Mask) -> Option<()> {
     let generation = members(found).map(|disk| state.disks[disk].generation).max().unwrap_or(0) + 1;
     let generation = if rules.flaw == Flaw::BestByPromise { generation } else { 0 };
     state.process =
-        Process { phase: Phase::Promise, up: found, next, promised: next, table, generation, ..Process::DOWN };
+        Process { phase: Phase::Survey, up: found, next, promised: next, table, generation, ..Process::DOWN };
     (usize::from(next) < EPOCHS).then_some(())
 }
 
@@ -141,16 +142,15 @@ fn decide(scenario: &Scenario, state: &mut State) {
     let plan = match rules.decide(&state.disks, up, table) {
         Ok(plan) if count(next_set) >= 2 => plan,
         _ => {
-            // It counts as a crash, so that the epochs of a run are bounded.
-            crash(state);
-            state.process.phase = Phase::Refused;
+            // Nothing was written: the same can be tried again.
+            state.process = Process { phase: Phase::Refused, ..Process::DOWN };
             return;
         }
     };
     let segment = plan.table.last();
     let Entry { set, members: region, .. } = plan.table.top();
     let process = &mut state.process;
-    process.phase = Phase::WriteBack;
+    process.phase = Phase::Promise;
     process.table = plan.table;
     (process.segment, process.set, process.next_set) = (segment, set, next_set);
     process.next_members = region;

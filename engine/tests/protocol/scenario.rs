@@ -36,6 +36,8 @@ pub(crate) enum Action {
     Promise(usize),
     /// Recovery decides where the log ends.
     Decide,
+    /// The promise is durable: recovery begins to write.
+    Fence,
     /// A block of the tail becomes durable on a disk.
     WriteBack(usize, u8),
     /// The seal and the new epoch's entry become durable on a disk.
@@ -221,7 +223,7 @@ impl Scenario {
             Fault::Lost => actions.extend(members(there).map(Action::Lose)),
             Fault::Blank if down => actions.extend(members(there).map(Action::Blank)),
             // While a disk is away, a recovery that has not decided yet could not tell; `beyond` is for that.
-            Fault::Rot if state.process.phase == Phase::Promise && state.process.up != there && !self.may_rot() => {}
+            Fault::Rot if state.process.phase == Phase::Survey && state.process.up != there && !self.may_rot() => {}
             Fault::Rot => {
                 let good = |disk: usize, (epoch, position)| state.disks[disk].cell(epoch, position).is_good();
                 let places = || (1..EPOCHS as u8).flat_map(|epoch| (0..BLOCKS as u8).map(move |p| (epoch, p)));
@@ -353,8 +355,11 @@ impl Scenario {
             };
             actions.extend(members(process.up).filter(may).map(Action::Promise));
         }
-        if process.phase == Phase::Promise && crate::process::is_promised(self, state) {
+        if process.phase == Phase::Survey {
             actions.push(Action::Decide);
+        }
+        if process.phase == Phase::Promise && crate::process::is_promised(self, state) {
+            actions.push(Action::Fence);
         }
         if process.phase == Phase::WriteBack {
             for disk in members(process.up & process.next_set) {
@@ -422,7 +427,7 @@ impl Model for Scenario {
                 self.running(state, actions);
                 self.establishing(state, actions);
             }
-            Phase::Promise | Phase::WriteBack | Phase::Seal => self.establishing(state, actions),
+            Phase::Survey | Phase::Promise | Phase::WriteBack | Phase::Seal => self.establishing(state, actions),
         }
         self.fate(state, actions);
     }

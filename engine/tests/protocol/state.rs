@@ -8,7 +8,9 @@ pub(crate) enum Phase {
     Down,
     /// Recovery would not go on with the disks it found.
     Refused,
-    /// Recovery makes its promise durable.
+    /// Recovery looks, and has changed nothing yet.
+    Survey,
+    /// Recovery has decided, and makes its promise durable.
     Promise,
     /// Recovery copies the tail to a quorum.
     WriteBack,
