@@ -88,11 +88,17 @@ impl Directory {
     fn outwait_predecessor(&self) -> io::Result<()> {
         let mut pauses = PREDECESSOR_PAUSES;
         for (name, _) in self.list()? {
-            // The lock's file is locked by us. Whatever cannot be opened was not left open by an engine.
+            // The lock's file is locked by us.
             if name == LOCK {
                 continue;
             }
-            let Ok(file) = self.openat(&name, OFlags::RDONLY) else { continue };
+            let file = match self.openat(&name, OFlags::RDONLY) {
+                Ok(file) => file,
+                // Another user's file. If it is the region's, the region is refused it when it opens it, and leaves
+                // this disk out; if it is not, no engine writes to it.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => continue,
+                Err(error) => return Err(error),
+            };
             pauses -= outwait(&file, pauses, "writes of the previous process are still under way")?;
         }
         Ok(())
@@ -106,12 +112,13 @@ impl Directory {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.dir)? {
             let entry = entry?;
-            // Whatever has no readable name is not ours.
+            // The region's own names are ASCII: one that is not readable is another's.
             let Ok(name) = entry.file_name().to_str() else { continue };
             match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() => {
                     names.push((name.to_owned(), u64::try_from(stat.st_size).unwrap_or(0)));
                 }
+                // Removed between the two calls: it was looked for, and is not there.
                 Ok(_) | Err(Errno::NOENT) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -495,7 +502,8 @@ fn open_lock(dir: &File) -> io::Result<File> {
     }
 }
 
-/// Tries O_DIRECT on the lock's file, which is nobody else's now.
+/// Tries O_DIRECT on the lock's file, which is nobody else's now. It holds nothing of the region, so an opening that is
+/// refused afterwards may have written its page.
 fn probe_direct(dir: &File) -> io::Result<bool> {
     if DIRECT.is_empty() {
         return Ok(false);

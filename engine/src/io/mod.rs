@@ -160,6 +160,22 @@ impl Op {
             Op::Compute(_) => None,
         }
     }
+
+    /// Whether it makes, changes or removes a file of the region. The lock's file is none: attaching a disk may make it.
+    #[must_use]
+    pub fn changes_files(&self) -> bool {
+        match self {
+            Op::Write { .. } | Op::WriteFile { .. } | Op::Remove { .. } => true,
+            Op::Open { create, .. } => create.is_some(),
+            Op::Attach { .. }
+            | Op::Detach { .. }
+            | Op::List { .. }
+            | Op::Read { .. }
+            | Op::ReadFile { .. }
+            | Op::Space { .. }
+            | Op::Compute(_) => false,
+        }
+    }
 }
 
 /// A computation for [`Op::Compute`].

@@ -12,17 +12,25 @@ use crate::io::{DiskIndex, FileId};
 use crate::log::Log;
 use crate::log::catalog::{Copy, Segment};
 use crate::log::disk::{SUPERBLOCK, Slot};
+use crate::log::lack::is_host_lack;
 use crate::options::DiskConfig;
 use crate::types::{DiskId, Epoch, LogId, Lsn, SegmentId};
 
-/// What the superblocks of the disks say together.
+/// What the disks of an opening show.
 pub(crate) struct Found {
     /// The highest promise seen.
     pub(crate) promised: Epoch,
     /// The highest commit index seen.
     pub(crate) committed: u64,
+    /// The disks with a vote: all of their files that were asked for could be opened.
     pub(crate) disks: BTreeMap<DiskIndex, Known>,
+    /// Each disk's files, as they were listed once.
+    pub(crate) files: BTreeMap<DiskIndex, Files>,
+    pub(crate) slots: Vec<SlotFound>,
 }
+
+/// Names and lengths.
+pub(crate) type Files = Vec<(String, u64)>;
 
 /// What one disk's own superblock says.
 pub(crate) struct Known {
@@ -32,11 +40,30 @@ pub(crate) struct Known {
 }
 
 /// A segment's copy as its file says.
+#[derive(Clone)]
 pub(crate) struct SlotFound {
     pub(crate) disk: DiskIndex,
     pub(crate) slot: Slot,
     pub(crate) header: Option<SegmentHeader>,
     pub(crate) seal: Option<Seal>,
+}
+
+/// What the slots of one disk are.
+#[derive(Default)]
+pub(crate) struct Scan {
+    pub(crate) slots: Vec<SlotFound>,
+    /// Slots that were cut off after a segment's header was written there.
+    pub(crate) shortened: Vec<(String, SegmentHeader)>,
+    unfinished: Vec<String>,
+    set_aside: Vec<Slot>,
+    unread: bool,
+    next_slot: u32,
+}
+
+impl Found {
+    fn new(promised: Epoch) -> Found {
+        Found { promised, committed: 0, disks: BTreeMap::new(), files: BTreeMap::new(), slots: Vec::new() }
+    }
 }
 
 impl Log {
@@ -47,6 +74,7 @@ impl Log {
         for (disk, config) in &disks {
             match self.ops.attach(*disk, config.path.clone(), create).await {
                 Ok(traits) => self.disks.borrow_mut()[disk.0].traits = Some(traits),
+                Err(error) if is_host_lack(&error) => return Err(self.host_lacks(*disk, "its directory", &error)),
                 // Without a number of the system's: it says the same of threads that cannot be started.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && error.raw_os_error().is_none() => {
                     let path = config.path.display();
@@ -64,7 +92,7 @@ impl Log {
         }
         let mut superblocks = BTreeMap::new();
         for (disk, _) in &disks {
-            if let Some(superblock) = self.read_superblock(*disk).await {
+            if let Some(superblock) = self.read_superblock(*disk).await? {
                 superblocks.insert(*disk, superblock);
             }
         }
@@ -89,6 +117,7 @@ impl Log {
                 return Err(Error::invalid(message));
             }
         }
+        self.ops.allow_writes();
         let environment = self.ops.environment();
         let mut members = Vec::new();
         for (disk, config) in disks {
@@ -105,56 +134,74 @@ impl Log {
         meta.log = Some(LogId(environment.random()));
         meta.members = members;
         meta.promised = Epoch(1);
-        Ok(Found { promised: Epoch(1), committed: 0, disks: BTreeMap::new() })
+        Ok(Found::new(Epoch(1)))
     }
 
     pub(crate) async fn make_superblock(&self, disk: DiskIndex) -> io::Result<FileId> {
         self.ops.open(disk, SUPERBLOCK.into(), Some(2 * SUPERBLOCK_SLOT as u64)).await
     }
 
-    /// The newer of the two slots that verifies.
-    pub(crate) async fn read_superblock(&self, disk: DiskIndex) -> Option<Superblock> {
-        self.disks.borrow()[disk.0].traits.as_ref()?;
+    /// The newer of the two slots that verifies. None where the disk has none, or cannot be read.
+    pub(crate) async fn read_superblock(&self, disk: DiskIndex) -> Result<Option<Superblock>> {
+        if self.disks.borrow()[disk.0].traits.is_none() {
+            return Ok(None);
+        }
         let file = match self.ops.open(disk, SUPERBLOCK.into(), None).await {
             Ok(file) => file,
+            Err(error) if is_host_lack(&error) => return Err(self.host_lacks(disk, SUPERBLOCK, &error)),
             Err(error) => {
-                let names = self.ops.list(disk).await.unwrap_or_default();
-                let blank = error.kind() == io::ErrorKind::NotFound && names.iter().all(|(name, _)| name == "LOCK");
-                let (state, reason) = if blank {
-                    (DiskState::Blank, "the directory is empty".to_owned())
-                } else {
-                    (DiskState::Foreign, format!("no superblock can be opened: {error}"))
-                };
+                let (state, reason) = self.without_superblock(disk, &error).await?;
                 self.disks.borrow_mut()[disk.0].set(state, reason);
-                return None;
+                return Ok(None);
             }
         };
         let slots = self.ops.read(disk, file, 0, 2 * SUPERBLOCK_SLOT).await;
         self.recovery_bytes.set(self.recovery_bytes.get() + 2 * SUPERBLOCK_SLOT as u64);
-        let read = slots.map(|bytes| {
-            let at = |turn: usize| bytes.get(turn * SUPERBLOCK_SLOT..).map(Superblock::decode);
-            let decoded = [at(0), at(1)].map(|slot| slot.and_then(std::result::Result::ok));
-            let turn = usize::from(generation(&decoded[1]) > generation(&decoded[0]));
-            let [first, second] = decoded;
-            (turn, if turn == 1 { second } else { first })
-        });
         let mut disks = self.disks.borrow_mut();
-        let disk = &mut disks[disk.0];
-        disk.superblock = Some(file);
-        match read {
-            Ok((turn, Some(superblock))) => {
-                disk.turn = 1 - turn as u8;
-                Some(superblock)
-            }
-            Ok((_, None)) => {
-                disk.set(DiskState::Foreign, "neither superblock slot verifies");
-                None
+        let known = &mut disks[disk.0];
+        known.superblock = Some(file);
+        let bytes = match slots {
+            Ok(bytes) => bytes,
+            Err(error) if is_host_lack(&error) => {
+                drop(disks);
+                return Err(self.host_lacks(disk, SUPERBLOCK, &error));
             }
             Err(error) => {
-                disk.set(DiskState::Failed, format!("the superblock could not be read: {error}"));
-                None
+                known.set(DiskState::Failed, format!("the superblock could not be read: {error}"));
+                return Ok(None);
             }
+        };
+        let at = |turn: usize| bytes.get(turn * SUPERBLOCK_SLOT..).map(Superblock::decode);
+        let decoded = [at(0), at(1)].map(|slot| slot.and_then(std::result::Result::ok));
+        let turn = usize::from(generation(&decoded[1]) > generation(&decoded[0]));
+        let [first, second] = decoded;
+        let newer = if turn == 1 { second } else { first };
+        known.turn = 1 - turn as u8;
+        // The newer slot may have been in the end that is lost.
+        if newer.is_some() && bytes.len() < 2 * SUPERBLOCK_SLOT {
+            let reason = format!("the superblock has {} of {} bytes", bytes.len(), 2 * SUPERBLOCK_SLOT);
+            known.set(DiskState::Failed, reason);
+            return Ok(None);
         }
+        if newer.is_none() {
+            known.set(DiskState::Foreign, "neither superblock slot verifies");
+        }
+        Ok(newer)
+    }
+
+    /// How a disk stands whose superblock cannot be opened.
+    async fn without_superblock(&self, disk: DiskIndex, error: &io::Error) -> Result<(DiskState, String)> {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Ok((DiskState::Failed, format!("the superblock could not be opened: {error}")));
+        }
+        Ok(match self.ops.list(disk).await {
+            Ok(names) if names.iter().all(|(name, _)| name == "LOCK") => {
+                (DiskState::Blank, "the directory is empty".to_owned())
+            }
+            Ok(_) => (DiskState::Foreign, "the directory holds files, and no superblock".to_owned()),
+            Err(error) if is_host_lack(&error) => return Err(self.host_lacks(disk, "its directory", &error)),
+            Err(error) => (DiskState::Failed, format!("the directory could not be listed: {error}")),
+        })
     }
 
     /// Step 1: a majority of one region's superblocks, the newest of them, and which disks are behind it.
@@ -171,7 +218,7 @@ impl Log {
             return Err(Error::invalid(message));
         }
         self.check_number_of_disks(&best)?;
-        let mut found = Found { promised: best.promised, committed: 0, disks: BTreeMap::new() };
+        let mut found = Found::new(best.promised);
         let generations = superblocks.values().filter(|s| s.log == best.log).map(|s| s.generation);
         // Above all that any disk has, or a disk's older slot would pass for its newer one.
         let generation = generations.max().unwrap_or(best.generation);
@@ -192,21 +239,29 @@ impl Log {
         meta.seals = best.seals;
         meta.trim = best.trim;
         meta.committed = found.committed;
+        drop(meta);
+        self.check_majority(&found)?;
+        Ok(found)
+    }
+
+    /// Refuses with fewer disks that count than a majority of the members.
+    fn check_majority(&self, found: &Found) -> Result<()> {
         let blank = self.disks.borrow().iter().filter(|disk| disk.state == DiskState::Blank).count();
         let votes = found.disks.len() + if planted!(BlankDiskVotes) { blank } else { 0 };
-        if votes < meta.majority() {
-            let absent: Vec<usize> =
-                (0..self.options.disks.len()).filter(|at| !found.disks.contains_key(&DiskIndex(*at))).collect();
-            let message = format!(
-                "{} of {} disks can be read, {} needed; missing: {}",
-                found.disks.len(),
-                meta.members.len(),
-                meta.majority(),
-                self.describe(&absent)
-            );
-            return Err(Error::new(ErrorKind::RestoreDisk, message));
+        let meta = self.meta.borrow();
+        if votes >= meta.majority() {
+            return Ok(());
         }
-        Ok(found)
+        let absent: Vec<usize> =
+            (0..self.options.disks.len()).filter(|at| !found.disks.contains_key(&DiskIndex(*at))).collect();
+        let message = format!(
+            "{} of {} disks can be read, {} needed; missing: {}",
+            found.disks.len(),
+            meta.members.len(),
+            meta.majority(),
+            self.describe(&absent)
+        );
+        Err(Error::new(ErrorKind::RestoreDisk, message))
     }
 
     /// Each disk that is given stands for one member, and each member's place is given: one more would never be used, one fewer never be whole.
@@ -270,30 +325,87 @@ impl Log {
         Ok(true)
     }
 
-    /// The headers and seals of every disk make the catalog.
-    pub(crate) async fn read_catalog_from_disks(&self, found: &Found) -> Result<()> {
-        let scans = found.disks.keys().map(|&disk| self.scan_disk(disk));
-        let slots: Vec<SlotFound> = join_all(scans).await.into_iter().flatten().collect();
+    /// Lists every disk of the region, opens its slots and reads their pages. A disk that refuses any of it is left out.
+    pub(crate) async fn scan_disks(&self, found: &mut Found) -> Result<()> {
+        let disks: Vec<DiskIndex> = found.disks.keys().copied().collect();
+        let listed = join_all(disks.iter().map(|&disk| self.list_slots(disk))).await;
+        for (disk, files) in disks.into_iter().zip(listed) {
+            found.files.extend(files?.map(|files| (disk, files)));
+        }
+        let scans = join_all(found.files.iter().map(|(&disk, files)| self.scan_disk(disk, files))).await;
+        for (disk, scan) in found.files.keys().copied().zip(scans) {
+            let Some(scan) = scan? else { continue };
+            match scan.shortened.first() {
+                Some((name, _)) => self.lose(disk, DiskState::Failed, format!("{name} has lost its end")),
+                None => found.slots.extend(scan.slots),
+            }
+        }
+        Ok(())
+    }
+
+    /// A disk's files, its slots counted. None where it cannot be listed, and is given up.
+    pub(crate) async fn list_slots(&self, disk: DiskIndex) -> Result<Option<Files>> {
+        match self.ops.list(disk).await {
+            Ok(files) => {
+                let slots = files.iter().filter(|(name, _)| Slot::parse(name).is_some()).count();
+                self.disks.borrow_mut()[disk.0].slots = slots as u32;
+                Ok(Some(files))
+            }
+            Err(error) if is_host_lack(&error) => Err(self.host_lacks(disk, "its directory", &error)),
+            Err(error) => {
+                self.lose(disk, DiskState::Failed, format!("its directory could not be listed: {error}"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The headers and seals of every disk that counts make the catalog.
+    pub(crate) fn make_catalog(&self, found: &mut Found) -> Result<()> {
+        let attached = self.attached();
+        found.disks.retain(|disk, _| attached.contains(disk));
+        self.check_majority(found)?;
+        *self.catalog.borrow_mut() = Default::default();
+        self.disks.borrow_mut().iter_mut().for_each(|disk| disk.free.clear());
+        let slots: Vec<SlotFound> = found.slots.iter().filter(|slot| attached.contains(&slot.disk)).cloned().collect();
         let mut next = None;
         for (id, segment) in self.known_segments(&slots) {
             // Segments begin one after the other, each on every disk of its set: what is missing between two was there.
             let expected = next.replace(id.0 + 1).unwrap_or(id.0);
             if id.0 != expected {
-                let message = format!("segments {expected} to {} are on no disk that can be read", id.0 - 1);
-                return Err(Error::new(ErrorKind::RestoreDisk, message));
+                return Err(self.segments_missing(found, expected, id.0 - 1));
             }
             self.catalog.borrow_mut().insert(id, segment);
         }
         let first = self.catalog.borrow().first();
         let trim = self.meta.borrow().trim;
         if let Some(first) = first.filter(|first| *first != trim) {
-            let message = format!("segments {} to {} are on no disk that can be read", trim.0, first.0 - 1);
-            return Err(Error::new(ErrorKind::RestoreDisk, message));
+            return Err(self.segments_missing(found, trim.0, first.0 - 1));
         }
         for found in slots {
             self.adopt(found);
         }
         Ok(())
+    }
+
+    fn segments_missing(&self, found: &Found, first: u32, last: u32) -> Error {
+        let message = format!("segments {first} to {last} are on no disk that can be read{}", self.left_out(found));
+        Error::new(ErrorKind::RestoreDisk, message)
+    }
+
+    /// For messages: the disks that this opening does without, and those with slots that could not be read.
+    pub(crate) fn left_out(&self, found: &Found) -> String {
+        let out: Vec<usize> =
+            (0..self.options.disks.len()).filter(|at| !found.disks.contains_key(&DiskIndex(*at))).collect();
+        let unread: Vec<usize> =
+            found.disks.keys().map(|disk| disk.0).filter(|at| self.disks.borrow()[*at].unread).collect();
+        let mut text = String::new();
+        if !out.is_empty() {
+            text += &format!("; without {}", self.describe(&out));
+        }
+        if !unread.is_empty() {
+            text += &format!("; some slots could not be read on {}", self.names(&unread));
+        }
+        text
     }
 
     /// Which segments the copies, the trim mark and the epoch table make: dense from the first retained.
@@ -352,47 +464,76 @@ impl Log {
         epochs.iter().rev().find(|entry| entry.first_segment <= segment).map(|entry| entry.epoch)
     }
 
-    /// Opens every slot of a disk and reads its two pages.
-    pub(crate) async fn scan_disk(&self, disk: DiskIndex) -> Vec<SlotFound> {
-        let names = match self.ops.list(disk).await {
-            Ok(names) => names,
-            Err(error) => {
-                self.lose(disk, DiskState::Failed, format!("its directory could not be listed: {error}"));
-                return Vec::new();
+    /// Opens every slot of a disk and reads its two pages. None where the disk refused to open one, and is given up:
+    /// what it holds is not known. It changes nothing.
+    pub(crate) async fn scan_disk(&self, disk: DiskIndex, files: &Files) -> Result<Option<Scan>> {
+        let mut scan = Scan::default();
+        for (name, len) in files {
+            let Some(number) = Slot::parse(name) else { continue };
+            scan.next_slot = scan.next_slot.max(number + 1);
+            match self.ops.open(disk, name.clone(), None).await {
+                Ok(file) => self.scan_slot(disk, (name, *len), number, file, &mut scan).await?,
+                Err(error) if is_host_lack(&error) => return Err(self.host_lacks(disk, name, &error)),
+                Err(_) if planted!(UnopenedIsAbsent) => {}
+                Err(error) => {
+                    self.lose(disk, DiskState::Failed, format!("{name} could not be opened: {error}"));
+                    return Ok(None);
+                }
+            }
+        }
+        let disk = &mut self.disks.borrow_mut()[disk.0];
+        disk.next_slot = scan.next_slot;
+        disk.unread = scan.unread;
+        disk.slots = (scan.slots.len() + scan.set_aside.len()) as u32;
+        disk.set_aside.clone_from(&scan.set_aside);
+        disk.unfinished.clone_from(&scan.unfinished);
+        Ok(Some(scan))
+    }
+
+    async fn scan_slot(
+        &self,
+        disk: DiskIndex,
+        (name, len): (&str, u64),
+        number: u32,
+        file: FileId,
+        scan: &mut Scan,
+    ) -> Result<()> {
+        let slot = Slot { number, file, life: self.disks.borrow()[disk.0].life };
+        let is_whole = len >= u64::from(self.options.segment_bytes);
+        self.recovery_bytes.set(self.recovery_bytes.get() + u64::from(DATA_START));
+        let pages = match self.ops.read(disk, file, 0, DATA_START as usize).await {
+            Ok(pages) => pages,
+            Err(error) if is_host_lack(&error) => return Err(self.host_lacks(disk, name, &error)),
+            Err(_) => {
+                scan.unread = true;
+                scan.set_aside.extend(is_whole.then_some(slot));
+                return Ok(());
             }
         };
-        let life = self.disks.borrow()[disk.0].life;
-        let mut found = Vec::new();
-        let (mut next, mut unread) = (0, false);
-        for (name, len) in names {
-            let Some(number) = Slot::parse(&name) else { continue };
-            next = next.max(number + 1);
-            let Ok(file) = self.ops.open(disk, name.clone(), None).await else {
-                unread = true;
-                continue;
-            };
-            // A slot whose making was cut short is made again.
-            if len < u64::from(self.options.segment_bytes) {
-                drop(self.ops.remove(disk, name).await);
-                continue;
+        let (log, trim) = (self.meta.borrow().log(), self.meta.borrow().trim);
+        let header = SegmentHeader::decode(&pages).ok().filter(|header| header.log == log);
+        if !is_whole {
+            // A header is written when all of its slot is: with one, the file has lost its end since.
+            match header.filter(|header| header.segment >= trim) {
+                Some(header) => scan.shortened.push((name.to_owned(), header)),
+                None => scan.unfinished.push(name.to_owned()),
             }
-            let pages = self.ops.read(disk, file, 0, DATA_START as usize).await;
-            self.recovery_bytes.set(self.recovery_bytes.get() + u64::from(DATA_START));
-            unread |= pages.is_err();
-            let log = self.meta.borrow().log();
-            let header = pages.as_ref().ok().and_then(|pages| SegmentHeader::decode(pages).ok());
-            let header = header.filter(|header| header.log == log);
-            let seal = pages.as_ref().ok().and_then(|pages| Seal::decode(pages.get(4096..)?).ok());
-            let same =
-                |seal: &Seal| header.as_ref().is_some_and(|h| (h.segment, h.epoch) == (seal.segment, seal.epoch));
-            let seal = seal.filter(|seal| seal.log == log && same(seal));
-            found.push(SlotFound { disk, slot: Slot { number, file, life }, header, seal });
+            return Ok(());
         }
-        let mut disks = self.disks.borrow_mut();
-        disks[disk.0].next_slot = next;
-        disks[disk.0].unread = unread;
-        disks[disk.0].slots = found.len() as u32;
-        found
+        let seal = pages.get(4096..).and_then(|page| Seal::decode(page).ok());
+        let same = |seal: &Seal| header.as_ref().is_some_and(|h| (h.segment, h.epoch) == (seal.segment, seal.epoch));
+        let seal = seal.filter(|seal| seal.log == log && same(seal));
+        scan.slots.push(SlotFound { disk, slot, header, seal });
+        Ok(())
+    }
+
+    /// Removes what the making of slots that was cut short left behind.
+    pub(crate) async fn remove_unfinished(&self, disk: DiskIndex) {
+        let unfinished = std::mem::take(&mut self.disks.borrow_mut()[disk.0].unfinished);
+        for name in unfinished {
+            // Left again, it takes space until the next opening.
+            drop(self.ops.remove(disk, name).await);
+        }
     }
 
     /// A slot becomes a copy of the segment that it says, or is free.

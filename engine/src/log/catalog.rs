@@ -95,6 +95,14 @@ impl Catalog {
         segment.settle();
     }
 
+    /// A disk's copy holds everything up to the seal.
+    pub(crate) fn set_held(&mut self, id: SegmentId, disk: DiskIndex) {
+        let copies = self.segments.get_mut(&id).map(|segment| &mut segment.copies);
+        if let Some(copy) = copies.and_then(|copies| copies.iter_mut().find(|copy| copy.disk == disk)) {
+            copy.held = true;
+        }
+    }
+
     /// Forgets every copy on a disk, which has gone.
     pub(crate) fn forget_disk(&mut self, disk: DiskIndex) {
         for segment in self.segments.values_mut() {

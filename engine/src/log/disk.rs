@@ -64,6 +64,10 @@ pub(crate) struct Disk {
     pub(crate) next_slot: u32,
     /// Whether a slot's pages could not be read: what it holds is not known.
     pub(crate) unread: bool,
+    /// Slots whose pages could not be read: used again once every segment has its copies elsewhere.
+    pub(crate) set_aside: Vec<Slot>,
+    /// Slot files whose making was cut short: they hold nothing, and are removed when the disk is written to.
+    pub(crate) unfinished: Vec<String>,
     /// Bytes free and in all, when last asked.
     pub(crate) space: (u64, u64),
 }
@@ -92,6 +96,8 @@ impl Disk {
             slots: 0,
             next_slot: 0,
             unread: false,
+            set_aside: Vec::new(),
+            unfinished: Vec::new(),
             space: (0, 0),
         }
     }
@@ -135,6 +141,8 @@ impl Disk {
         self.short = None;
         self.superblock = None;
         self.free.clear();
+        self.set_aside.clear();
+        self.unfinished.clear();
         self.slots = 0;
         self.next_slot = 0;
     }

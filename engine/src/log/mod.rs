@@ -32,6 +32,7 @@ pub(crate) mod control;
 pub(crate) mod disk;
 pub(crate) mod geo;
 pub(crate) mod index;
+pub(crate) mod lack;
 pub(crate) mod meta;
 pub(crate) mod ops;
 pub(crate) mod pipeline;

@@ -56,6 +56,8 @@ struct Inner {
     tokens: FxHashMap<u16, DiskIndex>,
     /// What is on its way, by disk.
     disks: Vec<OnDisk>,
+    /// False while an opening may still be refused: until then nothing on a disk is changed (ADR 0021).
+    may_write: bool,
 }
 
 /// What is on its way to one disk.
@@ -73,6 +75,11 @@ impl Inner {
             self.disks.resize_with(disk.0 + 1, OnDisk::default);
         }
         &mut self.disks[disk.0]
+    }
+
+    fn start(&mut self, id: u64, op: Op) {
+        assert!(self.may_write || !op.changes_files(), "an opening that may still be refused changes nothing");
+        self.driver.submit(OpId(id), op);
     }
 
     /// Time in which nobody looked does not count for the operations on their way.
@@ -108,6 +115,7 @@ impl Ops {
             polled: environment.now(),
             tokens: FxHashMap::default(),
             disks: Vec::new(),
+            may_write: false,
         };
         // Longer than a block's write may take: making a file and flushing its directory take longer, too.
         let patience = stall_timeout.max(Duration::from_millis(100)) * 4;
@@ -134,6 +142,11 @@ impl Ops {
         ask(self.inner.borrow().driver.as_ref())
     }
 
+    /// The opening or making of the region is decided: from now on files may be changed.
+    pub(crate) fn allow_writes(&self) {
+        self.inner.borrow_mut().may_write = true;
+    }
+
     /// Starts the durable write of a block to one member.
     pub(crate) fn write_block(
         &self,
@@ -149,7 +162,7 @@ impl Ops {
         let mut inner = self.inner.borrow_mut();
         inner.tokens.insert(token, disk);
         inner.disk(disk).in_flight += 1;
-        inner.driver.submit(OpId(id), Op::Write { disk, file, offset, data });
+        inner.start(id, Op::Write { disk, file, offset, data });
     }
 
     /// Waits at the driver, wakes the tasks whose operations are done, and lists the blocks that are. Returns for how long the
@@ -224,11 +237,11 @@ impl Ops {
                 on_disk.in_flight += 1;
                 inner.waiting.insert(id, Waiting { task: Some(done), disk: Some(disk), started: now, waits });
                 inner.timers.push(Reverse((now.saturating_add(nanos(patience)), id)));
-                inner.driver.submit(OpId(id), op);
+                inner.start(id, op);
             }
         } else {
             inner.waiting.insert(id, Waiting { task: Some(done), disk: None, started: now, waits });
-            inner.driver.submit(OpId(id), op);
+            inner.start(id, op);
         }
         drop(refused.map(|task| task.send(Err(io::ErrorKind::TimedOut.into()))));
         async move { wait.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())) }

@@ -12,6 +12,7 @@ use crate::health::DiskState;
 use crate::io::{Buffer, DiskIndex};
 use crate::log::Log;
 use crate::log::disk::{Disk, Slot};
+use crate::log::lack::is_host_lack;
 use crate::log::ops::page;
 use crate::types::{DiskId, Epoch, SegmentId};
 
@@ -290,9 +291,8 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Whether a file could not be made for lack of space, or of what this process may have (descriptors, memory, threads, bytes of a file): no
-/// fault of the disk.
+/// Whether a file could not be made for lack of space, of bytes that a file may have, or because the host lacks
+/// something: no fault of the disk.
 pub(crate) fn is_short(error: &io::Error) -> bool {
-    let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::FBIG];
-    is_full(error) || lacks.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    is_full(error) || error.raw_os_error() == Some(Errno::FBIG.raw_os_error()) || is_host_lack(error)
 }

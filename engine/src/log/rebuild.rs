@@ -40,6 +40,7 @@ impl Log {
                 }
                 None if skipped.is_empty() => {
                     self.welcome_back();
+                    self.free_set_aside();
                     self.changed.wait(&mut seen).await;
                 }
                 None => {
@@ -62,6 +63,19 @@ impl Log {
             self.offer_checkpoint.set(true);
             self.publish_all();
             self.changed.raise();
+        }
+    }
+
+    /// Slots whose pages could not be read may hold what no other disk has. Once every sealed segment has its copies, they
+    /// do not.
+    fn free_set_aside(&self) {
+        let catalog = self.catalog.borrow();
+        let settled = |segment: &Segment| segment.seal.is_none() || segment.complete().count() >= QUORUM;
+        if !catalog.iter().all(|(_, segment)| settled(segment)) {
+            return;
+        }
+        for disk in self.disks.borrow_mut().iter_mut().filter(|disk| disk.is_live()) {
+            disk.free.append(&mut disk.set_aside);
         }
     }
 
@@ -182,10 +196,34 @@ impl Log {
         done
     }
 
-    /// Brings a slot to exactly the sealed bytes: what verifies there stays, the rest comes from the other copies. The pages
-    /// come last: without them it is no copy.
+    /// Brings a slot to exactly the sealed bytes. The pages come last: without them it is no copy.
     async fn fill(&self, place: &Place, header: &SegmentHeader, seal: &Seal, known: bool, pace: u64) -> Result<bool> {
-        let (mut at, mut link) = (DATA_START, start(seal));
+        if !self.copy_blocks(place, seal, (DATA_START, start(seal)), known, pace).await? {
+            return Ok(false);
+        }
+        for (offset, bytes) in [(0, header.encode()), (4096, seal.encode())] {
+            let written = match page(&bytes) {
+                Ok(page) => self.ops.write(place.disk, place.file, offset, page).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                self.could_not_rebuild(place.disk, &error);
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Brings the blocks of a slot from a position on to what was sealed: what verifies there stays, the rest comes from
+    /// the other copies. False when the disk refuses, or the segment is not wanted any longer.
+    pub(crate) async fn copy_blocks(
+        &self,
+        place: &Place,
+        seal: &Seal,
+        (mut at, mut link): (u32, Link),
+        known: bool,
+        pace: u64,
+    ) -> Result<bool> {
         while at < seal.length && !(known && planted!(LateCopyUnread)) {
             if self.is_trimmed(place.segment) || self.halted.borrow().is_some() {
                 return Ok(false);
@@ -210,16 +248,6 @@ impl Log {
                 ErrorKind::Corrupt,
                 format!("segment {}: the copies end otherwise than sealed", place.segment.0),
             ));
-        }
-        for (offset, bytes) in [(0, header.encode()), (4096, seal.encode())] {
-            let written = match page(&bytes) {
-                Ok(page) => self.ops.write(place.disk, place.file, offset, page).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = written {
-                self.could_not_rebuild(place.disk, &error);
-                return Ok(false);
-            }
         }
         Ok(true)
     }

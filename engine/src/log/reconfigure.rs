@@ -156,7 +156,7 @@ impl Log {
         set.into_iter().map(DiskIndex).collect()
     }
 
-    fn choose_set_from(&self, takes: impl Fn(&Disk) -> bool) -> Vec<usize> {
+    pub(crate) fn choose_set_from(&self, takes: impl Fn(&Disk) -> bool) -> Vec<usize> {
         let disks = self.disks.borrow();
         let members: Vec<usize> = match self.pipeline.borrow().as_ref() {
             Some(pipeline) => pipeline.members.iter().map(|member| member.disk.0).collect(),

@@ -8,8 +8,10 @@ use crate::health::DiskState;
 use crate::io::{Arena, DiskIndex};
 use crate::log::Log;
 use crate::log::attach::{Found as FoundDisks, Known};
-use crate::log::disk::Slot;
+use crate::log::catalog::Segment;
+use crate::log::disk::{Disk, Slot};
 use crate::log::index::IndexBuilder;
+use crate::log::lack::is_host_lack;
 use crate::log::pipeline::{Active, Pipeline};
 use crate::log::placement::{COPIES, QUORUM};
 use crate::log::prepare::Need;
@@ -26,17 +28,53 @@ const GENESIS: Link = Link { sequence: 1, chain: 0 };
 /// Indexes and checkpoints larger than this are not read.
 const DERIVED_LIMIT: u64 = 16 << 30;
 
+/// The end of the log, as the survey found it.
+struct Tail {
+    /// The first segment that had no seal.
+    first: SegmentId,
+    segments: Vec<TailSegment>,
+    /// After the last block.
+    link: Link,
+    end: Lsn,
+}
+
+impl Tail {
+    /// The last segment that holds something.
+    fn last(&self) -> SegmentId {
+        self.segments.last().map_or(SegmentId(self.first.0 - 1), |segment| segment.seal.segment)
+    }
+}
+
+/// A segment of the tail: its seal, and what the members of its set have of it.
+struct TailSegment {
+    seal: Seal,
+    voters: Vec<Voter>,
+}
+
 impl Log {
-    /// Opens a region that exists. What fails leaves the disks such that the same call can be made again (invariant 17).
+    /// Opens a region that exists. First it looks, and changes nothing until it has seen all that it decides on; what fails
+    /// after that leaves the disks such that the same call can be made again (invariant 17, ADR 0021).
     pub(crate) async fn recover(&self) -> Result<()> {
         let started = self.ops.now();
-        let found = self.attach_all(false).await?;
-        self.promise(&found).await?;
-        self.read_catalog_from_disks(&found).await?;
-        let (link, end, seals) = self.recover_tail(&found).await?;
-        self.publish_all();
-        self.load_tables().await?;
-        self.settle_recovered(seals).await?;
+        let mut found = self.attach_all(false).await?;
+        if planted!(WritesBeforeDecision) {
+            self.promise(&found).await?;
+        }
+        self.scan_disks(&mut found).await?;
+        let mut rounds = self.options.disks.len();
+        let tail = loop {
+            let tail = self.survey(&mut found).await?;
+            self.ops.allow_writes();
+            self.promise(&found).await?;
+            match self.write_back(&tail).await {
+                Ok(()) => break tail,
+                // A disk that alone had a part of the tail cannot be read any longer: without it the log may end elsewhere.
+                Err(error) if rounds > 0 && error.kind() != ErrorKind::System => rounds -= 1,
+                Err(error) => return Err(error),
+            }
+        };
+        let (link, end) = (tail.link, tail.end);
+        self.settle_recovered(self.unlisted_seals(tail)).await?;
         self.begin(link, end).await?;
         self.replay(end).await?;
         self.sweep().await;
@@ -44,6 +82,22 @@ impl Log {
         stats.recovery_bytes = self.recovery_bytes.get();
         stats.recovery_time = self.ops.now() - started;
         Ok(())
+    }
+
+    /// Decides what the region holds, by reading only: which segments there are, where the log ends, what is in it, and
+    /// whether this process can serve it.
+    async fn survey(&self, found: &mut FoundDisks) -> Result<Tail> {
+        self.make_catalog(found)?;
+        self.write_catalog(|catalog| catalog.builders.clear());
+        let tail = self.recover_tail(found).await?;
+        self.settle_tail(&tail);
+        self.publish_all();
+        self.load_tables(found).await?;
+        self.check_resume(tail.end)?;
+        if self.choose_set_from(Disk::serves_at_worst).len() < QUORUM {
+            return Err(self.too_few_disks());
+        }
+        Ok(tail)
     }
 
     /// Makes a region on empty directories.
@@ -58,7 +112,7 @@ impl Log {
         Ok(())
     }
 
-    /// Step 2: no writer of an older epoch can go on once a majority has promised.
+    /// Step 3: no writer of an older epoch can go on once a majority has promised.
     async fn promise(&self, found: &FoundDisks) -> Result<()> {
         {
             let mut meta = self.meta.borrow_mut();
@@ -81,9 +135,8 @@ impl Log {
         self.persist(&[]).await.map(|()| epoch)
     }
 
-    /// Steps 3 and 4 for every segment without a seal, in order. Returns the link and the position behind the last block, and the
-    /// seals that the superblocks do not know yet.
-    async fn recover_tail(&self, found: &FoundDisks) -> Result<(Link, Lsn, Vec<Seal>)> {
+    /// Step 2: walks every segment without a seal, in order.
+    async fn recover_tail(&self, found: &FoundDisks) -> Result<Tail> {
         let (mut link, first) = self.last_sealed();
         let mut end = Lsn::new(first, DATA_START);
         if let Some((id, seal)) = self.sealed_before(first) {
@@ -94,11 +147,11 @@ impl Log {
             catalog.iter().map(|(id, _)| id).filter(|id| *id >= first).collect()
         };
         let mut commit = found.committed;
-        let mut seals: Vec<(Seal, Vec<DiskIndex>)> = Vec::new();
+        let mut segments: Vec<TailSegment> = Vec::new();
         for &id in &unsealed {
-            let mut segment = self.unsealed(id, found);
+            let mut segment = self.unsealed_known(id, found);
             for &later in unsealed.iter().filter(|other| **other > id) {
-                for header in self.first_blocks(later, found).await {
+                for header in self.first_blocks(later, found).await? {
                     commit = commit.max(header.commit);
                     segment.continued.push(Link { sequence: header.sequence, chain: header.chain });
                 }
@@ -118,50 +171,82 @@ impl Log {
                 return Err(Error::new(ErrorKind::RestoreDisk, message));
             }
             let set = self.catalog.borrow().get(id).map(|segment| segment.set.clone()).unwrap_or_default();
-            let holders = segment.voters.iter().filter(|voter| !voter.lost).map(|voter| voter.place.disk).collect();
             let known = segment.seal.take();
             let seal = known.unwrap_or_else(|| seal(&segment, from, &walked, set, self.meta.borrow().log()));
-            seals.push((seal, holders));
+            segments.push(TailSegment { seal, voters: segment.voters });
             self.write_catalog(|catalog| {
                 catalog.builders.insert(id, Arc::new(builder));
             });
         }
         if link.sequence <= found.committed {
-            let message =
-                format!("the log ends before block {}, {} are known to be committed", link.sequence, found.committed);
+            let message = format!(
+                "the log ends before block {}, {} are known to be committed{}",
+                link.sequence,
+                found.committed,
+                self.left_out(found)
+            );
             return Err(Error::new(ErrorKind::RestoreDisk, message));
         }
-        let seals = self.settle_tail(first, seals);
-        Ok((link, end, seals))
+        self.check_next_segment(found, link, commit).await?;
+        Ok(Tail { first, segments, link, end })
     }
 
-    /// The recovered seals go to the catalog; segments behind them hold nothing. Returns those that are not listed.
-    fn settle_tail(&self, first: SegmentId, seals: Vec<(Seal, Vec<DiskIndex>)>) -> Vec<Seal> {
-        let last = seals.last().map_or(SegmentId(first.0 - 1), |(seal, _)| seal.segment);
-        // One that failed since its superblock was read, when it was to promise or to take a block, holds nothing (invariant 5).
-        let attached = self.attached();
+    /// Whether enough members of the last set say that they hold nothing of the segment after the last known one. A slot
+    /// that could not be read may be that segment.
+    async fn check_next_segment(&self, found: &FoundDisks, link: Link, commit: u64) -> Result<()> {
+        let last = self.catalog.borrow().iter().last().map(|(id, _)| id);
+        let next = last.map_or(self.meta.borrow().trim, |id| SegmentId(id.0 + 1));
+        let entry = self.meta.borrow().epochs.last().cloned();
+        // Nothing was written before the first epoch began.
+        let Some(EpochEntry { epoch, set, .. }) = entry else { return Ok(()) };
+        if planted!(UnreadVotes) {
+            return Ok(());
+        }
+        let segment = Segment { epoch, set, seal: None, copies: Vec::new(), settled: false };
+        let mut unsealed = self.unsealed(next, &segment, found);
+        let builder = Mutex::new(IndexBuilder::new(next));
+        self.find_end(&mut unsealed, link, commit, &builder).await.map(drop)
+    }
+
+    /// The recovered seals go to the catalog; segments after them hold nothing.
+    fn settle_tail(&self, tail: &Tail) {
         let mut catalog = self.catalog.borrow_mut();
-        let mut meta = self.meta.borrow_mut();
-        let mut unlisted = Vec::new();
-        for (seal, holders) in seals {
+        for TailSegment { seal, voters } in &tail.segments {
             let Some(segment) = catalog.get_mut(seal.segment) else { continue };
             for copy in &mut segment.copies {
-                copy.held = holders.contains(&copy.disk) && attached.contains(&copy.disk);
+                copy.held = voters.iter().any(|voter| voter.place.disk == copy.disk && voter.lacks.is_none());
             }
-            if !meta.seals.contains(&seal) {
-                unlisted.push(seal.clone());
-            }
-            segment.seal = Some(seal);
+            segment.seal = Some(seal.clone());
         }
-        // Segments behind the end begin anew, with other epochs and other ends than a change that was cut short gave them.
-        meta.seals.retain(|seal| seal.segment <= last);
-        let empty: Vec<SegmentId> = catalog.iter().map(|(id, _)| id).filter(|id| *id > last).collect();
+        let empty: Vec<SegmentId> = catalog.iter().map(|(id, _)| id).filter(|id| *id > tail.last()).collect();
         for id in empty.into_iter().rev() {
             for copy in catalog.remove(id).into_iter().flat_map(|segment| segment.copies) {
                 self.free_slot(copy.disk, copy.slot);
             }
         }
-        unlisted
+    }
+
+    /// Step 4: what one voter has goes to every other that lacks it.
+    async fn write_back(&self, tail: &Tail) -> Result<()> {
+        for TailSegment { seal, voters } in &tail.segments {
+            for voter in voters {
+                let Some(from) = voter.lacks.filter(|_| self.attached().contains(&voter.place.disk)) else { continue };
+                if self.copy_blocks(&voter.place, seal, from, true, 0).await? {
+                    self.catalog.borrow_mut().set_held(seal.segment, voter.place.disk);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The recovered seals that the superblocks do not list yet.
+    fn unlisted_seals(&self, tail: Tail) -> Vec<Seal> {
+        let last = tail.last();
+        let mut meta = self.meta.borrow_mut();
+        // Segments after the end begin again, with other epochs and other ends than a change that was cut short gave them.
+        meta.seals.retain(|seal| seal.segment <= last);
+        let seals = tail.segments.into_iter().map(|segment| segment.seal);
+        seals.filter(|seal| !meta.seals.contains(seal)).collect()
     }
 
     /// The link behind the last sealed segment, and the first segment without a seal.
@@ -183,9 +268,7 @@ impl Log {
 
     /// The disks with a vote on an unsealed segment: members of its set whose own superblock knows its epoch
     /// (invariant 7).
-    fn unsealed(&self, id: SegmentId, found: &FoundDisks) -> Unsealed {
-        let catalog = self.catalog.borrow();
-        let segment = catalog.get(id).expect("an unsealed segment was listed from the catalog");
+    fn unsealed(&self, id: SegmentId, segment: &Segment, found: &FoundDisks) -> Unsealed {
         let log = self.meta.borrow().log();
         // Every live disk promises an epoch before any learns that it begins: one that promised it, and was not behind then, is not stale.
         let knows = |known: &&Known| known.sound >= segment.epoch || planted!(StaleDiskVotes);
@@ -212,21 +295,31 @@ impl Log {
         }
     }
 
-    /// The first block of a segment, as each disk has it.
-    async fn first_blocks(&self, id: SegmentId, found: &FoundDisks) -> Vec<BlockHeader> {
-        let places: Vec<Place> = self.unsealed(id, found).voters.iter().map(|voter| voter.place).collect();
+    fn unsealed_known(&self, id: SegmentId, found: &FoundDisks) -> Unsealed {
+        let catalog = self.catalog.borrow();
+        let segment = catalog.get(id).expect("an unsealed segment was listed from the catalog");
+        self.unsealed(id, segment, found)
+    }
+
+    /// The first block of a segment, as each disk has it. One that cannot be read is left to the walk of that segment.
+    async fn first_blocks(&self, id: SegmentId, found: &FoundDisks) -> Result<Vec<BlockHeader>> {
+        let places: Vec<Place> = self.unsealed_known(id, found).voters.iter().map(|voter| voter.place).collect();
         let mut headers = Vec::new();
         for place in places {
-            let Ok(bytes) = self.read_block(&place, DATA_START, self.largest_block()).await else { continue };
+            let bytes = match self.read_block(&place, DATA_START, self.largest_block()).await {
+                Ok(bytes) => bytes,
+                Err(error) if is_host_lack(&error) => return Err(self.host_lacks(place.disk, "a segment", &error)),
+                Err(_) => continue,
+            };
             let block = crate::format::Block::verify_at(&bytes, place.log, place.epoch, id, DATA_START);
             headers.extend(block.ok().map(|block| block.header()));
         }
-        headers
+        Ok(headers)
     }
 
     /// The newest checkpoint, the indexes behind it, and the recovered tail make the tables.
-    async fn load_tables(&self) -> Result<()> {
-        let (mut tables, written, len) = self.load_checkpoint().await?;
+    async fn load_tables(&self, found: &FoundDisks) -> Result<()> {
+        let (mut tables, written, len) = self.load_checkpoint(found).await?;
         let sealed: Vec<SegmentId> = {
             let catalog = self.catalog.borrow();
             catalog.iter().map(|(id, _)| id).filter(|id| *id >= written).collect()
@@ -240,7 +333,7 @@ impl Log {
         let mut checkpointed = None;
         for id in sealed {
             if checkpointed.is_none()
-                && let Some(index) = self.load_index(id).await
+                && let Some(index) = self.load_index(id).await?
             {
                 tables.advance(&index, window);
                 next = SegmentId(id.0 + 1);
@@ -270,54 +363,73 @@ impl Log {
         Ok(())
     }
 
-    async fn load_checkpoint(&self) -> Result<(Tables, SegmentId, usize)> {
+    async fn load_checkpoint(&self, found: &FoundDisks) -> Result<(Tables, SegmentId, usize)> {
         let trim = self.meta.borrow().trim;
-        let mut known: Vec<(u32, DiskIndex)> = Vec::new();
+        let mut known: Vec<(u32, DiskIndex, u64)> = Vec::new();
         for disk in self.attached() {
-            for (name, _) in self.ops.list(disk).await.unwrap_or_default() {
+            for (name, len) in found.files.get(&disk).into_iter().flatten() {
                 let number = name.strip_prefix("checkpoint-").and_then(|number| number.parse().ok());
-                known.extend(number.map(|number| (number, disk)));
+                known.extend(number.map(|number| (number, disk, *len)));
             }
         }
         known.sort_unstable_by(|a, b| b.cmp(a));
         let log = self.meta.borrow().log();
         let after = self.catalog.borrow().iter().last().map_or(trim.0, |(id, _)| id.0 + 1);
-        for (at, &(number, disk)) in known.iter().enumerate() {
+        let mut refused = Vec::new();
+        for &(number, disk, _) in &known {
             let name = checkpoint_name(SegmentId(number));
-            let Ok(bytes) = self.ops.read_file(disk, name, DERIVED_LIMIT).await else { continue };
+            let bytes = match self.ops.read_file(disk, name.clone(), DERIVED_LIMIT).await {
+                Ok(bytes) => bytes,
+                Err(error) if is_host_lack(&error) => return Err(self.host_lacks(disk, &name, &error)),
+                // An older one does as well, as far as the segments after it are there.
+                Err(error) => {
+                    refused.push(format!("{}: {name}: {error}", self.names(&[disk.0])));
+                    continue;
+                }
+            };
             self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
             match Checkpoint::decode(&bytes) {
                 // One from a future that was lost, or from another log, is not this log's.
-                Ok(found) if found.log == log && (trim.0..=after).contains(&found.next_segment.0) => {
-                    let next = found.next_segment;
-                    // Further copies are counted, not read.
-                    let copies = known[at..].iter().filter(|(other, _)| *other == number).map(|(_, disk)| *disk);
-                    *self.checkpoint_on.borrow_mut() = copies.collect();
+                Ok(checkpoint) if checkpoint.log == log && (trim.0..=after).contains(&checkpoint.next_segment.0) => {
+                    let next = checkpoint.next_segment;
+                    // Further copies are counted by their length, not read.
+                    let same = |(other, _, len): &&(_, _, u64)| *other == number && *len == bytes.len() as u64;
+                    *self.checkpoint_on.borrow_mut() = known.iter().filter(same).map(|(_, disk, _)| *disk).collect();
                     self.offer_checkpoint.set(true);
-                    return Ok((Tables::from_checkpoint(found, self.options.client_window), next, bytes.len()));
+                    let tables = Tables::from_checkpoint(checkpoint, self.options.client_window);
+                    return Ok((tables, next, bytes.len()));
                 }
-                _ => {}
+                _ => refused.push(format!("{}: {name} is not this log's, or does not verify", self.names(&[disk.0]))),
             }
         }
         if trim.0 > 1 {
-            let message = "no disk has a checkpoint that reaches the first retained segment: restore a disk";
+            let seen = if refused.is_empty() { "none was found".to_owned() } else { refused.join(", ") };
+            let message = format!(
+                "no disk has a checkpoint that reaches segment {}, the first retained: {seen}{}; restore a disk",
+                trim.0,
+                self.left_out(found)
+            );
             return Err(Error::new(ErrorKind::RestoreDisk, message));
         }
         Ok((Tables::default(), SegmentId(1), 0))
     }
 
-    /// A sealed segment's index from any of its disks.
-    async fn load_index(&self, id: SegmentId) -> Option<SegmentIndex> {
+    /// A sealed segment's index from any of its disks. One that cannot be read is made again from the segment.
+    async fn load_index(&self, id: SegmentId) -> Result<Option<SegmentIndex>> {
         let log = self.meta.borrow().log();
         for disk in self.attached() {
-            let Ok(bytes) = self.ops.read_file(disk, index_name(id), DERIVED_LIMIT).await else { continue };
+            let bytes = match self.ops.read_file(disk, index_name(id), DERIVED_LIMIT).await {
+                Ok(bytes) => bytes,
+                Err(error) if is_host_lack(&error) => return Err(self.host_lacks(disk, &index_name(id), &error)),
+                Err(_) => continue,
+            };
             self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
             let index = SegmentIndex::decode(&bytes).ok();
             if let Some(index) = index.filter(|index| index.log == log && index.segment == id) {
-                return Some(index);
+                return Ok(Some(index));
             }
         }
-        None
+        Ok(None)
     }
 
     /// Makes a sealed segment's index again by reading it, unless that was done when its end was found.
@@ -384,11 +496,15 @@ impl Log {
     fn first_set(&self) -> Result<Vec<DiskIndex>> {
         let set = self.set_in_need();
         if set.len() < QUORUM {
-            let message = "fewer than two usable disks in different domains: restore disks or add space";
-            return Err(Error::new(self.without_disks(), message));
+            return Err(self.too_few_disks());
         }
         debug_assert!(set.len() <= COPIES, "a set has three disks at most");
         Ok(set)
+    }
+
+    fn too_few_disks(&self) -> Error {
+        let message = "fewer than two usable disks in different domains: restore disks or add space";
+        Error::new(self.without_disks(), message)
     }
 
     /// What to do where too few disks can be written: give them space, if one is full, or bring one back.
@@ -448,20 +564,26 @@ impl Log {
         Ok(())
     }
 
-    /// Hands the state machine what it has not durably applied itself.
-    async fn replay(&self, end: Lsn) -> Result<()> {
+    /// Whether the state machine can go on from where it is.
+    fn check_resume(&self, end: Lsn) -> Result<()> {
         let from = self.machine.borrow().resume_from();
         if from > end && from != Lsn::MAX {
             // What it has is not in the log: what comes next would be applied to a state of another history.
             return Err(Error::invalid(format!("the state machine resumes from {from}, the log ends at {end}")));
         }
-        if from >= end {
-            return Ok(());
-        }
         let first = self.meta.borrow().trim;
-        if from != Lsn::ZERO && from < Lsn::new(first, DATA_START) {
+        if from < end && from != Lsn::ZERO && from < Lsn::new(first, DATA_START) {
             let message = format!("the state machine resumes from {from}, the log begins at segment {}", first.0);
             return Err(Error::new(ErrorKind::Trimmed, message));
+        }
+        Ok(())
+    }
+
+    /// Hands the state machine what it has not durably applied itself.
+    async fn replay(&self, end: Lsn) -> Result<()> {
+        let from = self.machine.borrow().resume_from();
+        if from >= end {
+            return Ok(());
         }
         let segments: Vec<SegmentId> = {
             let catalog = self.catalog.borrow();
@@ -492,12 +614,16 @@ impl Log {
         // An older checkpoint may be the only one that another disk has.
         let safe = self.safe_checkpoint().is_some();
         for disk in self.attached() {
+            self.remove_unfinished(disk).await;
+            // What cannot be listed or removed takes space until the next opening.
             for (name, _) in self.ops.list(disk).await.unwrap_or_default() {
-                let number = |prefix| name.strip_prefix(prefix).and_then(|number| number.parse().ok()).map(SegmentId);
-                let old = number("checkpoint-").is_some_and(|next| safe && Some(next) != written)
-                    || number("index-").is_some_and(|id| id < trim);
-                if old || name.ends_with(".tmp") {
-                    // Left again, it takes space until the next opening.
+                let whole = name.strip_suffix(".tmp").unwrap_or(&name);
+                let number = |prefix| whole.strip_prefix(prefix).and_then(|number| number.parse().ok()).map(SegmentId);
+                let (checkpoint, index) = (number("checkpoint-"), number("index-"));
+                let cut_short = whole != name && (checkpoint.is_some() || index.is_some());
+                let old =
+                    checkpoint.is_some_and(|next| safe && Some(next) != written) || index.is_some_and(|id| id < trim);
+                if old || cut_short {
                     drop(self.ops.remove(disk, name).await);
                 }
             }

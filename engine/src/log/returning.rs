@@ -7,7 +7,8 @@ use crate::format::Member;
 use crate::health::DiskState;
 use crate::io::DiskIndex;
 use crate::log::Log;
-use crate::log::attach::member;
+use crate::log::attach::{Scan, member};
+use crate::log::placement::QUORUM;
 use crate::types::{DiskId, Epoch, Lsn};
 
 impl Log {
@@ -75,19 +76,39 @@ impl Log {
     }
 
     async fn take_known(&self, disk: DiskIndex) -> Result<()> {
-        let Some(theirs) = self.read_superblock(disk).await else {
-            let reason = self.disks.borrow()[disk.0].reason.clone();
-            return Err(Error::new(ErrorKind::RestoreDisk, reason));
-        };
+        let Some(theirs) = self.read_superblock(disk).await? else { return Err(self.why_lost(disk)) };
         let ours = self.superblock(disk, theirs.disk);
         if !self.place_disk(disk, &theirs, &ours)? {
             return Err(Error::invalid("the directory belongs to another region, or was replaced in this one"));
         }
         self.disks.borrow_mut()[disk.0].set(DiskState::Rebuilding, "it came back and is being reread");
-        for slot in self.scan_disk(disk).await {
+        let Some(files) = self.list_slots(disk).await? else { return Err(self.why_lost(disk)) };
+        let Some(scan) = self.scan_disk(disk, &files).await? else { return Err(self.why_lost(disk)) };
+        self.give_up_shortened(disk, &scan)?;
+        for slot in scan.slots {
             self.adopt(slot);
         }
+        self.remove_unfinished(disk).await;
         self.persist(&[disk]).await
+    }
+
+    fn why_lost(&self, disk: DiskIndex) -> Error {
+        Error::new(ErrorKind::RestoreDisk, self.disks.borrow()[disk.0].reason.clone())
+    }
+
+    /// Slots that have lost their end are made again, if the others hold what they held.
+    fn give_up_shortened(&self, disk: DiskIndex, scan: &Scan) -> Result<()> {
+        for (name, header) in &scan.shortened {
+            let catalog = self.catalog.borrow();
+            let ours = catalog.get(header.segment).filter(|segment| segment.epoch == header.epoch);
+            if ours.is_some_and(|segment| segment.complete().count() < QUORUM) {
+                let id = header.segment.0;
+                let message = format!("{name} has lost its end, and segment {id} has no two other copies yet");
+                return Err(Error::new(ErrorKind::RestoreDisk, message));
+            }
+            self.disks.borrow_mut()[disk.0].unfinished.push(name.clone());
+        }
+        Ok(())
     }
 
     async fn take_blank(&self, disk: DiskIndex) -> Result<()> {

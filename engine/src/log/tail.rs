@@ -4,9 +4,10 @@ use std::sync::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{ALIGN, Block, DATA_START, Seal, peek_block_len};
-use crate::io::{Buffer, Slice};
+use crate::io::Buffer;
 use crate::log::Log;
 use crate::log::index::IndexBuilder;
+use crate::log::lack::is_host_lack;
 use crate::log::placement::QUORUM;
 use crate::log::walk::{Link, Place, check};
 use crate::options::padded_transaction;
@@ -21,13 +22,13 @@ pub(crate) struct Voter {
     /// It holds everything below.
     pub(crate) flushed: Lsn,
     window: Option<(u32, Buffer)>,
-    /// A write to it failed, so it holds the log only up to there.
-    pub(crate) lost: bool,
+    /// The first position that another member has and it lacks.
+    pub(crate) lacks: Option<(u32, Link)>,
 }
 
 impl Voter {
     pub(crate) fn new(place: Place, flushed: Lsn) -> Voter {
-        Voter { place, flushed, window: None, lost: false }
+        Voter { place, flushed, window: None, lacks: None }
     }
 }
 
@@ -70,8 +71,8 @@ enum Standing {
 }
 
 impl Log {
-    /// Walks an unsealed segment from its start, writing what one member lacks back to it from one that has it.
-    /// `later` is the highest commit index that later segments show.
+    /// Walks an unsealed segment from its start and notes what one member lacks that another has. It changes nothing.
+    /// `known_commit` is the highest commit index that later segments show.
     pub(crate) async fn find_end(
         &self,
         unsealed: &mut Unsealed,
@@ -86,7 +87,7 @@ impl Log {
             }
             let mut standings = Vec::with_capacity(unsealed.voters.len());
             for voter in &mut unsealed.voters {
-                standings.push(self.stand(voter, found.end, found.link).await);
+                standings.push(self.stand(voter, found.end, found.link).await?);
             }
             let present = standings.iter().position(|standing| matches!(standing, Standing::Present(_)));
             let present = present.filter(|_| {
@@ -96,14 +97,13 @@ impl Log {
                 self.check_end(unsealed, &standings, &mut found).await?;
                 return Ok(found);
             };
-            self.keep(unsealed, holder, &standings, &mut found, builder).await?;
+            keep(unsealed, holder, &standings, &mut found, builder);
         }
     }
 
-    async fn stand(&self, voter: &mut Voter, at: u32, link: Link) -> Standing {
-        let size = self.options.segment_bytes;
-        if voter.lost || at >= size {
-            return if voter.lost { Standing::Unreadable } else { Standing::Empty };
+    async fn stand(&self, voter: &mut Voter, at: u32, link: Link) -> Result<Standing> {
+        if at >= self.options.segment_bytes {
+            return Ok(Standing::Empty);
         }
         let place = voter.place;
         // A block that the window cuts off is read again with all its bytes.
@@ -113,7 +113,8 @@ impl Log {
                 Some(window) => window,
                 None => match self.read_block(&place, at, WINDOW).await {
                     Ok(bytes) => (at, bytes),
-                    Err(_) => return Standing::Unreadable,
+                    Err(error) if is_host_lack(&error) => return Err(self.host_lacks(place.disk, "a segment", &error)),
+                    Err(_) => return Ok(Standing::Unreadable),
                 },
             };
             let here = bytes.get((at - start) as usize..).unwrap_or(&[]);
@@ -122,15 +123,15 @@ impl Log {
             let cut = peek_block_len(here).is_some_and(|claimed| claimed > here.len());
             voter.window = Some((start, bytes));
             match verdict {
-                Ok(len) => return Standing::Present(len),
+                Ok(len) => return Ok(Standing::Present(len)),
                 Err(_) if cut => {
                     voter.window = None;
                 }
-                Err(_) if empty => return Standing::Empty,
-                Err(_) => return Standing::NotHere,
+                Err(_) if empty => return Ok(Standing::Empty),
+                Err(_) => return Ok(Standing::NotHere),
             }
         }
-        Standing::NotHere
+        Ok(Standing::NotHere)
     }
 
     pub(crate) fn largest_block(&self) -> usize {
@@ -152,57 +153,18 @@ impl Log {
         }
     }
 
-    /// Any Present keeps the block: it goes to every voter that lacks it, before anything of it is shown.
-    async fn keep(
-        &self,
-        unsealed: &mut Unsealed,
-        holder: usize,
-        standings: &[Standing],
-        found: &mut Found,
-        builder: &Mutex<IndexBuilder>,
-    ) -> Result<()> {
-        let Standing::Present(len) = standings[holder] else { return Ok(()) };
-        let voter = &unsealed.voters[holder];
-        let Some((start, window)) = &voter.window else { return Ok(()) };
-        let from = (found.end - start) as usize;
-        let bytes = &window[from..from + len];
-        let block = Block::trusted(bytes);
-        let header = block.header();
-        found.link = Link { sequence: header.sequence + 1, chain: block.checksum() };
-        found.commit = found.commit.max(header.commit);
-        {
-            let mut builder = crate::shared::lock(builder);
-            for (ordinal, (_, frame)) in block.frames().enumerate() {
-                found.transactions += 1;
-                found.records += frame.count() as u64;
-                builder.add(Lsn::new(unsealed.segment, found.end | ordinal as u32), &frame);
-            }
-        }
-        let lacking = standings.iter().any(|standing| !matches!(standing, Standing::Present(_)));
-        let lacking = lacking && !planted!(SkipWriteBack);
-        let copy = lacking.then(|| shared(bytes)).transpose()?;
-        for (voter, standing) in unsealed.voters.iter_mut().zip(standings) {
-            let (Some(data), false) = (&copy, matches!(standing, Standing::Present(_))) else { continue };
-            if voter.lost {
-                continue;
-            }
-            let place = voter.place;
-            voter.window = None;
-            let written = self.ops.write(place.disk, place.file, u64::from(found.end), data.clone()).await;
-            voter.lost = written.is_err();
-        }
-        found.end += len as u32;
-        Ok(())
-    }
-
     /// No voter has the position. It is the end if enough of them are Absent; a Faulty one is never counted.
     async fn check_end(&self, unsealed: &mut Unsealed, standings: &[Standing], found: &mut Found) -> Result<()> {
         let is_full = found.end >= self.options.segment_bytes || unsealed.continued.contains(&found.link);
         if is_full && unsealed.seal.is_none() {
             return Ok(());
         }
+        // What lies after the end may say that the end is committed: a member that cannot be read there does not know.
+        let mut looked = Vec::with_capacity(unsealed.voters.len());
         for voter in &unsealed.voters {
-            found.commit = found.commit.max(self.later_commit(voter, found.end).await);
+            let commit = self.later_commit(voter, found.end).await?;
+            looked.push(commit.is_some() || planted!(FaultyIsAbsent));
+            found.commit = found.commit.max(commit.unwrap_or(0));
         }
         let at = Lsn::new(unsealed.segment, found.end);
         let committed = found.link.sequence <= found.commit || unsealed.seal.is_some();
@@ -210,7 +172,8 @@ impl Log {
             let not_here = matches!(standing, Standing::Empty | Standing::NotHere);
             (not_here && !committed && voter.flushed <= at) || planted!(FaultyIsAbsent)
         };
-        let pairs = || unsealed.voters.iter().zip(standings).filter(|pair| absent(*pair));
+        let all = || unsealed.voters.iter().zip(standings).zip(&looked);
+        let pairs = || all().filter(|(pair, looked)| **looked && absent(*pair)).map(|(pair, _)| pair);
         let bare = unsealed.bare.iter().filter(|flushed| !committed && **flushed <= at).count();
         // One of those that do not verify may be the last flushed block, rotten: the strict setting does not count it.
         let doubt = self.options.strict_tail && pairs().any(|(_, standing)| *standing == Standing::NotHere);
@@ -234,9 +197,16 @@ impl Log {
 
     /// The highest commit index that blocks behind `at` show: the block after a broken one starts within the
     /// largest block's length.
-    async fn later_commit(&self, voter: &Voter, at: u32) -> u64 {
+    async fn later_commit(&self, voter: &Voter, at: u32) -> Result<Option<u64>> {
         let place = voter.place;
-        let Ok(bytes) = self.read_block(&place, at, self.largest_block()).await else { return 0 };
+        if at >= self.options.segment_bytes {
+            return Ok(Some(0));
+        }
+        let bytes = match self.read_block(&place, at, self.largest_block()).await {
+            Ok(bytes) => bytes,
+            Err(error) if is_host_lack(&error) => return Err(self.host_lacks(place.disk, "a segment", &error)),
+            Err(_) => return Ok(None),
+        };
         let offsets = (ALIGN..bytes.len()).step_by(ALIGN);
         let commits = offsets.filter_map(|offset| {
             let rest = &bytes[offset..];
@@ -244,8 +214,40 @@ impl Log {
             let block = Block::verify_at(rest, place.log, place.epoch, place.segment, at + offset as u32).ok()?;
             Some(block.header().commit)
         });
-        commits.max().unwrap_or(0)
+        Ok(Some(commits.max().unwrap_or(0)))
     }
+}
+
+/// Any Present keeps the block: it is written to every voter that lacks it before anything of it is shown.
+fn keep(
+    unsealed: &mut Unsealed,
+    holder: usize,
+    standings: &[Standing],
+    found: &mut Found,
+    builder: &Mutex<IndexBuilder>,
+) {
+    let Standing::Present(len) = standings[holder] else { return };
+    let Some((start, window)) = &unsealed.voters[holder].window else { return };
+    let from = (found.end - start) as usize;
+    let block = Block::trusted(&window[from..from + len]);
+    let header = block.header();
+    let before = (found.end, found.link);
+    found.link = Link { sequence: header.sequence + 1, chain: block.checksum() };
+    found.commit = found.commit.max(header.commit);
+    {
+        let mut builder = crate::shared::lock(builder);
+        for (ordinal, (_, frame)) in block.frames().enumerate() {
+            found.transactions += 1;
+            found.records += frame.count() as u64;
+            builder.add(Lsn::new(unsealed.segment, found.end | ordinal as u32), &frame);
+        }
+    }
+    for (voter, standing) in unsealed.voters.iter_mut().zip(standings) {
+        if !matches!(standing, Standing::Present(_)) && !planted!(SkipWriteBack) {
+            voter.lacks.get_or_insert(before);
+        }
+    }
+    found.end += len as u32;
 }
 
 /// The seal of a segment whose end was found.
@@ -269,9 +271,4 @@ pub(crate) fn seal(
         records: found.records,
         set,
     }
-}
-
-fn shared(bytes: &[u8]) -> Result<Slice> {
-    crate::log::ops::page(bytes)
-        .map_err(|error| Error::new(ErrorKind::System, format!("no memory for a block: {error}")))
 }

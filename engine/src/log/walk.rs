@@ -4,6 +4,7 @@ use crate::error::Corruption;
 use crate::format::{Block, FormatError, Seal, peek_block_len};
 use crate::io::{Buffer, DiskIndex, FileId};
 use crate::log::Log;
+use crate::log::lack::is_host_lack;
 use crate::types::{Epoch, LogId, SegmentId};
 
 /// How much is read at once.
@@ -42,7 +43,7 @@ impl Broken {
         match self {
             Broken::Bytes(corruption) => crate::Error::corrupt(corruption.clone()),
             Broken::Disk(error) => crate::Error::new(
-                crate::ErrorKind::RestoreDisk,
+                if is_host_lack(error) { crate::ErrorKind::System } else { crate::ErrorKind::RestoreDisk },
                 format!("segment {} offset {at} could not be read: {error}", place.segment.0),
             ),
         }

@@ -113,6 +113,12 @@ pub enum Bug {
     RefusalForgotten,
     /// Who waits for the secondary is answered by the position of a lane that does not send his account.
     LackingForgotten,
+    /// An opening takes a slot that it could not open for one that is not there.
+    UnopenedIsAbsent,
+    /// A disk with a slot that could not be read says that it holds nothing of the next segment.
+    UnreadVotes,
+    /// An opening promises before it has looked.
+    WritesBeforeDecision,
     /// A contract counts as kept however old last sync time is.
     OldIsKept,
     /// A repetition does not wait for the secondary.
@@ -179,7 +185,7 @@ impl Bug {
         [Bug::PagesForgetNothing, Bug::EndsListedAtOnce, Bug::RoomNotMade, Bug::EncoderRefusalSwallowed];
 
     /// Those that one region shows.
-    pub const ALL: [Bug; 29] = [
+    pub const ALL: [Bug; 30] = [
         Bug::CommitBeforeQuorum,
         Bug::AckBeforeDurable,
         Bug::SkipWriteBack,
@@ -209,6 +215,7 @@ impl Bug {
         Bug::AllIsQuorum,
         Bug::RepeatSkipsThird,
         Bug::LateCloseGoesOn,
+        Bug::WritesBeforeDecision,
     ];
 }
 

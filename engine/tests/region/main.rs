@@ -20,3 +20,4 @@ mod read;
 mod retries;
 mod slow;
 mod strict;
+mod unopened;

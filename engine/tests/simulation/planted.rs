@@ -77,4 +77,5 @@ caught! {
     all_is_answered_like_quorum: AllIsQuorum,
     a_repetition_skips_the_third_copy: RepeatSkipsThird,
     a_late_closing_goes_on: LateCloseGoesOn,
+    opening_writes_before_it_has_decided: WritesBeforeDecision,
 }
