@@ -22,6 +22,9 @@ pub struct DiskConfig {
     pub zone: String,
 }
 
+/// Bytes of a checkpoint or an index: their archives have offsets of 32 bits.
+const DERIVED_MOST: u64 = (2 << 30) - (1 << 20);
+
 impl DiskConfig {
     /// A disk that is a fault domain and an upgrade domain of its own, named `name`, in the zone `zone`.
     #[must_use]
@@ -87,7 +90,8 @@ pub struct Options {
     /// A copy that lacks so many bytes of what is committed has stalled and is replaced, or the log waits for it where it
     /// cannot be spared. From the largest block to 1 TiB, default 64 MiB.
     pub lag_bytes: usize,
-    /// Accounts that can exist, 1 to 16,777,216. Default 65,536.
+    /// Accounts that can exist, 1 to 16,777,216. Default 65,536. What they, partitions and the clients' windows come to when all are full
+    /// has to fit a checkpoint of 2 GiB: 208 bytes an account, 96 a partition, 96 a remembered sequence.
     pub max_accounts: usize,
     /// Partitions that can exist, 1 to 16,777,216; about 260 bytes of memory each. Default 1,048,576.
     pub max_partitions: usize,
@@ -201,6 +205,13 @@ impl Options {
                 "transaction_bytes: a block of {largest} does not fit segments of {segment}"
             )));
         }
+        let (checkpoint, index) = self.derived_bounds();
+        if checkpoint.max(index) > DERIVED_MOST {
+            return Err(Error::invalid(format!(
+                "max_partitions, max_accounts, max_clients x client_window, segment_bytes: a full checkpoint would take {checkpoint} \
+                 bytes and a segment's index {index}, {DERIVED_MOST} accepted"
+            )));
+        }
         if !(Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&self.stall_timeout) {
             return Err(Error::invalid("stall_timeout: 1 ms to a day accepted"));
         }
@@ -210,6 +221,27 @@ impl Options {
     /// The bytes of the ring that blocks lie in: the hot ones, those on their way, the open one, and what a block leaves unused at the ring's end.
     pub(crate) fn block_memory(&self) -> usize {
         self.hot_bytes + (self.commit_depth + 3) * self.block_bytes
+    }
+
+    /// The bytes of the fullest checkpoint, and of the fullest index of a segment: what each row takes as archived, or more.
+    fn derived_bounds(&self) -> (u64, u64) {
+        const PARTITION: u64 = 96;
+        const POSTING: u64 = 12;
+        const CLIENT: u64 = 96;
+        const ACCOUNT: u64 = 208;
+        /// Lanes and the envelope.
+        const OTHERS: u64 = 1 << 20;
+        let (partitions, accounts) = (self.max_partitions as u64, self.max_accounts as u64);
+        let clients = self.max_clients as u64 * self.client_window as u64;
+        let checkpoint = partitions * PARTITION + accounts * ACCOUNT + clients * CLIENT + OTHERS;
+        // No frame is shorter than 96 bytes. Restarts hold a partition in 48.
+        let (frames, restarts) = (u64::from(self.segment_bytes) / 96, u64::from(self.segment_bytes) / 48);
+        let index = frames * POSTING
+            + (frames.min(partitions) + restarts.min(partitions)) * PARTITION
+            + frames.min(accounts) * ACCOUNT
+            + frames.min(clients) * CLIENT
+            + OTHERS;
+        (checkpoint, index)
     }
 
     /// An upper bound of the engine's memory in bytes: queues, blocks in flight, hot blocks, indexes and tables.
@@ -259,4 +291,110 @@ pub(crate) fn check_account_name(name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid(format!("account name {name:?}: 1 to 128 bytes without control characters accepted")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::Account;
+    use crate::format::{
+        Checkpoint, ClientCommit, CommitOutcome, IndexPartition, PartitionRecord, Posting, SegmentIndex, SystemState,
+    };
+    use crate::geo::Digest;
+    use crate::types::{AccountId, Ack, ClientId, LogId, Lsn, PartitionId, Role, SegmentId};
+
+    const ROWS: usize = 3000;
+
+    fn system() -> SystemState {
+        let account = |id: usize| Account {
+            id: AccountId(id as u64),
+            name: "n".repeat(128),
+            epoch: 1,
+            ack: Ack::All,
+            role: Role::Primary,
+            read_access: true,
+            contract: None,
+            lane: None,
+        };
+        SystemState { accounts: (0..ROWS).map(account).collect(), progress: Vec::new(), restarts: Vec::new(), time: 1 }
+    }
+
+    fn clients() -> Vec<ClientCommit> {
+        let outcome = |sequence: usize| CommitOutcome {
+            sequence: sequence as u64,
+            partition: PartitionId(1),
+            lsn: Lsn(0),
+            first_sequence: 0,
+            records: 1,
+        };
+        let commit = |sequence| ClientCommit { account: AccountId(1), client: ClientId(1), outcome: outcome(sequence) };
+        (0..ROWS).map(commit).collect()
+    }
+
+    /// Options whose bounds are the rows of these tests.
+    fn bounded() -> Options {
+        let mut options = Options::new(Vec::new());
+        (options.max_accounts, options.max_partitions) = (ROWS, ROWS);
+        (options.max_clients, options.client_window) = (1, ROWS);
+        options
+    }
+
+    #[test]
+    fn h1_a_full_checkpoint_takes_no_more_than_its_bound() {
+        let partition = |partition: usize| PartitionRecord {
+            account: AccountId(1),
+            partition: PartitionId(partition as u128),
+            next_sequence: 1,
+            digest: Digest::default(),
+            restarted: SegmentId(0),
+        };
+        let partitions = (0..ROWS).map(partition).collect();
+        let (log, next_segment) = (LogId(1), SegmentId(1));
+        let full = Checkpoint { log, next_segment, system: system(), partitions, clients: clients() }.encode();
+        let (bound, _) = bounded().derived_bounds();
+        assert!((full.len() as u64) < bound - (1 << 20) + 4096, "{} bytes, {bound} computed", full.len());
+    }
+
+    #[test]
+    fn h1_a_full_index_takes_no_more_than_its_bound() {
+        let partition = |partition: usize| IndexPartition {
+            account: AccountId(1),
+            partition: PartitionId(partition as u128),
+            first_sequence: 0,
+            next_sequence: 1,
+            first_posting: partition as u32,
+            postings: 1,
+            digest: Digest::default(),
+        };
+        let index = SegmentIndex {
+            log: LogId(1),
+            segment: SegmentId(1),
+            partitions: (0..ROWS).map(partition).collect(),
+            postings: (0..ROWS).map(|_| Posting { offset: 8192, sequence: 0 }).collect(),
+            clients: clients(),
+            system: system(),
+        };
+        let mut options = bounded();
+        options.segment_bytes = 96 * ROWS as u32;
+        let (full, (_, bound)) = (index.encode().len() as u64, options.derived_bounds());
+        assert!(full < bound - (1 << 20) + 4096, "{full} bytes, {bound} computed");
+    }
+
+    #[test]
+    fn h1_options_whose_checkpoint_or_index_would_not_fit_are_refused() {
+        let disks = ["a", "b", "c"].map(|name| DiskConfig::new(format!("/{name}"), name, "zone"));
+        let spoils: [fn(&mut Options); 4] = [
+            |options| options.max_accounts = 1 << 24,
+            |options| (options.max_clients, options.client_window) = (1 << 10, 1 << 16),
+            |options| (options.max_partitions, options.max_accounts) = (1 << 24, 1 << 22),
+            |options| (options.max_partitions, options.segment_bytes) = (1 << 24, 2 << 30),
+        ];
+        for spoil in spoils {
+            let mut options = Options::new(disks.to_vec());
+            options.validate().expect("the defaults fit");
+            spoil(&mut options);
+            let refused = options.validate().expect_err("too large together").to_string();
+            assert!(refused.contains("max_partitions") && refused.contains("2146435072 accepted"), "{refused}");
+        }
+    }
 }

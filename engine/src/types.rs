@@ -53,6 +53,11 @@ impl fmt::Debug for Lsn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct SegmentId(pub u32);
 
+impl SegmentId {
+    /// No segment has a higher number, and this one takes no blocks: a region whose numbers are used up can still be opened and read.
+    pub(crate) const LAST: SegmentId = SegmentId(u32::MAX - 1);
+}
+
 /// The identity of a region's log, drawn at creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogId(pub u128);

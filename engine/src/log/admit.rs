@@ -15,7 +15,7 @@ use crate::log::tables::{Retry, RetryKey, Tables};
 use crate::options::{check_account_name, padded_transaction};
 use crate::shared::{AccountChange, Commit, PutAccount, Request};
 use crate::transaction::{Receipt, Transaction};
-use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId, Role};
+use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId, Role, SegmentId};
 
 /// Frames of one block, at most: a position's low 12 bits name the frame in its block.
 pub(crate) const MAX_FRAMES: u32 = 4096;
@@ -138,7 +138,7 @@ impl Log {
             }
             (AccountChange::Create(ack), None) => {
                 if tables.accounts().count() >= self.options.max_accounts {
-                    return Err(Error::new(ErrorKind::LimitReached, "max_accounts is reached"));
+                    return Err(too_many_accounts(self.options.max_accounts));
                 }
                 Ok(Account {
                     id: tables.next_account(self.meta.borrow().log()),
@@ -260,7 +260,7 @@ impl Log {
                 return Err(error);
             }
             if !pipeline.has_room(len, self.options.segment_bytes) {
-                return if pipeline.no_space { Err(self.no_space()) } else { Ok(None) };
+                return if pipeline.no_space { Err(self.no_space(pipeline.active.id)) } else { Ok(None) };
             }
             if !self.make_room(pipeline, len, now)? {
                 return Ok(None);
@@ -383,8 +383,18 @@ fn reused(account: &Account, key: RetryKey, found: &CommitOutcome, asked: Partit
     Error::new(ErrorKind::SequenceReused, message)
 }
 
+/// There is no room for another account.
+pub(super) fn too_many_accounts(most: usize) -> Error {
+    Error::new(ErrorKind::LimitReached, format!("max_accounts is {most}, and as many exist: raise it and open again"))
+}
+
 impl Log {
-    fn no_space(&self) -> Error {
+    fn no_space(&self, active: SegmentId) -> Error {
+        if active.0 >= SegmentId::LAST.0 - 1 {
+            let message =
+                format!("segment numbers are used up: {} were given out; what is there can be read", active.0);
+            return Error::new(ErrorKind::LimitReached, message);
+        }
         let disks = self.disks.borrow();
         let each = disks.iter().filter_map(|disk| Some((disk.config.path.display(), disk.short.as_ref()?)));
         let each: Vec<String> = each.map(|(path, why)| format!("{path}: {why}")).collect();

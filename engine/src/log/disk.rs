@@ -25,7 +25,9 @@ impl Slot {
     }
 
     pub(crate) fn parse(name: &str) -> Option<u32> {
-        name.strip_prefix("slot-").filter(|digits| digits.len() >= 6)?.parse().ok()
+        let number = name.strip_prefix("slot-").filter(|digits| digits.len() >= 6)?.parse().ok();
+        // There is always a next one.
+        number.filter(|number| *number < u32::MAX)
     }
 }
 

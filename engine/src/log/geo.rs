@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, MAX_RESTARTED, encode_account, encode_mark, encode_progress, encode_restart};
 use crate::geo::{Anchor, Arrived, Carried, Digest, Holding, Imported, Lane, Mark, Progress, Restart};
 use crate::log::Log;
-use crate::log::admit::Entry;
+use crate::log::admit::{Entry, too_many_accounts};
 use crate::log::pipeline::{Done, Pending};
 use crate::log::tables::RetryKey;
 use crate::sync::ticket::Resolver;
@@ -401,7 +401,7 @@ impl Log {
             let tables = self.tables.borrow();
             match (tables.account(id), tables.account_named(&record.name)) {
                 (None, None) if tables.accounts().count() >= self.options.max_accounts => {
-                    return Err(Error::new(ErrorKind::LimitReached, "max_accounts is reached"));
+                    return Err(too_many_accounts(self.options.max_accounts));
                 }
                 // The upper half of a number says which log gives it out: this one would give it to an account of its own.
                 (None, None) if id.0 >> 32 == own => return Err(taken(account)),

@@ -331,7 +331,8 @@ impl Log {
         let now = self.ops.now();
         let ok = result.is_ok();
         let progress = self.with(|pipeline| {
-            let started = pipeline.flying.front().map(|front| sequence.wrapping_sub(front.sequence) as usize);
+            let since = |front: &pipeline::Flying| sequence.wrapping_sub(front.sequence) & ops::SEQUENCE;
+            let started = pipeline.flying.front().map(|front| since(front) as usize);
             let started = started.and_then(|at| pipeline.flying.get(at)).map(|flying| flying.started);
             let disk = pipeline.members.iter().find(|member| member.token == token).map(|member| member.disk);
             if let (Some(started), Some(disk), true) = (started, disk, ok) {
@@ -417,10 +418,16 @@ impl Log {
         wakers.into_iter().for_each(std::task::Waker::wake);
     }
 
+    /// A name for a member's writes. Names come again after 32,767 of them: one under which a disk that hangs still has writes on
+    /// their way is passed over, or their results would be taken for those of another member.
     pub(crate) fn token(&self) -> u16 {
-        let token = self.tokens.get();
-        self.tokens.set(if token == 0x7fff { 1 } else { token + 1 });
-        token
+        loop {
+            let token = self.tokens.get();
+            self.tokens.set(if token == 0x7fff { 1 } else { token + 1 });
+            if !self.ops.has_token(token) || planted!(TokenOfAnother) {
+                return token;
+            }
+        }
     }
 
     /// The paths of these disks, for messages.

@@ -23,9 +23,13 @@ use crate::io::{
 /// Names a block's write: this bit, the member's token (15 bits), the block's sequence (48 bits).
 const BLOCK: u64 = 1 << 63;
 
+/// The bits of a block's sequence that name its write: far more than can be on their way at once.
+pub(crate) const SEQUENCE: u64 = (1 << 48) - 1;
+
 /// A block's write that has finished.
 pub(crate) struct BlockDone {
     pub(crate) token: u16,
+    /// Its [`SEQUENCE`] bits.
     pub(crate) sequence: u64,
     pub(crate) result: io::Result<()>,
 }
@@ -52,8 +56,8 @@ struct Inner {
     finished: Vec<Completion>,
     /// When the last poll returned.
     polled: u64,
-    /// The disk of each member's token.
-    tokens: FxHashMap<u16, DiskIndex>,
+    /// The disk of each member's token with writes on their way, and how many they are.
+    tokens: FxHashMap<u16, (DiskIndex, u32)>,
     /// What is on its way, by disk.
     disks: Vec<OnDisk>,
     /// False while an opening may still be refused: until then nothing on a disk is changed (ADR 0021).
@@ -80,6 +84,17 @@ impl Inner {
     fn start(&mut self, id: u64, op: Op) {
         assert!(self.may_write || !op.changes_files(), "an opening that may still be refused changes nothing");
         self.driver.submit(OpId(id), op);
+    }
+
+    /// A block's write has returned.
+    fn written(&mut self, token: u16) {
+        let Some((disk, writes)) = self.tokens.get_mut(&token) else { return };
+        *writes -= 1;
+        let (disk, last) = (*disk, *writes == 0);
+        if last {
+            self.tokens.remove(&token);
+        }
+        self.disk(disk).in_flight -= 1;
     }
 
     /// Time in which nobody looked does not count for the operations on their way.
@@ -157,10 +172,10 @@ impl Ops {
         offset: u64,
         data: Slice,
     ) {
-        assert!(token < 1 << 15 && sequence < 1 << 48, "a block's write fits its name");
-        let id = BLOCK | (u64::from(token) << 48) | sequence;
+        assert!(token < 1 << 15, "a block's write fits its name");
+        let id = BLOCK | (u64::from(token) << 48) | (sequence & SEQUENCE);
         let mut inner = self.inner.borrow_mut();
-        inner.tokens.insert(token, disk);
+        inner.tokens.entry(token).or_insert((disk, 0)).1 += 1;
         inner.disk(disk).in_flight += 1;
         inner.start(id, Op::Write { disk, file, offset, data });
     }
@@ -184,10 +199,8 @@ impl Ops {
         inner.polled = now;
         for Completion { id: OpId(id), result } in finished.drain(..) {
             if id & BLOCK != 0 {
-                let (token, sequence) = ((id >> 48) as u16 & 0x7fff, id & ((1 << 48) - 1));
-                if let Some(&disk) = inner.tokens.get(&token) {
-                    inner.disk(disk).in_flight -= 1;
-                }
+                let (token, sequence) = ((id >> 48) as u16 & 0x7fff, id & SEQUENCE);
+                inner.written(token);
                 blocks.push(BlockDone { token, sequence, result: result.map(drop) });
             } else if let Some(Waiting { task, disk, .. }) = inner.waiting.remove(&id) {
                 if let Some(disk) = disk {
@@ -245,6 +258,11 @@ impl Ops {
         }
         drop(refused.map(|task| task.send(Err(io::ErrorKind::TimedOut.into()))));
         async move { wait.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())) }
+    }
+
+    /// Whether writes of blocks under this token have not returned.
+    pub(crate) fn has_token(&self, token: u16) -> bool {
+        self.inner.borrow().tokens.contains_key(&token)
     }
 
     /// Operations on a disk that have not returned.

@@ -12,6 +12,7 @@ use crate::io::{Arena, Buffer, DiskIndex, FileId, Slice};
 use crate::log::admit::MAX_FRAMES;
 use crate::log::disk::Slot;
 use crate::log::geo::GeoDone;
+use crate::log::ops::SEQUENCE;
 use crate::log::placement::{COPIES, QUORUM};
 use crate::log::tables::RetryKey;
 use crate::sync::ticket::Resolver;
@@ -324,10 +325,12 @@ impl Pipeline {
             return Progress::Lost(member.disk);
         }
         // Invariant 5: what completes on a member after it failed once does not count.
-        if !member.live || sequence < first {
+        if !member.live {
             return Progress::None;
         }
-        if let Some(flying) = self.flying.get_mut((sequence - first) as usize) {
+        // One that came before the first is far behind the last.
+        let since = sequence.wrapping_sub(first) & SEQUENCE;
+        if let Some(flying) = self.flying.get_mut(since as usize) {
             flying.done |= 1 << at;
         }
         if planted!(AckOutOfOrder) {

@@ -56,6 +56,10 @@ impl Log {
             let disks: Vec<DiskIndex> = pipeline.members.iter().map(|member| member.disk).collect();
             (pipeline.epoch, SegmentId(pipeline.active.id.0 + 1), disks, self.set_ids(pipeline))
         });
+        if id >= SegmentId::LAST {
+            self.with(|pipeline| pipeline.no_space = true);
+            return;
+        }
         let prepared = self.prepare(epoch, id, &disks, &set, Need::Growth).await;
         let stale = self.with(|pipeline| pipeline.epoch != epoch || pipeline.paused || pipeline.next.is_some());
         match prepared {
@@ -241,7 +245,7 @@ impl Log {
         let number = {
             let mut disks = self.disks.borrow_mut();
             let disk = &mut disks[disk.0];
-            if self.has_all_slots(disk) {
+            if self.has_all_slots(disk) || disk.next_slot == u32::MAX {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             disk.slots += 1;

@@ -297,7 +297,8 @@ impl Log {
             pipeline.chain = seal.end_chain;
             let files = slots.iter().map(|slot| slot.file).collect();
             pipeline.active = Active::new(id, files, first, seal.end_chain);
-            pipeline.may_fill = set.iter().all(|disk| self.has_another_slot(*disk, pipeline.no_space));
+            pipeline.may_fill =
+                id < SegmentId::LAST && set.iter().all(|disk| self.has_another_slot(*disk, pipeline.no_space));
             self.open_segment(pipeline, id, slots);
             again
         });

@@ -549,7 +549,7 @@ impl Log {
             impatient: 0,
             starved: false,
             no_space: false,
-            may_fill: set.iter().all(|disk| !self.disks.borrow()[disk.0].free.is_empty()),
+            may_fill: id < SegmentId::LAST && set.iter().all(|disk| !self.disks.borrow()[disk.0].free.is_empty()),
             memory,
             wakers: Vec::new(),
             released: (0, 0),

@@ -1,7 +1,7 @@
 //! What the log knows of accounts, partitions and clients: derived from committed frames, checkpointed, never guessed.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rustc_hash::FxHashMap;
 
@@ -46,7 +46,7 @@ pub(crate) struct Partition {
     pub(crate) restarted: SegmentId,
 }
 
-/// Lanes that may ever lead to a region, at most.
+/// Lanes that lead to a region, at most.
 const MAX_LANES: usize = 1024;
 
 fn full(exist: usize) -> Error {
@@ -109,7 +109,14 @@ impl Tables {
         let (digest, lane) = self.digests.entry(record.id).or_default();
         if *lane != record.lane {
             let (digest, before) = (*digest, std::mem::replace(lane, record.lane));
-            before.into_iter().for_each(|lane| self.lanes.entry(lane).or_default().unmerge(digest));
+            if let Some(before) = before {
+                let rest = self.lanes.entry(before).or_default();
+                rest.unmerge(digest);
+                // One that brings nothing takes no room.
+                if *rest == Digest::default() {
+                    self.lanes.remove(&before);
+                }
+            }
             record.lane.into_iter().for_each(|lane| self.lanes.entry(lane).or_default().merge(digest));
         }
         self.names.insert(record.name.clone(), record.id);
@@ -230,16 +237,31 @@ impl Tables {
         self.cuts.get(&lane).copied()
     }
 
+    /// A lane more than there may be takes the place of one that brings no account here.
     pub(crate) fn put_progress(&mut self, progress: Progress) {
+        if !self.progress.contains_key(&progress.lane)
+            && self.progress.len() >= MAX_LANES
+            && let Some(idle) = self.idle_lane()
+        {
+            self.progress.remove(&idle);
+            self.cuts.remove(&idle);
+        }
         self.progress.insert(progress.lane, progress);
+    }
+
+    /// A lane that brings no account. Should it bring one again, the copy begins in bootstrap and needs no progress.
+    fn idle_lane(&self) -> Option<Lane> {
+        let busy: BTreeSet<Lane> = self.accounts.values().filter_map(|account| account.lane).collect();
+        self.progress.keys().find(|lane| !busy.contains(lane)).copied().filter(|_| !planted!(IdleLanesStay))
     }
 
     /// Whether there is room for another lane, or none is needed.
     pub(crate) fn admits_lane(&self, lane: Lane) -> Result<()> {
-        if self.progress.contains_key(&lane) || self.progress.len() < MAX_LANES {
+        if self.progress.contains_key(&lane) || self.progress.len() < MAX_LANES || self.idle_lane().is_some() {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::LimitReached, format!("{MAX_LANES} lanes lead here already")))
+        let message = format!("{MAX_LANES} lanes bring accounts here already, {MAX_LANES} accepted");
+        Err(Error::new(ErrorKind::LimitReached, message))
     }
 
     fn put_system(&mut self, system: &SystemState) {
@@ -392,7 +414,7 @@ impl Tables {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::types::{Ack, Role};
 
@@ -427,6 +449,35 @@ mod tests {
         let mut take = |partition| tables.append(AccountId(1), PartitionId(partition), 2, &options, |_| 0);
         assert_eq!((take(1).expect("room"), take(1).expect("room")), (0, 2));
         assert_eq!(take(2).expect_err("full").kind(), ErrorKind::LimitReached);
+    }
+
+    #[test]
+    pub(crate) fn h1_lanes_that_bring_no_account_make_room_for_others() {
+        let mut tables = Tables::default();
+        let lane = |number: usize| Lane { log: LogId(5), number: number as u32 };
+        let account = |number: usize| Account {
+            id: AccountId(number as u64 + 1),
+            name: number.to_string(),
+            epoch: 1,
+            ack: Ack::All,
+            role: Role::Secondary,
+            read_access: true,
+            contract: None,
+            lane: Some(lane(number)),
+        };
+        tables.put_account(account(0));
+        // A primary that is made again and again comes by another lane each time.
+        for number in 0..3 * MAX_LANES {
+            tables.admits_lane(lane(number)).expect("room for a lane");
+            tables.put_progress(Progress { position: Lsn(8), time: 3, ..Progress::none(lane(number)) });
+        }
+        assert_eq!(tables.progress.len(), MAX_LANES);
+        assert!(tables.progress(lane(0)).is_some(), "it brings an account");
+        let kept: Vec<usize> = tables.progress.keys().map(|lane| lane.number as usize).collect();
+        kept.iter().for_each(|number| tables.put_account(account(*number)));
+        let refused = tables.admits_lane(lane(9 * MAX_LANES)).expect_err("every lane brings an account");
+        assert_eq!(refused.kind(), ErrorKind::LimitReached);
+        assert!(refused.to_string().contains("1024 accepted"), "{refused}");
     }
 
     #[test]

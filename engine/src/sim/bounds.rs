@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use super::medium::Inode;
 use super::scripts::{MS, Script, disk_path, options};
 use super::{Bug, Condition, World, plant, reached};
 use crate::error::{ErrorKind, Result};
-use crate::format::{EpochEntry, MAX_EPOCHS, MAX_SEALS, Seal};
+use crate::format::{EpochEntry, MAX_EPOCHS, MAX_SEALS, SUPERBLOCK_SLOT, Seal, SegmentHeader, Superblock};
 use crate::health::DiskState;
+use crate::log::seal::checkpoint_name;
+use crate::log::tables::Tables;
 use crate::log::{Mode, Phase};
 use crate::options::Options;
-use crate::shared::{Control, Request};
+use crate::shared::{AccountChange, Control, PutAccount, Request};
 use crate::sync::ticket::ticket;
-use crate::types::{Epoch, Lsn};
+use crate::types::{Ack, Epoch, Lsn, SegmentId};
 
 /// More than any table of the superblock holds.
 const LIVES: u64 = 400;
@@ -227,6 +230,118 @@ fn h1_a_superblock_that_does_not_fit_is_named_and_no_disk_is_blamed() {
     assert_eq!(script.states(), [DiskState::Healthy; 3]);
 }
 
+#[test]
+fn h1_names_of_writes_come_again_without_those_still_on_their_way() {
+    let mut script = Script::create(small(4));
+    let hangs = script.health().disks.iter().position(|disk| disk.in_set).expect("a set");
+    script.set(&[hangs], Condition::Stalled);
+    commit(0, &mut script);
+    let token = |script: &Script, at: usize| {
+        script.core.log().with(|pipeline| {
+            pipeline.members.iter().find(|member| member.disk.0 == at).map(|member| member.token).expect("a member")
+        })
+    };
+    // As after 32,767 members: the next one would get the name of the write that hangs.
+    let hanging = token(&script, hangs);
+    script.core.log().tokens.set(hanging);
+    script.step_for(MS * 200);
+    let members = script.core.log().with(|pipeline| pipeline.members.clone());
+    assert!(members.len() == 3 && members.iter().all(|member| member.disk.0 != hangs), "the set has changed");
+    assert!(members.iter().all(|member| member.token != hanging), "{hanging} is taken");
+    script.set(&[hangs], Condition::Healthy);
+    commit(0, &mut script);
+}
+
+#[test]
+fn h1_block_sequences_go_on_where_their_names_begin_again() {
+    let mut script = Script::create(small(3));
+    commit(0, &mut script);
+    script.step_for(MS * 50);
+    script.core.log().with(|pipeline| {
+        assert!(pipeline.flying.is_empty(), "nothing is on its way");
+        let at = (1 << 48) - 3;
+        (pipeline.next_sequence, pipeline.commit, pipeline.active.base_sequence) = (at + 1, at, at + 1);
+        pipeline.members.iter_mut().for_each(|member| member.durable = at);
+    });
+    for life in 0..10 {
+        commit(life, &mut script);
+    }
+    assert!(script.core.log().with(|pipeline| pipeline.commit) > (1 << 48) + 5);
+}
+
+/// Gives the first segment of a region that holds nothing another number, on all disks.
+fn renumber(world: &World, first: SegmentId) {
+    for disk in 0..3 {
+        let mut image = world.snapshot(&disk_path(disk));
+        let mut log = None;
+        for (name, file) in &mut image.files {
+            let mut bytes = file.bytes();
+            if name == "superblock" {
+                for at in [0, SUPERBLOCK_SLOT] {
+                    let Ok(mut superblock) = Superblock::decode(&bytes[at..]) else { continue };
+                    superblock.trim = first;
+                    superblock.epochs.iter_mut().for_each(|entry| entry.first_segment = first);
+                    log = Some(superblock.log);
+                    bytes[at..at + SUPERBLOCK_SLOT].copy_from_slice(&superblock.encode().expect("it fits"));
+                }
+            } else if let Ok(mut header) = SegmentHeader::decode(&bytes) {
+                header.segment = SegmentId(first.0 + header.segment.0 - 1);
+                bytes[..4096].copy_from_slice(&header.encode());
+            }
+            file.write(0, &bytes);
+        }
+        let tables = Tables::default().to_checkpoint(log.expect("a superblock"), first).encode();
+        image.files.push((checkpoint_name(first), Inode::with_bytes(&tables)));
+        world.restore(&disk_path(disk), &image);
+    }
+}
+
+#[test]
+fn h1_a_region_out_of_segment_numbers_refuses_commits_and_opens() {
+    let mut script = Script::create_empty(small(3));
+    script = script.reopen(|world| renumber(world, SegmentId(SegmentId::LAST.0 - 3))).expect("opened");
+    script.make_account();
+    let mut committed = 0;
+    let refused = loop {
+        let ticket = script.commit();
+        match script.answer(ticket) {
+            Ok(_) => committed += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.kind(), ErrorKind::LimitReached, "{refused}");
+    assert!(refused.to_string().contains("segment numbers are used up"), "{refused}");
+    assert!(committed > 6, "{committed}");
+    for disk in 0..6 {
+        script.control(|done| Control::Fail { disk: disk % 3, done });
+        script.step_for(MS * 200);
+        script.control(|done| Control::Return { disk: disk % 3, replace: false, done });
+        script.step_for(MS * 2000);
+        script = script.reopen(|_| {}).expect("opened");
+        assert_eq!(script.next_sequence(), committed);
+        let ticket = script.commit();
+        assert_eq!(script.answer(ticket).expect_err("no number").kind(), ErrorKind::LimitReached);
+    }
+}
+
+#[test]
+fn h1_an_account_more_than_max_accounts_is_refused_by_name() {
+    let mut script = Script::create(Options { max_accounts: 3, ..small(3) });
+    let mut make = |name: &str| {
+        let (done, ticket) = ticket();
+        let (name, change) = (name.to_owned(), AccountChange::Create(Ack::Quorum));
+        script.ask(Request::PutAccount(PutAccount { name, change, done, at: 0 }), 0);
+        script.answer(ticket)
+    };
+    make("b").expect("room");
+    make("c").expect("room");
+    let refused = make("d").expect_err("three exist");
+    assert_eq!(refused.kind(), ErrorKind::LimitReached);
+    assert!(refused.to_string().contains("max_accounts is 3"), "{refused}");
+    make("c").expect_err("it exists");
+    commit(0, &mut script);
+}
+
 /// That a test fails with the bug planted.
 fn is_caught(bug: Bug, test: fn()) {
     plant(Some(bug));
@@ -238,11 +353,13 @@ fn is_caught(bug: Bug, test: fn()) {
 
 #[test]
 fn every_planted_bug_of_the_bounds_is_caught() {
-    let caught: [(Bug, fn()); 4] = [
+    let caught: [(Bug, fn()); 6] = [
         (Bug::PagesForgetNothing, h1_lives_of_one_record_do_not_fill_the_superblock),
         (Bug::EndsListedAtOnce, h1_more_ends_than_a_superblock_lists_are_settled_in_turns),
         (Bug::RoomNotMade, h1_a_set_change_makes_room_in_full_tables),
         (Bug::EncoderRefusalSwallowed, h1_a_superblock_that_does_not_fit_is_named_and_no_disk_is_blamed),
+        (Bug::TokenOfAnother, h1_names_of_writes_come_again_without_those_still_on_their_way),
+        (Bug::IdleLanesStay, crate::log::tables::tests::h1_lanes_that_bring_no_account_make_room_for_others),
     ];
     assert_eq!(caught.map(|(bug, _)| bug), Bug::OF_BOUNDS);
     caught.into_iter().for_each(|(bug, test)| is_caught(bug, test));

@@ -139,6 +139,10 @@ pub enum Bug {
     EndsListedAtOnce,
     /// A change of the set adds to the superblocks' tables without making room.
     RoomNotMade,
+    /// A member's writes may get the name of writes that a disk which hangs still has on their way.
+    TokenOfAnother,
+    /// Lanes that bring no account count for ever.
+    IdleLanesStay,
     /// A superblock that does not fit its slot is taken for a disk that cannot be written.
     EncoderRefusalSwallowed,
 }
@@ -181,8 +185,14 @@ impl Bug {
 
     /// Those that numbers show which no schedule reaches: scripts of thousands of lives catch them.
     #[cfg(test)]
-    pub(super) const OF_BOUNDS: [Bug; 4] =
-        [Bug::PagesForgetNothing, Bug::EndsListedAtOnce, Bug::RoomNotMade, Bug::EncoderRefusalSwallowed];
+    pub(super) const OF_BOUNDS: [Bug; 6] = [
+        Bug::PagesForgetNothing,
+        Bug::EndsListedAtOnce,
+        Bug::RoomNotMade,
+        Bug::EncoderRefusalSwallowed,
+        Bug::TokenOfAnother,
+        Bug::IdleLanesStay,
+    ];
 
     /// Those that one region shows.
     pub const ALL: [Bug; 30] = [

@@ -45,16 +45,24 @@ pub(super) struct Script {
 impl Script {
     /// Makes a region with one account.
     pub(super) fn create(options: Options) -> Script {
+        let mut script = Script::create_empty(options);
+        script.make_account();
+        script
+    }
+
+    pub(super) fn create_empty(options: Options) -> Script {
         options.validate().expect("options that a region accepts");
         let mut world = WorldOptions::new(1);
         world.latency.tail_every = 0;
         world.is_append = |OpId(id)| id >> 63 == 1;
-        let mut script = Script::start(World::new(world), options, Mode::Create).expect("a region");
+        Script::start(World::new(world), options, Mode::Create).expect("a region")
+    }
+
+    pub(super) fn make_account(&mut self) {
         let (done, ticket) = ticket();
         let change = AccountChange::Create(Ack::Quorum);
-        script.ask(Request::PutAccount(PutAccount { name: "flights".to_owned(), change, done, at: 0 }), 0);
-        script.account = script.answer(ticket).expect("an account");
-        script
+        self.ask(Request::PutAccount(PutAccount { name: "flights".to_owned(), change, done, at: 0 }), 0);
+        self.account = self.answer(ticket).expect("an account");
     }
 
     pub(super) fn begin(world: &World, options: Options, mode: Mode) -> (Core, Arc<Shared>) {

@@ -12,6 +12,7 @@ mod images;
 mod kill;
 mod ledger;
 mod limits;
+mod lives;
 mod load;
 mod memory;
 mod mounts;

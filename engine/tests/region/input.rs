@@ -6,7 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 use std::{fs, io};
 
-use meridian::{Ack, DiskConfig, DiskState, Error, ErrorKind, Options, PartitionId, Placement, Region, Transaction};
+use meridian::{
+    AccountId, Ack, DiskConfig, DiskState, Error, ErrorKind, Options, PartitionId, Placement, Region, Transaction,
+};
 use tempfile::TempDir;
 
 use crate::common::{Memory, options};
@@ -368,5 +370,14 @@ fn a_transaction_that_no_partition_is_left_for_leaves_the_log_free_for_a_larger_
     says(&error, ErrorKind::LimitReached, "max_partitions");
     let mut ticket = region.submit(transaction(1, large)).unwrap();
     ticket.wait_timeout(Duration::from_secs(30)).expect("the log goes on").unwrap();
+    region.close().unwrap();
+}
+
+#[test]
+fn h1_a_mark_of_more_accounts_than_one_holds_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let region = Region::create(options(&dir, 3), ()).unwrap();
+    let accounts: Vec<AccountId> = (0..=1 << 16).map(AccountId).collect();
+    says(&region.mark(&accounts).unwrap_err(), ErrorKind::InvalidInput, "65536 accepted");
     region.close().unwrap();
 }
