@@ -48,7 +48,8 @@ pub enum ErrorKind {
     Behind,
     /// What arrived does not follow what is here: records between are missing. Send from where the progress ends.
     Gap,
-    /// Another process, or another handle of this one, has the disk open.
+    /// Another process, or another handle of this one, has the disks open: a majority of them, or one that a new region was
+    /// to have. Close it there first.
     Locked,
     /// Too few disks can be read to go on safely. Restore the disks that the message names, then open again.
     RestoreDisk,

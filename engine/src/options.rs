@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::format::{ALIGN, BLOCK_HEADER, DATA_START, MAX_BLOCK};
-use crate::io::DriverChoice;
+use crate::io::{DriverChoice, MAX_STACKS, MAX_STUCK};
 use crate::read::ReadAhead;
 
 /// One disk of a region: a directory, and where it stands.
@@ -244,7 +244,8 @@ impl Options {
         (checkpoint, index)
     }
 
-    /// An upper bound of the engine's memory in bytes: queues, blocks in flight, hot blocks, indexes and tables.
+    /// An upper bound of the engine's memory in bytes: queues, blocks in flight, hot blocks, indexes, tables, and what disks
+    /// that hang keep until they answer (ADR 0020).
     ///
     /// Readers come on top: each [`Subscription`](crate::Subscription) and [`PartitionReader`](crate::PartitionReader) holds
     /// up to two mebibytes or its largest block, and the index of one segment while it reads it.
@@ -261,7 +262,10 @@ impl Options {
         let indexes = self.index_cache_bytes + 3 * (self.segment_bytes as usize / 2);
         // Rebuild and scrub; the unused buffers of readers.
         let copies = 8 * (1 << 20) + ReadAhead::BOUND;
-        (blocks + queue + tables + indexes + copies) as u64
+        // What disks that hang keep, of which a minority can be borne: blocks, or the mebibytes of a rebuild.
+        let hanging = (self.disks.len().saturating_sub(1) / 2) * MAX_STUCK * largest.max(1 << 20);
+        let threads = self.disks.len() * MAX_STACKS;
+        (blocks + queue + tables + indexes + copies + hanging + threads) as u64
     }
 }
 

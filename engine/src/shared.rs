@@ -1,7 +1,7 @@
 //! What client threads and the log thread share: the way in, the watermark out, and what readers need.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::account::{Account, Contract};
@@ -250,6 +250,8 @@ pub(crate) struct Shared {
     pub(crate) log: Mutex<Option<LogId>>,
     /// Copies that a reader found corrupt, for the log thread to repair.
     pub(crate) suspects: Mutex<Vec<(SegmentId, DiskIndex)>>,
+    /// A bit for each disk that leaves an operation undone for longer than usual, or was given up for that.
+    pub(crate) hanging: AtomicU16,
     /// Why the region stopped itself.
     pub(crate) halted: Mutex<Option<Error>>,
     /// The last handle was dropped on the log thread, which closes the region when it is done with what it does.
@@ -281,8 +283,14 @@ impl Shared {
             lanes: Mutex::default(),
             log: Mutex::new(None),
             suspects: Mutex::new(Vec::new()),
+            hanging: AtomicU16::new(0),
             halted: Mutex::new(None),
         }
+    }
+
+    /// Whether a read on the disk may keep its thread waiting.
+    pub(crate) fn hangs(&self, disk: DiskIndex) -> bool {
+        self.hanging.load(Ordering::Relaxed) >> disk.0 & 1 == 1 && !planted!(HangingReadFirst)
     }
 }
 

@@ -15,7 +15,7 @@ use super::directory::{Directory, OpenFile};
 use super::{Buffer, DiskIndex, DiskTraits, Job, OpId, Output, Slice};
 
 /// How many threads one disk has at most, including those that are stuck on it though it was let go.
-const MAX_THREADS: usize = 32;
+pub(super) const MAX_THREADS: usize = 32;
 
 /// What a thread of a lane does: an operation with what it works on.
 pub(super) enum Work {

@@ -34,6 +34,11 @@ pub(crate) use directory::plain;
 pub use probe::{DriverChoice, driver};
 pub(crate) use process::Process;
 
+/// How many reads and writes of one disk the kernel has at a time, at most: what a disk that hangs keeps until it answers.
+pub(crate) const MAX_STUCK: usize = 16;
+/// What the threads of one disk hold, at most: of each stack a few pages are used.
+pub(crate) const MAX_STACKS: usize = lanes::MAX_THREADS * (64 << 10);
+
 /// A disk of a region, by its place in the region's list of disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskIndex(pub usize);

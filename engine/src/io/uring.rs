@@ -34,7 +34,7 @@ use super::{Buffer, Completion, DiskIndex, Doorbell, Driver, Environment, Op, Op
 /// Places in the submission queue: what is beyond is handed over sooner.
 const ENTRIES: u32 = 256;
 /// Operations of one disk that the kernel has at a time, each with a worker if need be; the others wait in the disk's own queue.
-const PLACES: usize = 16;
+const PLACES: usize = super::MAX_STUCK;
 /// How long the first operation may take.
 const TRIAL: Duration = Duration::from_secs(2);
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use futures::future::join_all;
 
@@ -12,9 +13,16 @@ use crate::io::{DiskIndex, FileId};
 use crate::log::Log;
 use crate::log::catalog::{Copy, Segment};
 use crate::log::disk::{SUPERBLOCK, Slot};
-use crate::log::lack::is_host_lack;
+use crate::log::lack::{is_host_lack, is_unanswered, state_after};
+use crate::log::ops::nanos;
 use crate::options::DiskConfig;
 use crate::types::{DiskId, Epoch, LogId, Lsn, SegmentId};
+
+/// Between two looks at a lock that is held.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// A disk as the options give it.
+type ConfiguredDisk = (DiskIndex, DiskConfig);
 
 /// What the disks of an opening show.
 pub(crate) struct Found {
@@ -69,34 +77,76 @@ impl Found {
 impl Log {
     /// Attaches every disk and reads its superblock; or, to create, takes empty directories and draws identities.
     pub(crate) async fn attach_all(&self, create: bool) -> Result<Found> {
-        let disks: Vec<(DiskIndex, DiskConfig)> =
+        let disks: Vec<ConfiguredDisk> =
             self.disks.borrow().iter().map(|disk| (disk.index, disk.config.clone())).collect();
-        for (disk, config) in &disks {
-            match self.ops.attach(*disk, config.path.clone(), create).await {
-                Ok(traits) => self.disks.borrow_mut()[disk.0].traits = Some(traits),
-                Err(error) if is_host_lack(&error) => return Err(self.host_lacks(*disk, "its directory", &error)),
-                // Without a number of the system's: it says the same of threads that cannot be started.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && error.raw_os_error().is_none() => {
-                    let path = config.path.display();
-                    let message =
-                        format!("{path} is in use by another process or handle, or is another of the disks given");
-                    return Err(Error::new(ErrorKind::Locked, message));
-                }
-                Err(error) if create => return Err(cannot_create(config, &error)),
-                Err(error) => self.disks.borrow_mut()[disk.0].set(DiskState::Missing, error.to_string()),
-            }
-            self.note_space(*disk).await;
+        let locked = self.attach_each(&disks, create).await?;
+        let locked = self.outwait_locks(locked, create).await?;
+        for (disk, _) in locked {
+            let reason = "its lock is held: its last opening has operations there that have not returned, or another \
+                          process uses it";
+            self.disks.borrow_mut()[disk.0].set(DiskState::Stalled, reason);
         }
         if create {
             return self.initialise(&disks).await;
         }
+        let read = join_all(disks.iter().map(|&(disk, _)| self.read_superblock(disk))).await;
         let mut superblocks = BTreeMap::new();
-        for (disk, _) in &disks {
-            if let Some(superblock) = self.read_superblock(*disk).await? {
-                superblocks.insert(*disk, superblock);
-            }
+        for ((disk, _), superblock) in disks.into_iter().zip(read) {
+            superblocks.extend(superblock?.map(|superblock| (disk, superblock)));
         }
         self.agree(superblocks)
+    }
+
+    /// Attaches disks, all at the same time: one that hangs keeps no other waiting. Returns those whose lock is held.
+    async fn attach_each(&self, disks: &[ConfiguredDisk], create: bool) -> Result<Vec<ConfiguredDisk>> {
+        let attached = join_all(disks.iter().map(|(disk, config)| async {
+            let attached = self.ops.attach(*disk, config.path.clone(), create).await;
+            if attached.is_ok() {
+                self.note_space(*disk).await;
+            }
+            attached
+        }));
+        let mut locked = Vec::new();
+        for ((disk, config), attached) in disks.iter().zip(attached.await) {
+            match attached {
+                Ok(traits) => self.disks.borrow_mut()[disk.0].traits = Some(traits),
+                Err(error) if is_host_lack(&error) => return Err(self.host_lacks(*disk, "its directory", &error)),
+                // Without a number of the system's: it says the same of threads that cannot be started.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && error.raw_os_error().is_none() => {
+                    locked.push((*disk, config.clone()));
+                }
+                Err(error) if create => return Err(cannot_create(config, &error)),
+                Err(error) => {
+                    let state = if is_unanswered(&error) { DiskState::Stalled } else { DiskState::Missing };
+                    self.disks.borrow_mut()[disk.0].set(state, format!("it could not be attached: {error}"));
+                }
+            }
+        }
+        Ok(locked)
+    }
+
+    /// Whoever has a region open holds the locks of a majority of its disks. The lock of a minority may be held by operations
+    /// that an earlier opening left on a disk that hangs, also one of this process: they are waited for as any answer is.
+    ///
+    /// # Errors
+    /// `Locked` when the other disks are no majority, and for a region that is to be made.
+    async fn outwait_locks(&self, mut locked: Vec<ConfiguredDisk>, create: bool) -> Result<Vec<ConfiguredDisk>> {
+        let end = self.ops.now().saturating_add(nanos(self.ops.patience()));
+        while let Some((_, config)) = locked.first() {
+            let ours = self.disks.borrow().iter().filter(|disk| disk.traits.is_some()).count();
+            if create || 2 * ours <= self.options.disks.len() {
+                let path = config.path.display();
+                let message =
+                    format!("{path} is in use by another process or handle, or is another of the disks given");
+                return Err(Error::new(ErrorKind::Locked, message));
+            }
+            if self.ops.now() >= end {
+                break;
+            }
+            self.ops.sleep(LOCK_PAUSE).await;
+            locked = self.attach_each(&locked, false).await?;
+        }
+        Ok(locked)
     }
 
     pub(crate) async fn note_space(&self, disk: DiskIndex) {
@@ -105,7 +155,7 @@ impl Log {
         }
     }
 
-    async fn initialise(&self, disks: &[(DiskIndex, DiskConfig)]) -> Result<Found> {
+    async fn initialise(&self, disks: &[ConfiguredDisk]) -> Result<Found> {
         for (disk, config) in disks {
             let names = self.ops.list(*disk).await.map_err(|error| cannot_create(config, &error))?;
             if names.iter().any(|(name, _)| name == SUPERBLOCK) {
@@ -167,7 +217,7 @@ impl Log {
                 return Err(self.host_lacks(disk, SUPERBLOCK, &error));
             }
             Err(error) => {
-                known.set(DiskState::Failed, format!("the superblock could not be read: {error}"));
+                known.set(state_after(&error), format!("the superblock could not be read: {error}"));
                 return Ok(None);
             }
         };
@@ -192,7 +242,7 @@ impl Log {
     /// How a disk stands whose superblock cannot be opened.
     async fn without_superblock(&self, disk: DiskIndex, error: &io::Error) -> Result<(DiskState, String)> {
         if error.kind() != io::ErrorKind::NotFound {
-            return Ok((DiskState::Failed, format!("the superblock could not be opened: {error}")));
+            return Ok((state_after(error), format!("the superblock could not be opened: {error}")));
         }
         Ok(match self.ops.list(disk).await {
             Ok(names) if names.iter().all(|(name, _)| name == "LOCK") => {
@@ -200,7 +250,7 @@ impl Log {
             }
             Ok(_) => (DiskState::Foreign, "the directory holds files, and no superblock".to_owned()),
             Err(error) if is_host_lack(&error) => return Err(self.host_lacks(disk, "its directory", &error)),
-            Err(error) => (DiskState::Failed, format!("the directory could not be listed: {error}")),
+            Err(error) => (state_after(&error), format!("the directory could not be listed: {error}")),
         })
     }
 
@@ -353,7 +403,7 @@ impl Log {
             }
             Err(error) if is_host_lack(&error) => Err(self.host_lacks(disk, "its directory", &error)),
             Err(error) => {
-                self.lose(disk, DiskState::Failed, format!("its directory could not be listed: {error}"));
+                self.lose(disk, state_after(&error), format!("its directory could not be listed: {error}"));
                 Ok(None)
             }
         }
@@ -476,7 +526,7 @@ impl Log {
                 Err(error) if is_host_lack(&error) => return Err(self.host_lacks(disk, name, &error)),
                 Err(_) if planted!(UnopenedIsAbsent) => {}
                 Err(error) => {
-                    self.lose(disk, DiskState::Failed, format!("{name} could not be opened: {error}"));
+                    self.lose(disk, state_after(&error), format!("{name} could not be opened: {error}"));
                     return Ok(None);
                 }
             }
@@ -504,6 +554,10 @@ impl Log {
         let pages = match self.ops.read(disk, file, 0, DATA_START as usize).await {
             Ok(pages) => pages,
             Err(error) if is_host_lack(&error) => return Err(self.host_lacks(disk, name, &error)),
+            Err(error) if is_unanswered(&error) => {
+                self.lose(disk, DiskState::Stalled, format!("{name} could not be read: {error}"));
+                return Ok(());
+            }
             Err(_) => {
                 scan.unread = true;
                 scan.set_aside.extend(is_whole.then_some(slot));

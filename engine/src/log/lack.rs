@@ -6,6 +6,7 @@ use std::io;
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
+use crate::health::DiskState;
 use crate::io::DiskIndex;
 use crate::log::Log;
 
@@ -22,6 +23,16 @@ pub(crate) fn is_host_lack(error: &io::Error) -> bool {
         Some(code) => lacks.iter().any(|errno| errno.raw_os_error() == code),
         None => matches!(error.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::ResourceBusy),
     }
+}
+
+/// Whether the disk did not answer in time.
+pub(crate) fn is_unanswered(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut
+}
+
+/// How a disk stands after an operation failed: it did not answer, or it refused.
+pub(crate) fn state_after(error: &io::Error) -> DiskState {
+    if is_unanswered(error) { DiskState::Stalled } else { DiskState::Failed }
 }
 
 impl Log {

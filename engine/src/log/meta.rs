@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::time::Duration;
 
 use futures::future::join_all;
 
@@ -11,6 +10,7 @@ use crate::format::{EpochEntry, MAX_EPOCHS, MAX_SEALS, Member, SUPERBLOCK_SLOT, 
 use crate::health::DiskState;
 use crate::io::{DiskIndex, FileId};
 use crate::log::Log;
+use crate::log::lack::state_after;
 use crate::log::ops::page;
 use crate::types::{DiskId, Epoch, LogId, SegmentId};
 
@@ -96,17 +96,15 @@ impl Log {
         }
         let writes = targets.iter().zip(encoded).map(|(&(disk, file, turn, _), bytes)| async move {
             let bytes = bytes?;
-            let (state, reason) = match self.write_superblock(disk, file, turn, &bytes).await {
+            let error = match self.write_superblock(disk, file, turn, &bytes).await {
                 Ok(()) => {
                     self.disks.borrow_mut()[disk.0].turn = 1 - turn;
                     return Ok(disk);
                 }
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    (DiskState::Stalled, "the superblock's write did not complete in time".into())
-                }
-                Err(error) => (DiskState::Failed, format!("the superblock's write failed: {error}")),
+                Err(error) => error,
             };
-            self.lose(disk, state, reason.clone());
+            let reason = format!("the superblock's write failed: {error}");
+            self.lose(disk, state_after(&error), reason.clone());
             Err(Error::new(ErrorKind::RestoreDisk, reason))
         });
         let results = join_all(writes).await;
@@ -152,9 +150,8 @@ impl Log {
     /// Writes one superblock slot.
     async fn write_superblock(&self, disk: DiskIndex, file: FileId, turn: u8, bytes: &[u8]) -> io::Result<()> {
         debug_assert_eq!(bytes.len(), SUPERBLOCK_SLOT, "a superblock fills its slot");
-        let patience = self.options.stall_timeout.max(Duration::from_millis(100));
         let offset = u64::from(turn) * SUPERBLOCK_SLOT as u64;
-        self.ops.write_within(patience, disk, file, offset, page(bytes)?).await
+        self.ops.write_in_time(disk, file, offset, page(bytes)?).await
     }
 
     fn superblock_targets(&self) -> Vec<(DiskIndex, FileId, u8, DiskId)> {

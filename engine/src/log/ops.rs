@@ -39,7 +39,7 @@ pub(crate) struct BlockDone {
 pub(crate) struct Ops {
     inner: Rc<RefCell<Inner>>,
     environment: Arc<dyn Environment>,
-    /// How long a task waits for an operation before it takes the disk for stalled.
+    /// How long a disk may take to answer a question, an opening's first of all.
     patience: Duration,
     /// A log thread that did not poll for longer than this, in nanoseconds, was away.
     away: u64,
@@ -97,6 +97,17 @@ impl Inner {
         self.disk(disk).in_flight -= 1;
     }
 
+    /// Nothing is started on the disk before it is attached again, and what was not started is dropped. Returns those who
+    /// wait for the rest.
+    fn give_up(&mut self, disk: DiskIndex) -> Vec<oneshot::Sender<io::Result<Output>>> {
+        self.disk(disk).given_up = true;
+        let here = self.waiting.values_mut().filter(|waiting| waiting.disk == Some(disk) && !waiting.waits);
+        let here = here.filter(|_| !planted!(GiveUpLeavesWaiters));
+        let tasks = here.filter_map(|waiting| waiting.task.take()).collect();
+        self.driver.give_up(disk);
+        tasks
+    }
+
     /// Time in which nobody looked does not count for the operations on their way.
     fn forgive(&mut self, away: u64) {
         let timers = std::mem::take(&mut self.timers).into_iter();
@@ -132,8 +143,7 @@ impl Ops {
             disks: Vec::new(),
             may_write: false,
         };
-        // Longer than a block's write may take: making a file and flushing its directory take longer, too.
-        let patience = stall_timeout.max(Duration::from_millis(100)) * 4;
+        let patience = stall_timeout.max(Duration::from_millis(100));
         // A disk is given up when several looks found its write undone, and the log thread was there between them.
         let away = nanos(stall_timeout / 4);
         let reads = BufferPool::new(8, 1 << 20);
@@ -151,6 +161,11 @@ impl Ops {
     /// When completions were last looked at: what was not done then may be done by now.
     pub(crate) fn polled(&self) -> u64 {
         self.inner.borrow().polled
+    }
+
+    /// How long a disk may take to answer.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
     }
 
     pub(crate) fn with_driver<T>(&self, ask: impl FnOnce(&dyn Driver) -> T) -> T {
@@ -196,6 +211,7 @@ impl Ops {
         let overslept = now.saturating_sub(before).saturating_sub(wait.map_or(0, nanos));
         let away = before.saturating_sub(inner.polled) + overslept;
         let away = if away > self.away { away } else { 0 };
+        let away = if away > 0 && planted!(AwayForgivesAll) { now } else { away };
         inner.polled = now;
         for Completion { id: OpId(id), result } in finished.drain(..) {
             if id & BLOCK != 0 {
@@ -217,9 +233,13 @@ impl Ops {
         while inner.timers.peek().is_some_and(|Reverse((at, _))| *at <= now) {
             let Some(Reverse((_, id))) = inner.timers.pop() else { break };
             inner.sleepers.remove(&id).map(|sleeper| sleeper.send(()));
-            // A disk that has stalled must not hold up a task for ever. The operation is still in flight.
-            let late = inner.waiting.get_mut(&id).and_then(|waiting| waiting.task.take());
-            drop(late.map(|task| task.send(Err(io::ErrorKind::TimedOut.into()))));
+            // A disk that has stalled must not hold up a task for ever, nor each of the next ones as long. The operation is
+            // still in flight.
+            let late = inner.waiting.get_mut(&id).and_then(|waiting| Some((waiting.task.take()?, waiting.disk?)));
+            if let Some((task, disk)) = late {
+                let others = inner.give_up(disk);
+                std::iter::once(task).chain(others).for_each(|task| drop(task.send(Err(unanswered()))));
+            }
         }
         // Deadlines of what has returned need not wake anybody.
         let Inner { timers, sleepers, waiting, .. } = &mut *inner;
@@ -230,7 +250,10 @@ impl Ops {
     }
 
     fn submit(&self, op: Op) -> impl Future<Output = io::Result<Output>> + use<> {
-        self.submit_within(self.patience, op)
+        // A file is made, or replaced, and its directory flushed, with several writes. A disk that hangs while the region
+        // runs is noticed sooner by who looks for that.
+        let asks = !self.inner.borrow().may_write || matches!(op, Op::Attach { .. } | Op::Detach { .. });
+        self.submit_within(if asks { self.patience } else { 4 * self.patience }, op)
     }
 
     fn submit_within(&self, patience: Duration, op: Op) -> impl Future<Output = io::Result<Output>> + use<> {
@@ -256,7 +279,7 @@ impl Ops {
             inner.waiting.insert(id, Waiting { task: Some(done), disk: None, started: now, waits });
             inner.start(id, op);
         }
-        drop(refused.map(|task| task.send(Err(io::ErrorKind::TimedOut.into()))));
+        drop(refused.map(|task| task.send(Err(unanswered()))));
         async move { wait.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())) }
     }
 
@@ -280,14 +303,9 @@ impl Ops {
     /// Nobody waits for the disk any more: what is on its way there is `TimedOut` for those who do, what was not started is
     /// dropped, and nothing is started before the disk is attached again.
     pub(crate) fn give_up(&self, disk: DiskIndex) {
-        let mut inner = self.inner.borrow_mut();
-        inner.disk(disk).given_up = true;
-        let here = inner.waiting.values_mut().filter(|waiting| waiting.disk == Some(disk) && !waiting.waits);
-        let tasks: Vec<_> = here.filter_map(|waiting| waiting.task.take()).collect();
-        inner.driver.give_up(disk);
-        drop(inner);
+        let tasks = self.inner.borrow_mut().give_up(disk);
         for task in tasks {
-            drop(task.send(Err(io::ErrorKind::TimedOut.into())));
+            drop(task.send(Err(unanswered())));
         }
     }
 
@@ -343,16 +361,15 @@ impl Ops {
         self.submit(Op::Write { disk, file, offset, data }).await.map(drop)
     }
 
-    /// A write that is waited for no longer than `patience`: then it is `TimedOut`, and may still land.
-    pub(crate) async fn write_within(
+    /// A write that is waited for no longer than an answer: then it is `TimedOut`, and may still land.
+    pub(crate) async fn write_in_time(
         &self,
-        patience: Duration,
         disk: DiskIndex,
         file: FileId,
         offset: u64,
         data: Slice,
     ) -> io::Result<()> {
-        self.submit_within(patience, Op::Write { disk, file, offset, data }).await.map(drop)
+        self.submit_within(self.patience, Op::Write { disk, file, offset, data }).await.map(drop)
     }
 
     pub(crate) async fn write_file(&self, disk: DiskIndex, name: String, bytes: Arc<Vec<u8>>) -> io::Result<()> {
@@ -388,6 +405,10 @@ impl Ops {
 
 pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn unanswered() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time")
 }
 
 fn mismatch() -> io::Error {

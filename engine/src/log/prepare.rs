@@ -8,11 +8,10 @@ use futures::future::join_all;
 use rustix::io::Errno;
 
 use crate::format::SegmentHeader;
-use crate::health::DiskState;
 use crate::io::{Buffer, DiskIndex};
 use crate::log::Log;
 use crate::log::disk::{Disk, Slot};
-use crate::log::lack::is_host_lack;
+use crate::log::lack::{is_host_lack, state_after};
 use crate::log::ops::page;
 use crate::types::{DiskId, Epoch, SegmentId};
 
@@ -92,7 +91,7 @@ impl Log {
                     // Given up, and perhaps counted again, meanwhile.
                     Err(_) if self.lives(&[disk]) != life => {}
                     Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].found_full(&error),
-                    Err(error) => self.lose(disk, DiskState::Failed, format!("a slot could not be made: {error}")),
+                    Err(error) => self.lose(disk, state_after(&error), format!("a slot could not be made: {error}")),
                 }
             }
             self.changed.wait(&mut seen).await;
@@ -186,7 +185,7 @@ impl Log {
             match made {
                 Ok(slot) => self.clear_slot(disk, slot).await,
                 Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].found_full(&error),
-                Err(error) => self.lose(disk, DiskState::Failed, format!("a segment could not be made: {error}")),
+                Err(error) => self.lose(disk, state_after(&error), format!("a segment could not be made: {error}")),
             }
         }
         Err(())
@@ -220,7 +219,7 @@ impl Log {
         match self.clear_header(disk, slot).await {
             Ok(()) => self.free_slot(disk, slot),
             Err(_) if self.disks.borrow()[disk.0].life != slot.life => {}
-            Err(error) => self.lose(disk, DiskState::Failed, format!("a slot could not be cleared: {error}")),
+            Err(error) => self.lose(disk, state_after(&error), format!("a slot could not be cleared: {error}")),
         }
     }
 

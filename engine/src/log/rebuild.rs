@@ -14,6 +14,7 @@ use crate::io::DiskIndex;
 use crate::log::Log;
 use crate::log::catalog::{Copy, Segment};
 use crate::log::disk::{Disk, Slot};
+use crate::log::lack::state_after;
 use crate::log::ops::page;
 use crate::log::placement::{COPIES, QUORUM, choose};
 use crate::log::prepare::Need;
@@ -256,7 +257,7 @@ impl Log {
         if super::prepare::is_short(error) {
             self.disks.borrow_mut()[disk.0].found_full(error);
         } else {
-            self.lose(disk, DiskState::Failed, format!("a copy could not be written: {error}"));
+            self.lose(disk, state_after(error), format!("a copy could not be written: {error}"));
         }
     }
 

@@ -4,6 +4,7 @@
 //! set, before the first block of the new epoch is written.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::select;
@@ -29,7 +30,6 @@ impl Log {
     /// Changes the set when a disk left it, stalls, or when a better one can be had.
     pub(crate) async fn keep_set(self: Rc<Log>) {
         let mut seen = 0;
-        let look = (self.options.stall_timeout / 8).clamp(Duration::from_millis(1), Duration::from_millis(50));
         loop {
             if self.halted.borrow().is_none() {
                 self.find_stalled();
@@ -42,7 +42,7 @@ impl Log {
                 }
             }
             let change = std::pin::pin!(self.changed.wait(&mut seen));
-            let pause = std::pin::pin!(self.ops.sleep(look.min(self.until_stalled())));
+            let pause = std::pin::pin!(self.ops.sleep(self.look().min(self.until_stalled())));
             let _first = select(change, pause).await;
         }
     }
@@ -74,7 +74,7 @@ impl Log {
             let late = looked.saturating_sub(self.with(|pipeline| pipeline.oldest(at))?);
             (late > timeout).then(|| format!("a write did not complete in {} ms", late / 1_000_000))
         });
-        for disk in self.answering() {
+        for disk in self.answering().into_iter().filter(|_| !planted!(OverdueUnnoticed)) {
             let late = self.ops.oldest(disk).map_or(0, |started| looked.saturating_sub(started));
             if late > timeout.max(SLOW_ANSWER) {
                 let reason = format!("an operation did not complete in {} ms", late / 1_000_000);
@@ -89,6 +89,24 @@ impl Log {
         // The log waits for one that it needs.
         let waits = self.live_members().into_iter().any(|(_, at)| lagging(at).is_some());
         self.with(|pipeline| pipeline.held_back = waits);
+        self.note_hanging(looked);
+    }
+
+    /// Tells readers which disks leave an operation undone for longer than one look, and which were given up for that.
+    fn note_hanging(&self, looked: u64) {
+        let late = |started: Option<u64>| started.is_some_and(|at| looked.saturating_sub(at) > nanos(self.look()));
+        let stalled = |disk: &Disk| disk.state == DiskState::Stalled || late(self.ops.oldest(disk.index));
+        let other =
+            self.disks.borrow().iter().filter(|disk| stalled(disk)).map(|disk| disk.index.0).collect::<Vec<_>>();
+        let members = self.live_members().into_iter();
+        let members = members.filter(|(_, at)| late(self.with(|pipeline| pipeline.oldest(*at))));
+        let hanging = other.into_iter().chain(members.map(|(disk, _)| disk.0)).fold(0, |bits, disk| bits | 1 << disk);
+        self.shared.hanging.store(hanging, Ordering::Relaxed);
+    }
+
+    /// How often the disks are looked at.
+    fn look(&self) -> Duration {
+        (self.options.stall_timeout / 8).clamp(Duration::from_millis(1), Duration::from_millis(50))
     }
 
     /// Gives up the members that have a reason, one after the other.

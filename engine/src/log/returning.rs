@@ -50,7 +50,9 @@ impl Log {
         self.checkpoint_on.borrow_mut().remove(&disk);
         // A disk that was never attached, or whose lock is gone, has nothing to let go.
         drop(self.ops.detach(disk).await);
-        let result = match self.ops.attach(disk, path, replace).await {
+        let attached = self.ops.attach(disk, path, replace).await;
+        let is_attached = attached.is_ok();
+        let result = match attached {
             Ok(traits) => {
                 self.disks.borrow_mut()[at].traits = Some(traits);
                 if replace { self.take_blank(disk).await } else { self.take_known(disk).await }
@@ -65,7 +67,9 @@ impl Log {
                 self.catalog.borrow_mut().forget_disk(disk);
                 self.publish_all();
                 self.disks.borrow_mut()[at].forget();
-                drop(self.ops.detach(disk).await);
+                if is_attached {
+                    drop(self.ops.detach(disk).await);
+                }
                 let mut disks = self.disks.borrow_mut();
                 if matches!(disks[at].state, DiskState::Healthy | DiskState::Rebuilding) || disks[at].state == state {
                     disks[at].set(state, error.to_string());

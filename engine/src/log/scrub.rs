@@ -7,10 +7,10 @@ use futures::future::select;
 
 use crate::error::Corruption;
 use crate::format::{DATA_START, Seal, SegmentHeader};
-use crate::health::DiskState;
 use crate::io::DiskIndex;
 use crate::log::Log;
 use crate::log::catalog::Copy;
+use crate::log::lack::{is_unanswered, state_after};
 use crate::log::ops::page;
 use crate::log::walk::{Broken, Link, Place, Run, start};
 use crate::shared::lock;
@@ -91,6 +91,8 @@ impl Log {
             }
             let run = match self.read_run(&place, at, seal.length, link).await {
                 Ok(run) => run,
+                // A disk that hangs, or was given up: what it holds has not rotted.
+                Err(Broken::Disk(error)) if is_unanswered(&error) => return,
                 Err(broken) => match self.repair(&place, at, &seal, link, broken, report).await {
                     Some(run) => run,
                     None => return,
@@ -116,7 +118,7 @@ impl Log {
     async fn scrub_pages(&self, place: &Place, header: &SegmentHeader, seal: &Seal, report: &mut ScrubReport) {
         let read = self.ops.read(place.disk, place.file, 0, DATA_START as usize).await;
         let expected = [header.encode(), seal.encode()].concat();
-        let mut same = false;
+        let mut same = read.as_ref().is_err_and(is_unanswered);
         if let Ok(found) = &read {
             // A copy's header names the set that it was first written for: any that decodes to this segment will do.
             let decoded = SegmentHeader::decode(found)
@@ -188,7 +190,7 @@ impl Log {
                 true
             }
             Err(error) => {
-                self.lose(place.disk, DiskState::Failed, format!("a repair failed: {error}"));
+                self.lose(place.disk, state_after(&error), format!("a repair failed: {error}"));
                 false
             }
         }

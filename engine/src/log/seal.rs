@@ -7,12 +7,12 @@ use std::time::Duration;
 use futures::future::{join_all, select};
 
 use crate::format::Seal;
-use crate::health::DiskState;
 use crate::io::{DiskIndex, FileId};
 use crate::log::Log;
 use crate::log::catalog::{Copy, Segment};
 use crate::log::disk::Slot;
 use crate::log::index::IndexBuilder;
+use crate::log::lack::state_after;
 use crate::log::ops::page;
 use crate::log::pipeline::Pipeline;
 use crate::log::placement::QUORUM;
@@ -144,7 +144,7 @@ impl Log {
                     self.catalog.borrow_mut().set_complete(segment, copy.disk, true);
                 }
                 Ok(()) => {}
-                Err(error) => self.lose(copy.disk, DiskState::Failed, format!("a seal's write failed: {error}")),
+                Err(error) => self.lose(copy.disk, state_after(&error), format!("a seal's write failed: {error}")),
             }
         });
         join_all(writes).await;

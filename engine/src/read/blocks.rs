@@ -121,10 +121,12 @@ impl BlockReader {
         offset: u32,
     ) -> std::result::Result<(Slice, Vec<Failed>), Vec<Failed>> {
         let mut failed = Vec::new();
-        // The copy that the last read came from goes first: a late one would fail each time.
+        // The copy that the last read came from goes first: a late one would fail each time. A disk that hangs keeps whoever
+        // reads from it waiting: its copy is the last resort.
         let last = self.window.take().filter(|window| window.segment == segment).map(|window| window.disk);
-        let (first, others): (Vec<_>, Vec<_>) = known.copies.iter().partition(|(disk, _)| Some(*disk) == last);
-        for &(disk, file) in first.into_iter().chain(others) {
+        let mut copies = known.copies.clone();
+        copies.sort_by_key(|(disk, _)| (shared.hangs(*disk), Some(*disk) != last));
+        for (disk, file) in copies {
             match self.read_copy(shared, known, Lsn::new(segment, offset), disk, file) {
                 Ok((data, len)) => {
                     let block = data.part(0..len);

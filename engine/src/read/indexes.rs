@@ -172,13 +172,15 @@ impl Shared {
         }
     }
 
-    /// The index file of a segment, from its holders first: another disk may have held a copy once.
+    /// The index file of a segment, from its holders first: another disk may have held a copy once. None is read from a
+    /// disk that hangs: the segment says the same.
     fn load_index(&self, segment: SegmentId, holders: &[DiskIndex]) -> Option<Arc<PartitionIndex>> {
         let (log, name) = (self.log_id(), index_name(segment));
         // Every frame may be a new client's in a new partition.
         let limit = 2 * u64::from(self.options.segment_bytes) + (1 << 20);
         let others = (0..self.options.disks.len()).map(DiskIndex).filter(|disk| !holders.contains(disk));
-        let index = holders.iter().copied().chain(others).find_map(|disk| {
+        let mut answering = holders.iter().copied().chain(others).filter(|disk| !self.hangs(*disk));
+        let index = answering.find_map(|disk| {
             let bytes = self.reader.read_file(disk, &name, limit).ok()?;
             SegmentIndex::decode(&bytes).ok().filter(|index| (index.log, index.segment) == (log, segment))
         })?;

@@ -343,7 +343,7 @@ fn h1_an_account_more_than_max_accounts_is_refused_by_name() {
 }
 
 /// That a test fails with the bug planted.
-fn is_caught(bug: Bug, test: fn()) {
+pub(super) fn is_caught(bug: Bug, test: fn()) {
     plant(Some(bug));
     let caught = std::panic::catch_unwind(test).is_err();
     let times = reached();

@@ -145,6 +145,14 @@ pub enum Bug {
     IdleLanesStay,
     /// A superblock that does not fit its slot is taken for a disk that cannot be written.
     EncoderRefusalSwallowed,
+    /// Giving a disk up leaves those waiting who wait for an operation there.
+    GiveUpLeavesWaiters,
+    /// Only blocks have to complete in time: no other operation shows that a disk hangs.
+    OverdueUnnoticed,
+    /// A log thread that was away counts nothing from before against a disk.
+    AwayForgivesAll,
+    /// A reader tries the copies in the catalog's order, those on disks that hang included.
+    HangingReadFirst,
 }
 
 impl Bug {
@@ -193,6 +201,11 @@ impl Bug {
         Bug::TokenOfAnother,
         Bug::IdleLanesStay,
     ];
+
+    /// Those that show in how long something takes on a disk that hangs: scripts catch them.
+    #[cfg(test)]
+    pub(super) const OF_HANGS: [Bug; 4] =
+        [Bug::GiveUpLeavesWaiters, Bug::OverdueUnnoticed, Bug::AwayForgivesAll, Bug::HangingReadFirst];
 
     /// Those that one region shows.
     pub const ALL: [Bug; 30] = [

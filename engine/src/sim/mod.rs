@@ -13,6 +13,8 @@ mod driver;
 mod effects;
 mod fault;
 mod faults;
+#[cfg(test)]
+mod hangs;
 mod harness;
 mod host;
 mod life;

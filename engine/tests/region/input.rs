@@ -217,10 +217,19 @@ fn a_directory_that_is_open_elsewhere_is_locked() {
     until("lock of another process", || {
         !Command::new("flock").arg("-n").arg(&lock).arg("true").status().unwrap().success()
     });
+    // Nobody has a region open without a majority of its disks.
+    let impatient = Options { stall_timeout: Duration::from_millis(300), ..options.clone() };
+    assert_eq!(opens_with_everything(&impatient)[1], DiskState::Stalled);
+    let majority = disk(&dir, 0).join("LOCK");
+    let mut second =
+        Command::new("flock").args(["--no-fork", "-x"]).arg(&majority).args(["sleep", "60"]).spawn().unwrap();
+    until("another lock", || !Command::new("flock").arg("-n").arg(&majority).arg("true").status().unwrap().success());
     let error = refused(Region::open(options.clone(), ()));
-    other.kill().unwrap();
-    other.wait().unwrap();
-    says(&error, ErrorKind::Locked, "disk-1");
+    for other in [&mut other, &mut second] {
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+    says(&error, ErrorKind::Locked, "disk-0");
     opens_with_everything(&options);
 }
 
