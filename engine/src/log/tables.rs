@@ -452,7 +452,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    pub(crate) fn h1_lanes_that_bring_no_account_make_room_for_others() {
+    fn h1_lanes_that_bring_no_account_make_room_for_others() {
+        idle_lanes_make_room();
+    }
+
+    /// A planted bug is caught by this, too.
+    pub(crate) fn idle_lanes_make_room() {
         let mut tables = Tables::default();
         let lane = |number: usize| Lane { log: LogId(5), number: number as u32 };
         let account = |number: usize| Account {

@@ -359,7 +359,7 @@ fn every_planted_bug_of_the_bounds_is_caught() {
         (Bug::RoomNotMade, h1_a_set_change_makes_room_in_full_tables),
         (Bug::EncoderRefusalSwallowed, h1_a_superblock_that_does_not_fit_is_named_and_no_disk_is_blamed),
         (Bug::TokenOfAnother, h1_names_of_writes_come_again_without_those_still_on_their_way),
-        (Bug::IdleLanesStay, crate::log::tables::tests::h1_lanes_that_bring_no_account_make_room_for_others),
+        (Bug::IdleLanesStay, crate::log::tables::tests::idle_lanes_make_room),
     ];
     assert_eq!(caught.map(|(bug, _)| bug), Bug::OF_BOUNDS);
     caught.into_iter().for_each(|(bug, test)| is_caught(bug, test));
