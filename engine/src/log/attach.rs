@@ -156,18 +156,7 @@ impl Log {
     }
 
     async fn initialise(&self, disks: &[ConfiguredDisk]) -> Result<Found> {
-        for (disk, config) in disks {
-            let names = self.ops.list(*disk).await.map_err(|error| cannot_create(config, &error))?;
-            if names.iter().any(|(name, _)| name == SUPERBLOCK) {
-                let message = format!("{} holds a region already: open it", config.path.display());
-                return Err(Error::new(ErrorKind::Exists, message));
-            }
-            if let Some((name, _)) = names.iter().find(|(name, _)| name != "LOCK") {
-                let message = format!("{} is not empty: it holds {name:?}", config.path.display());
-                return Err(Error::invalid(message));
-            }
-        }
-        self.ops.allow_writes();
+        self.clear_remains(disks).await?;
         let environment = self.ops.environment();
         let mut members = Vec::new();
         for (disk, config) in disks {
@@ -631,10 +620,10 @@ fn most_common(logs: impl Iterator<Item = LogId>) -> Option<LogId> {
     counts.into_iter().max_by_key(|(_, count)| *count).map(|(log, _)| log)
 }
 
-fn cannot_create(config: &DiskConfig, error: &io::Error) -> Error {
+pub(crate) fn cannot_create(config: &DiskConfig, error: &io::Error) -> Error {
     let kind = match error {
         full if super::prepare::is_full(full) => ErrorKind::NoSpace,
-        short if super::prepare::is_short(short) => ErrorKind::System,
+        lack if is_host_lack(lack) || lack.kind() == io::ErrorKind::FileTooLarge => ErrorKind::System,
         _ => ErrorKind::InvalidInput,
     };
     Error::new(kind, format!("{} cannot become a disk: {error}", config.path.display()))

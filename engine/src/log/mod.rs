@@ -41,6 +41,7 @@ pub(crate) mod prepare;
 pub(crate) mod rebuild;
 pub(crate) mod reconfigure;
 pub(crate) mod recovery;
+pub(crate) mod remains;
 pub(crate) mod returning;
 pub(crate) mod scrub;
 pub(crate) mod seal;

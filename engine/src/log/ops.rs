@@ -10,7 +10,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::channel::oneshot;
@@ -19,6 +19,8 @@ use rustc_hash::FxHashMap;
 use crate::io::{
     Buffer, BufferPool, Completion, DiskIndex, DiskTraits, Driver, Environment, FileId, Op, OpId, Output, Slice,
 };
+use crate::log::lack::is_host_lack;
+use crate::shared::lock;
 
 /// Names a block's write: this bit, the member's token (15 bits), the block's sequence (48 bits).
 const BLOCK: u64 = 1 << 63;
@@ -33,6 +35,9 @@ pub(crate) struct BlockDone {
     pub(crate) sequence: u64,
     pub(crate) result: io::Result<()>,
 }
+
+/// How long a computation waits until the host may have what it lacked.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A shared handle on the driver. Clones are the same.
 #[derive(Clone)]
@@ -272,7 +277,9 @@ impl Ops {
             } else {
                 on_disk.in_flight += 1;
                 inner.waiting.insert(id, Waiting { task: Some(done), disk: Some(disk), started: now, waits });
-                inner.timers.push(Reverse((now.saturating_add(nanos(patience)), id)));
+                if !planted!(WaitsForHung) {
+                    inner.timers.push(Reverse((now.saturating_add(nanos(patience)), id)));
+                }
                 inner.start(id, op);
             }
         } else {
@@ -395,10 +402,24 @@ impl Ops {
         }
     }
 
+    /// Runs a job off the log thread. One for which the host has no thread or no memory runs when it has.
     pub(crate) async fn compute<T: Any + Send>(&self, job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-        match self.submit(Op::Compute(Box::new(move || Box::new(job())))).await? {
-            Output::Computed(value) => value.downcast().map(|value| *value).map_err(|_| mismatch()),
-            _ => Err(mismatch()),
+        let job = Arc::new(Mutex::new(Some(job)));
+        loop {
+            let shared = Arc::clone(&job);
+            let run = move || {
+                let job = lock(&shared).take();
+                Box::new(job.map(|job| job())) as Box<dyn Any + Send>
+            };
+            match self.submit(Op::Compute(Box::new(run))).await {
+                Ok(Output::Computed(value)) => {
+                    let value = value.downcast::<Option<T>>().ok().and_then(|value| *value);
+                    return value.ok_or_else(mismatch);
+                }
+                Ok(_) => return Err(mismatch()),
+                Err(error) if is_host_lack(&error) && !planted!(LackHalts) => self.sleep(PAUSE).await,
+                Err(error) => return Err(error),
+            }
         }
     }
 }

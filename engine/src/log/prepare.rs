@@ -294,8 +294,14 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Whether a file could not be made for lack of space, of bytes that a file may have, or because the host lacks
-/// something: no fault of the disk.
+/// Whether a file could not be made for lack of space, or because the host lacks something or forbids it: no fault of the
+/// disk, which keeps what it has and takes nothing new.
 pub(crate) fn is_short(error: &io::Error) -> bool {
-    is_full(error) || error.raw_os_error() == Some(Errno::FBIG.raw_os_error()) || is_host_lack(error)
+    if planted!(RefusalLosesDisk) {
+        return is_full(error);
+    }
+    let forbids = [Errno::ACCESS, Errno::PERM, Errno::FBIG];
+    is_full(error)
+        || is_host_lack(error)
+        || forbids.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

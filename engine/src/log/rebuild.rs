@@ -128,8 +128,8 @@ impl Log {
 
     /// Makes one more complete copy of a sealed segment. False when there is nowhere to, or it failed on the way.
     pub(crate) async fn rebuild_one(&self, id: SegmentId, need: Need) -> Result<bool> {
-        let _stage = stage!(Rebuild);
         let _slots_stay = self.rebuilding.lock().await;
+        let _stage = stage!(Rebuild);
         let (target, seal, epoch, set) = {
             let catalog = self.catalog.borrow();
             let Some(segment) = catalog.get(id) else { return Ok(false) };

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use futures::future::select;
 
-use crate::error::Corruption;
+use crate::error::{Corruption, ErrorKind};
 use crate::format::{DATA_START, Seal, SegmentHeader};
 use crate::io::DiskIndex;
 use crate::log::Log;
 use crate::log::catalog::Copy;
-use crate::log::lack::{is_unanswered, state_after};
+use crate::log::lack::{is_host_lack, is_unanswered, state_after};
 use crate::log::ops::page;
 use crate::log::walk::{Broken, Link, Place, Run, start};
 use crate::shared::lock;
@@ -91,8 +91,8 @@ impl Log {
             }
             let run = match self.read_run(&place, at, seal.length, link).await {
                 Ok(run) => run,
-                // A disk that hangs, or was given up: what it holds has not rotted.
-                Err(Broken::Disk(error)) if is_unanswered(&error) => return,
+                // Nothing was seen of the copy: it has not rotted, and is looked at again in the next round.
+                Err(Broken::Disk(error)) if is_unanswered(&error) || is_host_lack(&error) => return,
                 Err(broken) => match self.repair(&place, at, &seal, link, broken, report).await {
                     Some(run) => run,
                     None => return,
@@ -118,7 +118,7 @@ impl Log {
     async fn scrub_pages(&self, place: &Place, header: &SegmentHeader, seal: &Seal, report: &mut ScrubReport) {
         let read = self.ops.read(place.disk, place.file, 0, DATA_START as usize).await;
         let expected = [header.encode(), seal.encode()].concat();
-        let mut same = read.as_ref().is_err_and(is_unanswered);
+        let mut same = read.as_ref().is_err_and(|error| is_unanswered(error) || is_host_lack(error));
         if let Ok(found) = &read {
             // A copy's header names the set that it was first written for: any that decodes to this segment will do.
             let decoded = SegmentHeader::decode(found)
@@ -155,22 +155,28 @@ impl Log {
         if self.is_trimmed(place.segment) {
             return None;
         }
-        let Ok(run) = self.read_any(place.segment, at, seal.length, link).await else {
-            let unread =
-                Corruption { segment: place.segment, offset: u64::from(at), what: "unreadable", expected: 0, found: 0 };
-            report.lost.push(if let Broken::Bytes(corruption) = broken { corruption } else { unread });
-            return None;
+        let run = match self.read_any(place.segment, at, seal.length, link).await {
+            Ok(run) => run,
+            Err(error) if error.kind() == ErrorKind::System => return None,
+            Err(_) => {
+                let (segment, offset) = (place.segment, u64::from(at));
+                let unread = Corruption { segment, offset, what: "unreadable", expected: 0, found: 0 };
+                report.lost.push(if let Broken::Bytes(corruption) = broken { corruption } else { unread });
+                return None;
+            }
         };
         let copy = page(&run.bytes);
         let written = match copy {
             Ok(bytes) => self.ops.write(place.disk, place.file, u64::from(at), bytes).await,
             Err(error) => Err(error),
         };
-        let verified = written.is_ok() && self.read_run(place, at, run.end(), link).await.is_ok();
-        let written = if verified {
-            Ok(())
-        } else {
-            Err(written.err().unwrap_or_else(|| std::io::Error::other("the rewritten bytes do not verify")))
+        let written = match written {
+            Ok(()) => match self.read_run(place, at, run.end(), link).await {
+                Ok(_) => Ok(()),
+                Err(Broken::Disk(error)) if is_host_lack(&error) => return None,
+                Err(_) => Err(std::io::Error::other("the rewritten bytes do not verify")),
+            },
+            failed => failed,
         };
         self.note_repair(place, written, report).then_some(run)
     }

@@ -113,6 +113,14 @@ pub enum Bug {
     RefusalForgotten,
     /// Who waits for the secondary is answered by the position of a lane that does not send his account.
     LackingForgotten,
+    /// A disk on which the host lets no file be made is given up.
+    RefusalLosesDisk,
+    /// What a making that was cut short left behind passes for a region.
+    RemainsAreARegion,
+    /// A computation for which the host has no thread stops the region.
+    LackHalts,
+    /// A disk that does not answer is waited for for ever.
+    WaitsForHung,
     /// An opening takes a slot that it could not open for one that is not there.
     UnopenedIsAbsent,
     /// A disk with a slot that could not be read says that it holds nothing of the next segment.
@@ -208,7 +216,7 @@ impl Bug {
         [Bug::GiveUpLeavesWaiters, Bug::OverdueUnnoticed, Bug::AwayForgivesAll, Bug::HangingReadFirst];
 
     /// Those that one region shows.
-    pub const ALL: [Bug; 30] = [
+    pub const ALL: [Bug; 34] = [
         Bug::CommitBeforeQuorum,
         Bug::AckBeforeDurable,
         Bug::SkipWriteBack,
@@ -239,6 +247,10 @@ impl Bug {
         Bug::RepeatSkipsThird,
         Bug::LateCloseGoesOn,
         Bug::WritesBeforeDecision,
+        Bug::RefusalLosesDisk,
+        Bug::LackHalts,
+        Bug::RemainsAreARegion,
+        Bug::WaitsForHung,
     ];
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::fault::OpKind;
 use super::world::World;
 use crate::io::{Completion, DiskIndex, Doorbell, Driver, Environment, FileId, Op, OpId, Output, ReadAt};
 
@@ -40,16 +41,14 @@ impl Driver for SimDriver {
     }
 
     fn submit(&mut self, id: OpId, op: Op) {
-        // A job runs here, outside the world's lock, which it may need for the time; its result takes its time to arrive.
-        let (op, computed) = match op {
-            Op::Compute(job) => (None, Some(job())),
-            op => (Some(op), None),
-        };
-        let mut state = self.world.lock();
-        match (op, computed) {
-            (Some(op), _) => state.submit(self.process, id, op),
-            (None, Some(value)) => state.submit_computed(self.process, id, Output::Computed(value)),
-            (None, None) => {}
+        match op {
+            // A job runs here, outside the world's lock, which it may need for the time; its result takes its time to arrive.
+            Op::Compute(job) => {
+                let allowed = self.world.lock().refuse(self.process, None, OpKind::Compute, "");
+                let result = allowed.map(|()| Output::Computed(job()));
+                self.world.lock().submit_computed(self.process, id, result);
+            }
+            op => self.world.lock().submit(self.process, id, op),
         }
     }
 

@@ -115,9 +115,6 @@ impl State {
             medium.put(LOCK, Inode::default());
         }
         medium.locked_by = Some(process);
-        if let Some(kind) = medium.arrived.take() {
-            self.fire(kind, Some(at), Some(OpKind::Attach), "");
-        }
         if let Some(process) = self.processes.get_mut(&process) {
             process.disks.insert(disk, at);
         }

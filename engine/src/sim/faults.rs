@@ -80,6 +80,10 @@ impl Mischief {
         if self.undo_swap() || self.gentle || rng.bool() {
             return;
         }
+        if self.host && self.away.is_none() && rng.u8(..6) == 0 {
+            // It is met while the region opens.
+            self.arm_next(rng);
+        }
         match rng.u8(..12) {
             0 => {
                 self.blank = true;
@@ -181,7 +185,8 @@ impl Mischief {
             2 => (Refused::Memory, whole()),
             3 => {
                 for name in of_some(rng) {
-                    let len = rng.u64(..16) * 4096;
+                    // Without its header page it would be one whose making was cut short: FAULT-MODEL's limit.
+                    let len = rng.u64(2..16) * 4096;
                     self.world.cut(path, &name, len);
                 }
                 return;
@@ -213,6 +218,54 @@ impl Mischief {
         self.touched = true;
     }
 
+    /// The victim comes back as it is about to be taken back, and something else is wrong with it, if anything.
+    pub(super) fn comes_back(&mut self, rng: &mut fastrand::Rng) {
+        if self.gentle || self.swapped.is_some() {
+            return;
+        }
+        self.touched = true;
+        self.world.set_condition(self.path(), Condition::Healthy);
+        self.world.allow(Some(self.path()));
+        self.lacking = false;
+        match rng.u8(..10) {
+            0..=3 => self.refuse(rng),
+            4 => self.spoil(rng),
+            5 | 6 if self.away.is_none() => self.arm_next(rng),
+            7 => self.set_condition(rng),
+            8 if !self.images.is_empty() && !self.blank => {
+                let image = &self.images[rng.usize(..self.images.len())];
+                self.world.restore(self.path(), image);
+            }
+            _ => {}
+        }
+    }
+
+    /// One of the victim's slots loses its end while it is open.
+    pub(super) fn shortens(&mut self, rng: &mut fastrand::Rng) {
+        if self.gentle || self.away.is_some() || self.swapped.is_some() {
+            return;
+        }
+        let names = some_slots(&self.world, std::slice::from_ref(&self.paths[self.victim]), rng);
+        (self.silent, self.touched) = (true, true);
+        self.world.cut(self.path(), &names[0], rng.u64(0..16) * 4096);
+    }
+
+    /// It is gone, and the region will find out.
+    pub(super) fn goes_away(&mut self) {
+        if !self.gentle && self.swapped.is_none() {
+            self.touched = true;
+            self.world.set_condition(self.path(), Condition::Lost);
+        }
+    }
+
+    /// The very next write fails or lies.
+    fn arm_next(&mut self, rng: &mut fastrand::Rng) {
+        self.silent = true;
+        let faults = [ArmedFault::Torn, ArmedFault::Lost, ArmedFault::Misdirected, ArmedFault::FailedFlush];
+        let arm = Arm { fault: faults[rng.usize(..4)], prefix: String::new(), skip: 0 };
+        self.world.arm(self.path(), arm);
+    }
+
     fn set_condition(&mut self, rng: &mut fastrand::Rng) {
         if self.host && rng.bool() {
             return self.refuse(rng);
@@ -239,8 +292,15 @@ impl Mischief {
         let path = self.path().to_owned();
         self.world.allow(Some(&path));
         self.lacking = false;
-        let all = [Refused::Opens, Refused::Lists, Refused::Reads, Refused::Creates, Refused::Memory, Refused::Threads];
-        let Some(&what) = all.get(rng.usize(..8)) else { return };
+        let what = match rng.u8(..11) {
+            0..=2 => Refused::Opens,
+            3..=5 => Refused::Lists,
+            6 => Refused::Reads,
+            7 => Refused::Creates,
+            8 => Refused::Memory,
+            9 => Refused::Threads,
+            _ => return,
+        };
         self.lacking = matches!(what, Refused::Memory | Refused::Threads);
         let some = what == Refused::Opens && rng.bool();
         let files = if some { some_slots(&self.world, std::slice::from_ref(&path), rng) } else { Vec::new() };
@@ -270,7 +330,7 @@ impl Mischief {
     fn spoil(&mut self, rng: &mut fastrand::Rng) {
         let files = self.world.files(self.path());
         let Some((name, len)) = rng.choice(&files).filter(|(_, len)| *len > 0) else { return };
-        if self.host && self.away.is_none() && name != "LOCK" && rng.u8(..3) == 0 {
+        if self.host && self.away.is_none() && name != "LOCK" && rng.bool() {
             let (name, len) = (name.clone(), *len);
             return self.take_away(&name, len, rng);
         }

@@ -56,8 +56,6 @@ pub struct Schedule {
     pub bug: Option<Bug>,
     /// Whether to keep a trace.
     pub trace: bool,
-    /// Whether the host takes part: what it refuses, takes away and puts back.
-    pub host: bool,
 }
 
 impl Schedule {
@@ -108,6 +106,8 @@ pub(super) struct Run {
     pub(super) suspended: u64,
     /// How many lives there were.
     count_of_lives: u32,
+    /// Nothing cuts the next opening short, and the host refuses nothing.
+    pub(super) undisturbed: bool,
 }
 
 /// The temper of a schedule: one action in so many, 0 for never.
@@ -125,6 +125,8 @@ pub(super) struct Habits {
     pub(super) fault: u32,
     pub(super) clock: u32,
     pub(super) suspend: u32,
+    /// Much goes on at once: the disk that misbehaves comes and goes, and the power fails between two operations.
+    pub(super) dense: bool,
 }
 
 impl Habits {
@@ -143,12 +145,25 @@ impl Habits {
             burst: rng.u32(1..8),
             steps: rng.u32(5..60),
             suspend: if rng.u8(..100) < 15 { 60 } else { 0 },
+            dense: false,
         }
     }
 
-    /// Lives too short for much. Where there are very many, the log is kept short, or each opening would take longer than the one before.
-    fn for_many(self, lives: u32) -> Habits {
-        Habits { steps: 3, burst: 2, trim: if lives > 500 { 2 } else { 0 }, suspend: 0, ..self }
+    /// What the course of the schedule makes of them.
+    fn on(self, course: Course) -> Habits {
+        match course {
+            Course::Few => self,
+            Course::Dense => {
+                Habits { steps: 60, trim: 5, drain: 12, scrub: 3, fault: 3, all: 0, large: 3, dense: true, ..self }
+            }
+            // Nothing but power failures: what each leaves behind adds up. The log is not trimmed, so there cannot be very many.
+            Course::Many { fresh: false } => {
+                Habits { steps: 8, burst: 2, trim: 0, drain: 0, scrub: 0, fault: 0, suspend: 0, ..self }
+            }
+            Course::Many { fresh: true } => {
+                Habits { steps: 8, burst: 2, trim: 2, drain: 10, scrub: 4, fault: 6, suspend: 0, dense: true, ..self }
+            }
+        }
     }
 }
 
@@ -163,14 +178,18 @@ impl Run {
             world.latency.tail_every = 6;
         }
         let disks = [3, 3, 4, 5][rng.usize(..4)];
-        let options = options(&mut rng, disks);
+        let mut options = options(&mut rng, disks);
         let world = World::new(world);
         let paths: Vec<PathBuf> = options.disks.iter().map(|disk| disk.path.clone()).collect();
         let mut mischief = Mischief::new(world.clone(), paths.clone(), &mut rng);
         let habits = Habits::draw(&mut rng);
-        let host = Host::new(world.clone(), paths, mischief.victim(), schedule.seed, schedule.host);
+        let host = Host::new(world.clone(), paths, mischief.victim(), schedule.seed);
         mischief.with_host(host.on);
-        let habits = if let Course::Many(lives) = host.course { habits.for_many(lives) } else { habits };
+        let habits = habits.on(host.course);
+        if matches!(host.course, Course::Many { .. }) {
+            // A full log ends nothing, and nothing new begins.
+            options.max_segments = None;
+        }
         Run {
             world,
             options,
@@ -189,6 +208,7 @@ impl Run {
             broken_openings: 0,
             suspended: 0,
             count_of_lives: 0,
+            undisturbed: false,
             rng,
         }
     }
@@ -220,8 +240,9 @@ impl Run {
     fn lives(&mut self) {
         let mut made = self.make();
         let lives = match self.host.course {
-            Course::Few => self.rng.u32(0..4),
-            Course::Many(lives) => lives,
+            Course::Few | Course::Dense => self.rng.u32(0..4),
+            Course::Many { fresh: false } => 220,
+            Course::Many { fresh: true } => 1_500,
         };
         for _ in 0..lives {
             if self.failed() || !made {
@@ -237,7 +258,9 @@ impl Run {
                     }
                     return;
                 }
-                self.mischief.between_lives(&mut self.rng);
+                if self.host.course != (Course::Many { fresh: false }) {
+                    self.mischief.between_lives(&mut self.rng);
+                }
             }
             if self.mischief.beyond(&mut self.rng) {
                 self.beyond = true;
@@ -315,12 +338,29 @@ impl Run {
                 self.life(Mode::Open, false);
             }
             self.tentative = false;
+            let again = self.host.on && !self.mischief.touched;
+            let made = made || (!self.failed() && again && self.make_again());
             if made || self.failed() {
                 return made;
             }
             self.start_over();
         }
         false
+    }
+
+    /// What a making that was cut short or refused left behind can be made again, or opened. One that is opened may lack a disk, which no
+    /// superblock had reached: it bears no other loss, so that it is made once more from nothing.
+    fn make_again(&mut self) -> bool {
+        self.host.lift();
+        (self.undisturbed, self.tentative) = (true, true);
+        let made = self.life(Mode::Create, false) == End::Opened;
+        let opened = made || self.life(Mode::Open, false) == End::Opened;
+        (self.undisturbed, self.tentative) = (false, false);
+        if !opened && !self.failed() {
+            let complaint = "what was left of a region that was not made whole can neither be made nor opened";
+            self.oracle().complain(complaint.to_owned());
+        }
+        made
     }
 
     /// A region whose making was cut short is made again from nothing.
@@ -361,14 +401,17 @@ impl Run {
     /// One opening of the region, to its end.
     fn life(&mut self, mode: Mode, last: bool) -> End {
         let most = if self.rng.bool() { 60 } else { 400 };
-        let cut = (!last && !self.beyond && self.rng.u8(..3) == 0).then(|| self.rng.u64(1..most));
+        let whole = last || self.beyond || self.undisturbed || self.host.course == (Course::Many { fresh: false });
+        let cut = (!whole && self.rng.u8(..3) == 0).then(|| self.rng.u64(1..most));
         self.world.crash_after(cut);
         self.flush_failed = 0;
         let stage = self.opening_stage(mode);
         let images = self.mischief.images();
         self.count_of_lives += 1;
-        self.host.begin_life(&mut self.rng);
-        if !last && !self.beyond {
+        if !self.undisturbed {
+            self.host.begin_life(&mut self.rng);
+        }
+        if !last && !self.beyond && self.host.course != (Course::Many { fresh: false }) {
             self.mischief.plan_beyond(&mut self.rng);
         }
         let end = Life::start(self, mode, last).run(stage);

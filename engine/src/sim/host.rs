@@ -19,8 +19,10 @@ const MANY_LIVES: u64 = 5_000;
 pub(super) enum Course {
     /// A few lives, each with much to do.
     Few,
-    /// This many short ones.
-    Many(u32),
+    /// The same, with more at once.
+    Dense,
+    /// Hundreds of short ones that end by a loss of power, or, where the log is kept short, thousands with everything else in them.
+    Many { fresh: bool },
 }
 
 /// What concerns all disks now.
@@ -49,7 +51,7 @@ pub(super) struct Host {
     pub(super) course: Course,
     /// One turn in so many begins a trouble for all disks; 0 for never.
     trouble: u32,
-    /// One turn in so many the clock jumps by years; 0 for never.
+    /// One turn in so many the clock jumps, by years or seconds; 0 for never.
     years: u32,
     /// Whether the disks are put back to older images.
     put_back: bool,
@@ -59,21 +61,23 @@ pub(super) struct Host {
     past: Option<(Trouble, u32)>,
     /// Something was wrong in this life.
     pub(super) met: bool,
+    /// It began in this life.
+    pub(super) began: bool,
     pub(super) moments: Vec<Moment>,
 }
 
 impl Host {
     /// Draws what will go wrong, from the seed alone: a schedule without any of this is what it would be otherwise.
-    pub(super) fn new(world: World, paths: Vec<PathBuf>, victim: usize, seed: u64, enabled: bool) -> Host {
+    pub(super) fn new(world: World, paths: Vec<PathBuf>, victim: usize, seed: u64) -> Host {
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x0068_6f73_7400);
-        let many = enabled && seed % MANY_LIVES == 37;
-        let on = enabled && (many || rng.u8(..3) == 0);
+        let many = seed % MANY_LIVES == 37;
+        let on = many || rng.u8(..5) < 2;
         let mut some = |often: u32, chance: u8| if on && rng.u8(..100) < chance { often } else { 0 };
         let (trouble, years, put_back) = (some(60, 60), some(100, 20), some(1, 25) == 1);
-        let course = if many {
-            Course::Many(if (seed / MANY_LIVES).is_multiple_of(2) { 200 } else { 1_500 })
-        } else {
-            Course::Few
+        let course = match many {
+            true => Course::Many { fresh: !(seed / MANY_LIVES).is_multiple_of(2) },
+            false if on && rng.bool() => Course::Dense,
+            false => Course::Few,
         };
         Host {
             world,
@@ -87,6 +91,7 @@ impl Host {
             present: None,
             past: None,
             met: false,
+            began: false,
             moments: Vec::new(),
         }
     }
@@ -97,7 +102,7 @@ impl Host {
         if self.on && self.present.is_none() && self.trouble > 0 && rng.u8(..4) == 0 {
             self.begin(rng);
         }
-        self.met = self.present.is_some();
+        (self.met, self.began) = (self.present.is_some(), false);
     }
 
     /// Before each turn of the log thread something may begin, or end.
@@ -109,11 +114,15 @@ impl Host {
         match &mut self.present {
             Some((_, 0)) => self.lift(),
             Some((_, left)) => *left -= 1,
-            None if self.trouble > 0 && rng.u32(..self.trouble) == 0 => self.begin(rng),
+            None if self.trouble > 0 && rng.u32(..self.trouble) == 0 => {
+                self.begin(rng);
+                self.began = true;
+            }
             None => {}
         }
         if self.years > 0 && rng.u32(..self.years) == 0 {
-            self.world.jump_wall(rng.i64(-40..40) * YEAR);
+            let by = if rng.bool() { rng.i64(1..40) * YEAR } else { rng.i64(1..10_000_000_000) };
+            self.world.jump_wall(if rng.bool() { by } else { -by });
         }
     }
 

@@ -8,6 +8,7 @@ use super::bugs::{InStage, enter_stage};
 use super::driver::SimDriver;
 use super::fault::Condition;
 use super::harness::Run;
+use super::host::Course;
 use super::oracle::{Answer, Oracle, Seen, Sent};
 use super::{Stage, World};
 use crate::error::{Error, ErrorKind, Result};
@@ -87,6 +88,7 @@ pub(super) struct Life<'a> {
     changes: (u64, u64),
     /// Which disks counted after the last step.
     counted: Vec<bool>,
+    opened: bool,
 }
 
 /// Why a life stops working.
@@ -126,12 +128,14 @@ impl<'a> Life<'a> {
             in_order: false,
             changes: (changes, failed),
             counted,
+            opened: false,
         }
     }
 
     /// Runs it to its end; `stage` lasts while the region opens.
     pub(super) fn run(mut self, stage: InStage) -> End {
         let opened = self.open();
+        self.opened = opened;
         if opened {
             drop(stage);
             self.work_and_end();
@@ -200,7 +204,7 @@ impl<'a> Life<'a> {
                 Phase::Running | Phase::Closed => {
                     self.world.note(|| "opened".to_owned());
                     self.run.oracle().opened();
-                    return !self.run.failed();
+                    return !self.run.failed() && !self.run.oracle().is_unclear();
                 }
                 Phase::Failed(error) => {
                     self.refused_to_open(&error);
@@ -236,9 +240,12 @@ impl<'a> Life<'a> {
         if self.work() == Some(Stop::Cut) || self.run.failed() {
             return;
         }
+        let only_power = self.run.host.course == (Course::Many { fresh: false });
         match self.run.rng.u8(..4) {
+            _ if only_power => self.commit_and_crash(),
             0 if self.chance(16) => self.close_late(),
             0 => self.close(),
+            2 if self.run.habits.dense => self.close(),
             1 => {
                 self.settle();
                 self.compare_copies(true);
@@ -250,6 +257,17 @@ impl<'a> Life<'a> {
             }
         }
         self.run.mischief.others_late(false);
+    }
+
+    /// Each life leaves something behind.
+    fn commit_and_crash(&mut self) {
+        self.step_until("an account", |life| {
+            life.name_account();
+            !life.run.accounts.is_empty()
+        });
+        self.send_new();
+        self.settle();
+        self.world.crash();
     }
 
     /// Commits a little more that two disks alone hold when the power goes.
@@ -283,11 +301,11 @@ impl<'a> Life<'a> {
         self.world.now() - self.run.suspended
     }
 
-    /// An opening that was refused has changed nothing, unless a change that failed is why.
+    /// An opening that was refused has changed nothing, unless a change that failed is why, or what began after it had decided.
     fn check_unchanged(&mut self, error: &Error) {
         let (changes, failed, last) = self.world.changes();
         let touched = changes > self.changes.0 && failed == self.changes.1 && self.world.running();
-        if touched && self.run.host.on && !self.run.tentative {
+        if touched && self.run.host.on && !self.run.host.began && !self.run.tentative {
             self.complain(format!("an opening that was refused changed a disk, at last by {last}: {error}"));
         }
     }
@@ -310,6 +328,8 @@ impl<'a> Life<'a> {
             (counted, lost.map(|at| (at, disks[at].reason.clone())))
         };
         self.counted = counted;
+        // A disk that hung before is not given up for what is refused now.
+        let lost = lost.filter(|(_, reason)| !reason.contains("timed out"));
         if let (Some((disk, reason)), Some(what)) = (lost, self.run.host.refuses()) {
             self.complain(format!("disk {disk} was given up for what the host refuses ({what:?}): {reason}"));
         }
@@ -325,7 +345,17 @@ impl<'a> Life<'a> {
             self.run.suspended += time.as_nanos() as u64;
             self.world.suspend(time, self.run.rng.bool());
         }
-        self.run.host.turn(&mut self.run.rng);
+        let undisturbed = self.run.undisturbed && !self.opened;
+        if !undisturbed {
+            self.run.host.turn(&mut self.run.rng);
+        }
+        // Between two operations of what is going on.
+        if self.run.habits.dense && !undisturbed && !self.last && self.world.is_quiet() {
+            let often = if self.opened { 2 } else { 100 };
+            if self.chance(often) {
+                self.world.crash();
+            }
+        }
         self.core.step(wait)
     }
 
@@ -415,6 +445,9 @@ impl Life<'_> {
         }
         if self.chance(habits.fault * 2) {
             self.give_back();
+        }
+        if habits.dense && self.chance(3) {
+            self.come_or_go();
         }
         if self.run.mischief.is_in_place() && self.run.host.remembers(&mut self.run.rng) {
             self.run.remember_all();
@@ -585,6 +618,31 @@ impl Life<'_> {
         self.others.extend(ticket);
     }
 
+    /// The victim goes away, or comes back and is taken back while as much else goes on as can be.
+    fn come_or_go(&mut self) {
+        let victim = self.victim();
+        let state = self.core.log().disks.borrow()[victim].state;
+        match state {
+            DiskState::Healthy => return self.run.mischief.goes_away(),
+            // While its copies are made again.
+            DiskState::Rebuilding => return self.run.mischief.shortens(&mut self.run.rng),
+            _ => {}
+        }
+        self.run.mischief.comes_back(&mut self.run.rng);
+        self.control(|done| Control::Scrub { done });
+        // Segments fill, are sealed and prepared meanwhile.
+        let large = std::mem::replace(&mut self.run.habits.large, 1);
+        (0..self.run.rng.u32(0..6)).for_each(|_| self.send_new());
+        self.run.habits.large = large;
+        self.give_back();
+        if self.chance(2) {
+            self.trim();
+        }
+        if self.chance(2) {
+            self.drain();
+        }
+    }
+
     /// The operator gives the victim back to the region.
     fn give_back(&mut self) {
         let (disk, replace) = (self.run.mischief.victim(), self.run.mischief.blank);
@@ -599,6 +657,11 @@ impl Life<'_> {
     }
 
     pub(super) fn close(&mut self) {
+        if self.run.habits.dense && !self.last {
+            self.come_or_go();
+            let wait = self.run.rng.u64(..300);
+            self.step(Duration::from_micros(wait));
+        }
         let stage = enter_stage(Stage::Close);
         if self.control(|done| Control::Close { done }).is_none() {
             return;

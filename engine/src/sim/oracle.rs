@@ -117,6 +117,8 @@ pub(super) struct Oracle {
     acknowledged: FxHashSet<usize>,
     /// The disks were put back to different moments: the log must have this many transactions, and may end anywhere behind them.
     sure: Option<usize>,
+    /// After that nothing was handed over, and whether it was trimmed or never was cannot be told.
+    unclear: bool,
     violation: Option<String>,
 }
 
@@ -178,6 +180,11 @@ impl Oracle {
         self.sure = Some(sure);
     }
 
+    /// Whether nothing can be said of the log from now on.
+    pub(super) fn is_unclear(&self) -> bool {
+        self.unclear
+    }
+
     /// The log ends before this one from now on.
     fn truncate(&mut self, at: usize) {
         for entry in self.log.drain(at..) {
@@ -224,8 +231,14 @@ impl Oracle {
         // What earlier lives sent and recovery did not find will never be found.
         self.tail_life = self.lives.len() - 1;
         let replayed = self.cursor.map_or(self.replay_start(), |cursor| cursor + 1);
-        if self.sure.take().is_some_and(|sure| sure <= replayed) {
-            self.truncate(replayed.min(self.log.len()));
+        if let Some(sure) = self.sure.take() {
+            self.unclear = self.cursor.is_none() && !self.log.is_empty();
+            if self.unclear {
+                return;
+            }
+            if sure <= replayed {
+                self.truncate(replayed.min(self.log.len()));
+            }
         }
         if replayed < self.log.len() {
             let missing = &self.log[replayed];

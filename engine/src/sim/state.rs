@@ -212,17 +212,25 @@ impl State {
         } else {
             Work::Op(op)
         };
+        if let (OpKind::Attach, Some(at)) = (kind, medium)
+            && let Some(arrived) = self.media[at].arrived.take()
+        {
+            self.fire(arrived, medium, Some(kind), "");
+        }
         let inode = open.map_or(0, |open| open.inode);
         self.launch(Pending { process, id, kind, medium, inode, file: name, work });
     }
 
-    pub(super) fn submit_computed(&mut self, process: u64, id: OpId, output: Output) {
+    pub(super) fn submit_computed(&mut self, process: u64, id: OpId, result: io::Result<Output>) {
         if self.alive(process) {
             self.digest_words(&[4, id.0]);
-            let refused = self.refuse(process, None, OpKind::Compute, "");
-            let (kind, work) = (OpKind::Compute, Work::Ready(refused.map(|()| output)));
+            let (kind, work) = (OpKind::Compute, Work::Ready(result));
             self.launch(Pending { process, id, kind, medium: None, inode: 0, file: Arc::from(""), work });
         }
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.pending.is_empty() && self.held.is_empty()
     }
 
     fn launch(&mut self, pending: Pending) {

@@ -175,6 +175,11 @@ impl World {
         all.max().unwrap_or(0)
     }
 
+    /// Whether a stage lasts and no operation is in flight.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.lock().is_quiet() && super::bugs::stages() != 0
+    }
+
     /// How many changes processes have made to disks, how many of them failed, and what the last one was.
     pub(super) fn changes(&self) -> (u64, u64, String) {
         let state = self.lock();

@@ -17,6 +17,7 @@ mod input;
 mod model;
 mod operator;
 mod read;
+mod remains;
 mod retries;
 mod slow;
 mod strict;

@@ -78,4 +78,8 @@ caught! {
     a_repetition_skips_the_third_copy: RepeatSkipsThird,
     a_late_closing_goes_on: LateCloseGoesOn,
     opening_writes_before_it_has_decided: WritesBeforeDecision,
+    refused_file_gives_the_disk_up: RefusalLosesDisk,
+    lack_of_threads_halts_the_region: LackHalts,
+    remains_of_a_create_pass_for_a_region: RemainsAreARegion,
+    hung_disk_is_waited_for_for_ever: WaitsForHung,
 }
