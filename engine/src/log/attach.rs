@@ -22,7 +22,7 @@ use crate::types::{DiskId, Epoch, LogId, Lsn, SegmentId};
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A disk as the options give it.
-type ConfiguredDisk = (DiskIndex, DiskConfig);
+pub(crate) type ConfiguredDisk = (DiskIndex, DiskConfig);
 
 /// What the disks of an opening show.
 pub(crate) struct Found {
@@ -75,7 +75,8 @@ impl Found {
 }
 
 impl Log {
-    /// Attaches every disk and reads its superblock; or, to create, takes empty directories and draws identities.
+    /// Attaches every disk and reads its superblock; or, to create, takes directories that hold no region and draws
+    /// identities.
     pub(crate) async fn attach_all(&self, create: bool) -> Result<Found> {
         let disks: Vec<ConfiguredDisk> =
             self.disks.borrow().iter().map(|disk| (disk.index, disk.config.clone())).collect();
@@ -94,7 +95,9 @@ impl Log {
         for ((disk, _), superblock) in disks.into_iter().zip(read) {
             superblocks.extend(superblock?.map(|superblock| (disk, superblock)));
         }
-        self.agree(superblocks)
+        let found = self.agree(superblocks)?;
+        self.take_unwritten(&found).await?;
+        Ok(found)
     }
 
     /// Attaches disks, all at the same time: one that hangs keeps no other waiting. Returns those whose lock is held.
@@ -156,7 +159,10 @@ impl Log {
     }
 
     async fn initialise(&self, disks: &[ConfiguredDisk]) -> Result<Found> {
-        self.clear_remains(disks).await?;
+        self.check_makings(disks).await?;
+        // From here on it can only fail, and what was made is removed again.
+        self.ops.allow_writes();
+        self.unmake(disks).await?;
         let environment = self.ops.environment();
         let mut members = Vec::new();
         for (disk, config) in disks {
@@ -366,7 +372,7 @@ impl Log {
 
     /// Lists every disk of the region, opens its slots and reads their pages. A disk that refuses any of it is left out.
     pub(crate) async fn scan_disks(&self, found: &mut Found) -> Result<()> {
-        let disks: Vec<DiskIndex> = found.disks.keys().copied().collect();
+        let disks = self.attached();
         let listed = join_all(disks.iter().map(|&disk| self.list_slots(disk))).await;
         for (disk, files) in disks.into_iter().zip(listed) {
             found.files.extend(files?.map(|files| (disk, files)));

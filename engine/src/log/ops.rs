@@ -182,6 +182,10 @@ impl Ops {
         self.inner.borrow_mut().may_write = true;
     }
 
+    pub(crate) fn may_write(&self) -> bool {
+        self.inner.borrow().may_write
+    }
+
     /// Starts the durable write of a block to one member.
     pub(crate) fn write_block(
         &self,

@@ -100,8 +100,18 @@ impl Log {
         Ok(tail)
     }
 
-    /// Makes a region on empty directories.
+    /// Makes a region on directories that hold none. One that cannot be made leaves nothing behind.
     pub(crate) async fn create(&self) -> Result<()> {
+        let made = self.make().await;
+        if made.is_err() && self.ops.may_write() {
+            let disks = self.disks.borrow().iter().map(|disk| (disk.index, disk.config.clone())).collect::<Vec<_>>();
+            // The first error is the one to tell; what stays, the next call removes.
+            drop(self.unmake(&disks).await);
+        }
+        made
+    }
+
+    async fn make(&self) -> Result<()> {
         self.attach_all(true).await?;
         self.meta.borrow_mut().trim = SegmentId(1);
         self.begin(GENESIS, Lsn::new(SegmentId(1), 0)).await?;

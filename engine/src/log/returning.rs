@@ -159,7 +159,7 @@ impl Log {
     }
 
     /// The member with these labels that no disk is: its directory was found empty or foreign.
-    fn member_without_disk(&self, fresh: &Member) -> Option<DiskId> {
+    pub(crate) fn member_without_disk(&self, fresh: &Member) -> Option<DiskId> {
         let disks = self.disks.borrow();
         let meta = self.meta.borrow();
         let unknown = |member: &&Member| disks.iter().all(|disk| disk.id != Some(member.disk));

@@ -553,3 +553,150 @@ fn a_trim_does_not_wait_for_all_that_is_to_be_rebuilt() {
     assert_eq!(first.segment(), SegmentId(5));
     assert!(health.unwhole > 2, "one segment's time, not that of all: {} to go", health.unwhole);
 }
+
+/// Starts to make or open the region; None when the power goes before it is there.
+fn until_cut(world: &World, options: &Options, mode: Mode) -> Option<Result<Script>> {
+    let driver = world.driver();
+    let intake = Intake::new(options.queue_transactions, AHEAD, options.queue_bytes as u64, driver.doorbell());
+    let shared = Arc::new(Shared::new(options.clone(), intake, driver.environment(), driver.reader()));
+    let mut core = Core::start(mode, Box::<SimDriver>::new(driver), Box::new(()), Arc::clone(&shared));
+    loop {
+        match core.step(MS) {
+            _ if !world.running() => return None,
+            Phase::Failed(error) => return Some(Err(error)),
+            Phase::Opening => {}
+            Phase::Running | Phase::Closed => break,
+        }
+    }
+    Some(Ok(Script { world: world.clone(), core, shared, account: AccountId::SYSTEM }))
+}
+
+/// A region that was being made when the power went is made by the same call, or opens; every disk takes part.
+#[test]
+fn h2_create_cut_short_at_any_operation_is_continued() {
+    let (mut again, mut opened) = (0, 0);
+    for (disks, seed) in [(3, 1), (4, 2), (5, 3), (3, 4), (4, 5), (5, 6)] {
+        for cut in 1.. {
+            let mut world = WorldOptions::new(seed << 32 | cut);
+            world.latency.tail_every = 0;
+            world.is_append = |OpId(id)| id >> 63 == 1;
+            let world = World::new(world);
+            world.crash_after(Some(cut));
+            if until_cut(&world, &options(disks), Mode::Create).is_some() {
+                break;
+            }
+            world.crash_after(None);
+            let made = until_cut(&world, &options(disks), Mode::Create).expect("no cut");
+            let made = match made {
+                Err(error) if error.kind() == ErrorKind::Exists => {
+                    opened += 1;
+                    world.crash();
+                    until_cut(&world, &options(disks), Mode::Open).expect("no cut")
+                }
+                made => {
+                    again += 1;
+                    made
+                }
+            };
+            let mut script = made.unwrap_or_else(|error| panic!("{disks} disks, cut at {cut}: {error}"));
+            script.step_for(MS * 500);
+            assert_eq!(script.states(), vec![DiskState::Healthy; disks], "{disks} disks, cut at {cut}");
+        }
+    }
+    assert!(again > 20 && opened > 5, "{again} made again, {opened} opened");
+}
+
+/// A creation that fails leaves nothing that another would stumble over.
+#[test]
+fn h2_create_that_fails_leaves_nothing_behind() {
+    let mut world = WorldOptions::new(1);
+    world.latency.tail_every = 0;
+    let world = World::new(world);
+    (1..3).for_each(|disk| world.set_condition(&disk_path(disk), Condition::Full));
+    let refused = until_cut(&world, &options(3), Mode::Create).expect("no cut").err().expect("two disks are full");
+    assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+    for disk in 0..3 {
+        let names: Vec<String> = world.files(&disk_path(disk)).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["LOCK"]);
+    }
+    world.crash();
+    (1..3).for_each(|disk| world.set_condition(&disk_path(disk), Condition::Healthy));
+    until_cut(&world, &options(3), Mode::Create).expect("no cut").map(drop).expect("made");
+}
+
+/// A region that holds one acknowledged record is never made again, whatever its superblocks look like.
+#[test]
+fn h2_create_over_disks_that_hold_blocks_is_refused() {
+    let mut script = Script::create(options(3));
+    let ticket = script.commit_to(Ack::All);
+    script.answer(ticket).expect("acknowledged");
+    let Script { world, core, .. } = script;
+    world.crash();
+    drop(core);
+    for disk in 0..3 {
+        // One bit of each slot: neither verifies.
+        world.flip(&disk_path(disk), "superblock", 70, 1);
+        world.flip(&disk_path(disk), "superblock", crate::format::SUPERBLOCK_SLOT as u64 + 70, 1);
+    }
+    let refused = until_cut(&world, &options(3), Mode::Create).expect("no cut").err().expect("it holds blocks");
+    assert_eq!(refused.kind(), ErrorKind::Exists, "{refused}");
+}
+
+/// Opens a crashed region of several segments whose three newest slots on every disk meet `fault`, with a bug planted or none. Whether it then lacks
+/// what was acknowledged.
+fn open_without_the_newest(bug: Option<Bug>, fault: fn(&World, usize, &str)) -> Result<bool> {
+    let mut script = Script::create(options(3));
+    let mut last = Lsn::ZERO;
+    for _ in 0..400 {
+        let ticket = script.commit_to(Ack::All);
+        last = script.answer(ticket).expect("acknowledged").lsn;
+    }
+    assert!(last.segment() > SegmentId(4), "{last}");
+    plant(bug);
+    let (world, before) = (script.world.clone(), std::cell::RefCell::new(Vec::new()));
+    let contents = |world: &World| -> Vec<_> {
+        let disks = (0..3).map(disk_path);
+        let of = |path: PathBuf| {
+            let files = world.files(&path).into_iter();
+            files.map(move |(name, _)| (path.clone(), name.clone(), world.bytes(&path, &name))).collect::<Vec<_>>()
+        };
+        disks.flat_map(of).collect()
+    };
+    let opened = script.reopen(|world| {
+        for disk in 0..3 {
+            let files = world.files(&disk_path(disk));
+            let slots: Vec<&String> =
+                files.iter().map(|(name, _)| name).filter(|name| name.starts_with("slot-")).collect();
+            slots.iter().rev().take(3).for_each(|name| fault(world, disk, name));
+        }
+        *before.borrow_mut() = contents(world);
+    });
+    plant(None);
+    if opened.is_err() {
+        assert!(contents(&world) == *before.borrow(), "a refused opening changes nothing");
+    }
+    opened.map(|script| script.shared.committed.get() < last.0)
+}
+
+#[test]
+fn h2_newest_slots_refused_on_every_disk_refuse_the_opening() {
+    let refuse: fn(&World, usize, &str) = |world, disk, name| {
+        let (what, disk) = (Refused::Opens, Some(disk_path(disk)));
+        world.refuse(Refusal { what, disk, files: vec![name.to_owned()] });
+    };
+    let refused = open_without_the_newest(None, refuse).expect_err("they may hold the newest segments");
+    assert!(refused.kind() == ErrorKind::RestoreDisk && refused.to_string().contains("slot-"), "{refused}");
+    let planted = open_without_the_newest(Some(Bug::UnopenedIsAbsent), refuse);
+    assert!(planted.as_ref().is_ok_and(|lacks| *lacks), "the bug opens the region without its end: {planted:?}");
+}
+
+#[test]
+fn h2_newest_slots_unreadable_on_every_disk_refuse_the_opening() {
+    let spoil: fn(&World, usize, &str) = |world, disk, name| {
+        assert!(world.spoil(&disk_path(disk), name, 0..4096), "there is such a slot");
+    };
+    let refused = open_without_the_newest(None, spoil).expect_err("they may hold the newest segments");
+    assert_eq!(refused.kind(), ErrorKind::RestoreDisk, "{refused}");
+    let planted = open_without_the_newest(Some(Bug::UnreadVotes), spoil);
+    assert!(planted.as_ref().is_ok_and(|lacks| *lacks), "the bug opens the region without its end: {planted:?}");
+}

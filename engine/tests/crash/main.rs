@@ -14,6 +14,7 @@ mod ledger;
 mod limits;
 mod lives;
 mod load;
+mod making;
 mod memory;
 mod mounts;
 mod order;

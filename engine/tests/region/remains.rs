@@ -1,4 +1,4 @@
-//! What a `create` that was cut short left behind: it is made again, and nothing else is ever overwritten (ADR 0027).
+//! What a `create` that was cut short left behind: it is made again, and nothing else is ever overwritten (ADR 0021).
 
 use std::fs;
 use std::path::PathBuf;
