@@ -292,6 +292,20 @@ mod tests {
     }
 
     #[test]
+    fn h3_a_piece_ends_before_one_that_stays_begins() {
+        let arena = Arena::new(16 << 10).expect("map");
+        let [first, mut stays, third] = [(); 3].map(|()| arena.take(4 << 10).expect("a piece"));
+        stays.fill(7);
+        drop(first);
+        // There is room for it in front of the one that stays only where it reaches into that.
+        assert!(arena.ring.take(8 << 10).is_none());
+        let mut fits = arena.take(4 << 10).expect("a piece");
+        fits.fill(8);
+        assert!(stays.iter().all(|byte| *byte == 7), "somebody wrote into it");
+        drop(third);
+    }
+
+    #[test]
     fn a_full_ring_gives_memory_of_its_own_and_takes_pieces_back_out_of_order() {
         let arena = Arena::new(12 << 10).expect("map");
         let mut pieces: Vec<Buffer> = (0..3).map(|_| arena.take(4 << 10).expect("a piece")).collect();

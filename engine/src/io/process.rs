@@ -72,7 +72,7 @@ impl Page {
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test waits for a process on the real clock")]
-mod tests {
+pub(crate) mod tests {
     use std::future::Future;
     use std::pin::pin;
     use std::sync::Arc;
@@ -80,7 +80,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
     use std::time::Duration;
 
-    use rustix::process::{WaitOptions, waitpid};
+    use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
     use super::*;
     use crate::{Ack, DiskConfig, DriverChoice, ErrorKind, Lsn, Options, PartitionId, Region, Transaction};
@@ -92,7 +92,7 @@ mod tests {
     }
 
     /// Runs `child` in a forked child and returns what it found wrong, as the number of the first claim that does not hold.
-    fn in_child(child: impl FnOnce(&mut dyn FnMut(bool))) -> i32 {
+    pub(crate) fn in_child(child: impl FnOnce(&mut dyn FnMut(bool))) -> i32 {
         match fork() {
             0 => {
                 let mut number = 0;
@@ -105,17 +105,22 @@ mod tests {
                 _exit(0);
             }
             pid => {
-                let pid = rustix::process::Pid::from_raw(pid).expect("the child was started");
-                for _ in 0..3_000 {
-                    if let Some((_, status)) = waitpid(Some(pid), WaitOptions::NOHANG).expect("it is our child") {
-                        return status.exit_status().expect("no signal ended the child");
-                    }
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is there");
-                panic!("the child waits for ever");
+                let pid = Pid::from_raw(pid).expect("the child was started");
+                end_of(pid).exit_status().expect("no signal ended the child")
             }
         }
+    }
+
+    /// Waits for a child that is to end by itself.
+    fn end_of(child: Pid) -> WaitStatus {
+        for _ in 0..3_000 {
+            if let Some((_, status)) = waitpid(Some(child), WaitOptions::NOHANG).expect("it is our child") {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("it is there");
+        panic!("the child waits for ever");
     }
 
     #[test]
@@ -203,7 +208,7 @@ mod tests {
             }
             region.close().expect("all is durable");
             let opened = Region::open(options, ());
-            let child = rustix::process::Pid::from_raw(child).expect("the child was started");
+            let child = Pid::from_raw(child).expect("the child was started");
             rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("it is there");
             waitpid(Some(child), WaitOptions::empty()).expect("it is our child");
             opened.expect("what was closed is not locked by a child");
@@ -234,8 +239,7 @@ mod tests {
         let account = region.create_account("flights", Ack::Quorum).expect("it is new");
         let commit = || region.commit(Transaction::new(account, PartitionId(1)).record("one"));
         commit().expect("three disks are there");
-        let child = rustix::process::Pid::from_raw(child.load(Ordering::SeqCst)).expect("the child was started");
-        let (_, status) = waitpid(Some(child), WaitOptions::empty()).expect("it is our child").expect("it has ended");
+        let status = end_of(Pid::from_raw(child.load(Ordering::SeqCst)).expect("the child was started"));
         assert!(status.signaled(), "{status:?}");
         commit().expect("the child has left the disks alone");
         region.close().expect("all is durable");

@@ -711,6 +711,46 @@ mod tests {
         }
     }
 
+    /// It counts for the kernel's workers, too: what there are is shared out evenly, and where a disk would have none,
+    /// nothing goes through the ring.
+    #[test]
+    fn h3_limit_on_processes_leaves_each_disk_places_of_its_own() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        if Workers::new().is_err() {
+            return;
+        }
+        let wrong = crate::io::process::tests::in_child(|claim| {
+            for (limit, places) in [(30, 10), (2, 0)] {
+                let limit = Rlimit { current: Some(limit), ..getrlimit(Resource::Nproc) };
+                claim(setrlimit(Resource::Nproc, limit).is_ok());
+                claim(Workers::new().is_ok_and(|workers| workers.places(3) == places));
+            }
+        });
+        assert_eq!(wrong, 0);
+    }
+
+    #[test]
+    fn h3_file_system_whose_writes_stand_in_line_stays_off_the_ring() {
+        let Ok(mut driver) = UringDriver::new() else { return };
+        // A tmpfs, where there is one.
+        let Ok(root) = tempfile::tempdir_in("/dev/shm") else { return };
+        let disk = DiskIndex(0);
+        let mut run = |op| {
+            let (mut done, end) = (Vec::new(), Deadline::after(Duration::from_secs(20)).expect("a time"));
+            driver.submit(OpId(1), op);
+            while done.is_empty() {
+                assert!(!end.left().is_zero(), "nothing came back");
+                driver.poll(Some(Duration::from_millis(100)), &mut done);
+            }
+            done.remove(0).result.expect("nothing is wrong")
+        };
+        run(Op::Attach { disk, path: root.path().to_owned(), create: true });
+        let opened = run(Op::Open { disk, name: "slot".into(), create: Some(1 << 20) });
+        let Output::File(file) = opened else { panic!("another output") };
+        let data = Buffer::zeroed(ALIGN).expect("map").share();
+        assert!(!driver.rides(&Op::Write { disk, file, offset: 0, data }));
+    }
+
     #[test]
     fn an_operation_that_never_ends_holds_up_neither_a_poll_nor_the_end() {
         let Ok(mut driver) = UringDriver::new() else { return };

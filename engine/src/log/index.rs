@@ -288,7 +288,10 @@ fn by_account(restarts: &BTreeMap<(AccountId, PartitionId), Holding>) -> Vec<Res
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::format::{encode_frame, frame_len};
 
     fn header(partition: u128, first_sequence: u64) -> FrameHeader {
         FrameHeader {
@@ -345,6 +348,38 @@ mod tests {
             assert_eq!((partition.first_sequence, partition.next_sequence), (0, list.len() as u64 * 2));
         }
         assert_eq!(SegmentIndex::decode(&index.encode()), Ok(index));
+    }
+
+    #[test]
+    fn h5_index_keeps_the_highest_sequences_of_a_client_of_each_account() {
+        let mut builder = IndexBuilder::new(SegmentId(3));
+        let mut expected = Vec::new();
+        // The same client in three accounts, in a partition of its own in each, in turns.
+        for place in 0..12_u32 {
+            let (account, sequence) = (u64::from(place % 3) + 1, u64::from(place / 3) + 1);
+            let (client, partition, first_sequence) =
+                (ClientId(9), PartitionId(70 + u128::from(account)), sequence - 1);
+            let header = FrameHeader {
+                account: AccountId(account),
+                client,
+                client_sequence: sequence,
+                ..header(partition.0, first_sequence)
+            };
+            let records = [Bytes::from_static(b"one")];
+            let mut frame = vec![0; frame_len(&records).expect("one record")];
+            encode_frame(&header, &records, &mut frame);
+            let lsn = Lsn::new(SegmentId(3), 8192 + place * 4096);
+            builder.add(lsn, &Frame::trusted(&frame).expect("a frame"));
+            let outcome = CommitOutcome { sequence, partition, lsn, first_sequence, records: 1 };
+            if sequence > 2 {
+                expected.push(ClientCommit { account: AccountId(account), client, outcome });
+            }
+        }
+        let mut found = builder.finish(LogId(1), 2).clients;
+        let place = |commit: &ClientCommit| (commit.account, commit.outcome.sequence);
+        found.sort_unstable_by_key(place);
+        expected.sort_unstable_by_key(place);
+        assert_eq!(found, expected);
     }
 
     #[test]

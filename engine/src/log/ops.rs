@@ -446,3 +446,6 @@ pub(crate) fn page(bytes: &[u8]) -> io::Result<Slice> {
     buffer.copy_from_slice(bytes);
     Ok(buffer.share())
 }
+
+#[cfg(test)]
+mod tests;
