@@ -566,20 +566,21 @@ impl Region {
         Lsn(self.shared.committed.get())
     }
 
-    /// The bytes of log between two positions, headers and what fills a segment's end included: how far a reader is behind.
+    /// The bytes of log between two positions: the blocks there, whole, that are committed and not trimmed. It is how far
+    /// a reader is behind. What a segment leaves unused at its end, and its header, count nothing.
     #[must_use]
     pub fn distance(&self, from: Lsn, to: Lsn) -> u64 {
-        let bytes =
-            |at: Lsn| u64::from(at.segment().0) * u64::from(self.shared.options.segment_bytes) + u64::from(at.offset());
-        bytes(to).saturating_sub(bytes(from))
+        let to = to.min(self.committed());
+        self.shared.readable().bytes_between(from, to)
     }
 
-    /// The position so many bytes of log before another, as [`Region::distance`] counts; [`Lsn::ZERO`] where there are fewer. No block need begin
-    /// there: it is for pins and trims.
+    /// The position so many bytes of disk space before another, each segment counted as its whole file; [`Lsn::ZERO`] where there are fewer.
+    /// What is retained from there on takes no more on a disk. No block need begin there: it is for pins and trims.
     #[must_use]
     pub fn before(&self, at: Lsn, bytes: u64) -> Lsn {
         let segment = u64::from(self.shared.options.segment_bytes);
-        let left = self.distance(Lsn::ZERO, at).saturating_sub(bytes);
+        let space = u64::from(at.segment().0) * segment + u64::from(at.offset());
+        let left = space.saturating_sub(bytes);
         Lsn::new(SegmentId((left / segment) as u32), (left % segment) as u32)
     }
 

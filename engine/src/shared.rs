@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use crate::account::{Account, Contract};
 use crate::caller::Home;
 use crate::error::{Error, Result};
+use crate::format::DATA_START;
 use crate::gate::Gates;
 use crate::geo::{ClaimedLane, Cut, Lane};
 use crate::health::{Health, SegmentHealth};
@@ -20,7 +21,7 @@ use crate::sync::intake::Intake;
 use crate::sync::ticket::Resolver;
 use crate::sync::watermark::Watermark;
 use crate::transaction::{Receipt, Transaction};
-use crate::types::{AccountId, Ack, Epoch, LogId, Lsn, PartitionId, Role, SegmentId};
+use crate::types::{AccountId, Ack, Epoch, LogId, Lsn, ORDINAL, PartitionId, Role, SegmentId};
 
 /// What a client asks of the log thread.
 pub(crate) enum Request {
@@ -181,6 +182,22 @@ pub(crate) struct ReadCatalog {
 }
 
 impl ReadCatalog {
+    /// The bytes of the blocks from `from` to `to`, which is committed.
+    pub(crate) fn bytes_between(&self, from: Lsn, to: Lsn) -> u64 {
+        let from = from.max(Lsn::new(self.first, DATA_START));
+        if to <= from {
+            return 0;
+        }
+        let block = |at: Lsn| (at.offset() & !ORDINAL).max(DATA_START);
+        let segments = self.segments.range(from.segment()..=to.segment());
+        let bytes = segments.map(|(&id, known)| {
+            let start = if id == from.segment() { block(from) } else { DATA_START };
+            let end = if id == to.segment() { block(to) } else { known.end.unwrap_or(start) };
+            u64::from(known.end.map_or(end, |last| end.min(last)).saturating_sub(start))
+        });
+        bytes.sum()
+    }
+
     /// Takes note of an account's settings.
     pub(crate) fn put_account(&mut self, account: &Account) {
         let hidden = match account.role {

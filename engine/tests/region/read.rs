@@ -494,3 +494,53 @@ fn check_after(region: &Region, account: AccountId, segment: SegmentId, model: &
     let mut reader = region.partition(account, PartitionId(0), records.len() as u64 - 50);
     assert!(records.ends_with(&drain(&mut reader)));
 }
+
+/// The bytes of the blocks that a subscriber from `from` on reads before `to`.
+fn blocks_between(region: &Region, from: Lsn, to: Lsn) -> u64 {
+    let (mut tail, mut bytes) = (region.subscribe(from.min(region.committed())), 0);
+    while let Some(block) = tail.try_next().unwrap().filter(|block| block.lsn() < to) {
+        bytes += u64::from(block.end().offset() - block.lsn().offset());
+    }
+    bytes
+}
+
+#[test]
+fn distance_is_the_bytes_that_a_reader_has_still_to_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&dir, 3);
+    let region = Region::create(options.clone(), ()).unwrap();
+    for from in [Lsn::ZERO, region.first(), region.committed(), Lsn::MAX] {
+        assert_eq!(region.distance(from, region.committed()), 0, "a new region is empty, from {from}");
+    }
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    assert_eq!(region.distance(Lsn::ZERO, region.committed()), 4096, "one block");
+    let commit = |region: &Region, number: u8| {
+        let transaction = Transaction::new(account, PartitionId(1)).record(vec![number; 90_000]);
+        region.commit(transaction).unwrap().lsn
+    };
+    let mut lsns: Vec<Lsn> = (0..30).map(|number| commit(&region, number)).collect();
+    let end = region.committed();
+    region.close().unwrap();
+
+    // The next life begins a segment: what the last one leaves unused there is not to be read.
+    let region = Region::open(options, ()).unwrap();
+    assert_eq!(region.distance(end, region.committed()), 0);
+    lsns.push(commit(&region, 30));
+    assert_eq!(region.distance(end, region.committed()), 94_208, "one block");
+    lsns.extend((31..50).map(|number| commit(&region, number)));
+    assert!(lsns[0].segment() < lsns[20].segment() && lsns[30].segment() < lsns[49].segment());
+    let check = |region: &Region| {
+        let places =
+            lsns.iter().copied().step_by(7).chain([Lsn::ZERO, end, region.first(), region.committed(), Lsn::MAX]);
+        let places: Vec<Lsn> = places.collect();
+        let retained = places.iter().filter(|from| **from == Lsn::ZERO || **from >= region.first());
+        for (&from, &to) in retained.flat_map(|from| places.iter().map(move |to| (from, to))) {
+            assert_eq!(region.distance(from, to), blocks_between(region, from, to), "{from} to {to}");
+        }
+    };
+    check(&region);
+    let first = region.trim(lsns[25]).unwrap();
+    assert!(first > lsns[0]);
+    check(&region);
+    assert_eq!(region.distance(lsns[0], first), 0, "what was trimmed is not to be read");
+}
