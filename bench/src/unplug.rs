@@ -94,8 +94,8 @@ impl ReadAt for PluggedReader {
         self.inner.read_at(disk, file, offset, buf)
     }
 
-    fn read_file(&self, disk: DiskIndex, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+    fn read_named_at(&self, disk: DiskIndex, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.plugs.check(disk)?;
-        self.inner.read_file(disk, name, limit)
+        self.inner.read_named_at(disk, name, offset, buf)
     }
 }

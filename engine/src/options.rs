@@ -82,7 +82,8 @@ pub struct Options {
     pub queue_bytes: usize,
     /// Bytes of committed blocks kept in memory for tail subscribers, at most 1 TiB. Default 64 MiB.
     pub hot_bytes: usize,
-    /// Bytes of segment indexes kept in memory for readers of partitions, at most 1 TiB. Default 64 MiB.
+    /// Bytes of segment indexes kept in memory for readers of partitions: directories, and pages of
+    /// 32 KiB (ADR 0024). At most 1 TiB, default 64 MiB. What is not kept is read again, a page at a time.
     pub index_cache_bytes: usize,
     /// A copy that has not completed a write for so long has stalled and is replaced (acceptance L4). It begins anew when the
     /// process was suspended meanwhile. 1 ms to a day, default 5 s: a virtual disk may stand still for a second.
@@ -248,7 +249,8 @@ impl Options {
     /// that hang keep until they answer (ADR 0020).
     ///
     /// Readers come on top: each [`Subscription`](crate::Subscription) and [`PartitionReader`](crate::PartitionReader) holds
-    /// up to two mebibytes or its largest block, and the index of one segment while it reads it.
+    /// up to two mebibytes or its largest block, and a page of an index; the index of a whole segment where it is lost
+    /// and made again.
     #[must_use]
     pub fn memory_bound(&self) -> u64 {
         let largest = padded_transaction(self.transaction_bytes).max(self.block_bytes);
@@ -373,6 +375,7 @@ mod tests {
         let index = SegmentIndex {
             log: LogId(1),
             segment: SegmentId(1),
+            end_chain: 0,
             partitions: (0..ROWS).map(partition).collect(),
             postings: (0..ROWS).map(|_| Posting { offset: 8192, sequence: 0 }).collect(),
             clients: clients(),

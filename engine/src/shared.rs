@@ -158,6 +158,8 @@ pub(crate) struct ReadSegment {
     pub(crate) epoch: Epoch,
     /// Where its committed bytes end, once that is final.
     pub(crate) end: Option<u32>,
+    /// The checksum of its last block, once that is final.
+    pub(crate) end_chain: Option<u64>,
     /// Copies that hold all of it, or all of its committed part.
     pub(crate) copies: Vec<(DiskIndex, FileId)>,
 }

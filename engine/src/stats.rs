@@ -1,4 +1,4 @@
-//! Latency histograms of every stage of a write (acceptance T1).
+//! Latency histograms of every stage of a write (acceptance T1), and counts.
 
 use hdrhistogram::Histogram;
 
@@ -38,6 +38,15 @@ pub struct Stats {
     pub repeated: u64,
     /// Times that a full segment had to wait for the next one.
     pub segment_waits: u64,
+    /// Parts of segment indexes (a directory or a page) that readers of partitions found in memory.
+    pub index_hits: u64,
+    /// Those that they had to read; many of them say that
+    /// [`Options::index_cache_bytes`](crate::Options::index_cache_bytes) is too small.
+    pub index_misses: u64,
+    /// Bytes of index files that they read.
+    pub index_bytes: u64,
+    /// Indexes that no disk had whole: made again by reading their segments.
+    pub indexes_remade: u64,
     /// Bytes that the last opening read: superblocks, headers, the unsealed tail, the checkpoint and the indexes behind it (not the replay to the
     /// state machine).
     pub recovery_bytes: u64,
@@ -61,6 +70,10 @@ impl Stats {
             bytes: 0,
             repeated: 0,
             segment_waits: 0,
+            index_hits: 0,
+            index_misses: 0,
+            index_bytes: 0,
+            indexes_remade: 0,
             recovery_bytes: 0,
             recovery_time: 0,
         }

@@ -12,9 +12,9 @@ pub mod wire;
 
 use bytes::Bytes;
 use meridian::format::{
-    ALIGN, BLOCK_HEADER, Block, Checkpoint, Frame, SUPERBLOCK_SLOT, Seal, SegmentHeader, SegmentIndex, Superblock,
-    SystemRecord, encode_account, encode_frame, encode_mark, encode_progress, encode_restart, finish_block, frame_len,
-    padded, peek_block_len, peek_frame_len,
+    ALIGN, BLOCK_HEADER, Block, Checkpoint, Frame, IndexPage, SUPERBLOCK_SLOT, Seal, SegmentHeader, SegmentIndex,
+    Superblock, SystemRecord, encode_account, encode_frame, encode_mark, encode_progress, encode_restart, finish_block,
+    frame_len, padded, peek_block_len, peek_frame_len,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -177,8 +177,16 @@ pub fn segment(data: &[u8]) -> Verdict {
     })
 }
 
-/// Target: the index of a sealed segment.
+/// Target: the index of a sealed segment, and its pages without their checksums.
 pub fn index(data: &[u8]) -> Verdict {
+    for page in data.chunks(ALIGN).skip(1) {
+        if let Ok(page) = IndexPage::decode(page) {
+            for held in &page.partitions {
+                let found = page.postings(held.account, held.partition, held.first_sequence, usize::MAX);
+                assert!(found.len() <= held.postings as usize);
+            }
+        }
+    }
     both(data, restamp_derived, |bytes| match SegmentIndex::decode(bytes) {
         Ok(index) => {
             assert_eq!(SegmentIndex::decode(&index.encode()), Ok(index));

@@ -129,6 +129,7 @@ pub fn index(random: &mut Random) -> Vec<u8> {
     let index = SegmentIndex {
         log: LogId(random.wide()),
         segment: SegmentId(random.any() as u32),
+        end_chain: random.any(),
         partitions,
         postings,
         clients: (0..random.below(6)).map(|_| client(random)).collect(),

@@ -1,11 +1,15 @@
-//! The partition index of a sealed segment: where each partition's frames are. Derived: rebuilt from the segment if lost.
+//! The partition index of a sealed segment: where each partition's frames are, as a whole. Derived: rebuilt from the segment
+//! if lost.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::archive::{ENVELOPE, Kind, open_file, seal_file, unarchive};
-use super::codec::expect;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::archive::{ENVELOPE, archive, unarchive};
+use super::codec::{at_least, expect, expect_zero};
+use super::index_pages::{check_partitions, refuse};
 use super::system::check_name;
-use super::{DATA_START, FormatError, Result, decode_account, encode_account};
+use super::{IndexDirectory, IndexPage, Result, decode_account, encode_account};
 use crate::account::Account;
 use crate::geo::{Anchor, Digest, Holding, Lane, Progress, Restart};
 use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
@@ -17,9 +21,11 @@ pub struct SegmentIndex {
     pub log: LogId,
     /// The segment.
     pub segment: SegmentId,
+    /// The checksum of the segment's last block: of which history the segment is.
+    pub end_chain: u64,
     /// The partitions with records in the segment, ascending by account, then partition.
     pub partitions: Vec<IndexPartition>,
-    /// The frames of all partitions, those of one together and ascending by sequence.
+    /// The frames of all partitions: those of the first, ascending by sequence, those of the second, and so on.
     pub postings: Vec<Posting>,
     /// The highest sequences of each client in the segment, as many as its window remembers.
     pub clients: Vec<ClientCommit>,
@@ -38,7 +44,7 @@ pub struct IndexPartition {
     pub first_sequence: u64,
     /// The sequence after its last record in the segment.
     pub next_sequence: u64,
-    /// Its first posting, by place in [`SegmentIndex::postings`].
+    /// Its first posting, by place in [`SegmentIndex::postings`] or [`IndexPage::postings`].
     pub first_posting: u32,
     /// How many postings it has.
     pub postings: u32,
@@ -108,29 +114,35 @@ impl SegmentIndex {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         debug_assert_eq!(self.check(), Ok(()), "an index that no decoder accepts");
-        seal_file(Kind::Index, self.log, self.segment, &Stored::from(self))
+        let clients = self.clients.iter().map(StoredClient::from).collect();
+        let rest = archive(&StoredRest { clients, system: StoredSystem::from(&self.system) });
+        IndexDirectory::encode(self, &rest[ENVELOPE..])
     }
 
     /// Reads the file at the start of `bytes`, which may be longer than it.
     ///
     /// # Errors
-    /// When anything is wrong: too few bytes, magic, version, kind, checksum, non-zero padding, the archive, a
-    /// field out of its limits.
+    /// When anything is wrong: the directory, a page, or what follows them.
     pub fn decode(bytes: &[u8]) -> Result<SegmentIndex> {
-        let file = open_file(bytes, Kind::Index)?;
-        let stored: Stored = unarchive(file.payload, "index: archive")?;
-        expect(
-            ENVELOPE,
-            "index: a sequence for each posting",
-            stored.posting_offsets.len() as u64,
-            stored.posting_sequences.len() as u64,
-        )?;
-        let postings = stored.posting_offsets.iter().zip(&stored.posting_sequences);
+        let directory = IndexDirectory::decode(bytes)?;
+        let (mut partitions, mut postings): (Vec<IndexPartition>, Vec<Posting>) = (Vec::new(), Vec::new());
+        for number in 0..directory.fences.len() {
+            let page = directory.page(number, part(bytes, directory.range(number))?)?;
+            join(&mut partitions, postings.len() as u32, &page)?;
+            postings.extend(page.postings);
+        }
+        let range = directory.rest_range();
+        let (len, checksum) = directory.rest;
+        let (rest, padding) = part(bytes, range)?.split_at(len);
+        expect(0, "index: checksum behind the pages", checksum, xxh3_64(rest))?;
+        expect_zero(padding, 0..padding.len(), "index: padding")?;
+        let stored: StoredRest = unarchive(rest, "index: archive")?;
         let index = SegmentIndex {
-            log: file.log,
-            segment: file.segment,
-            partitions: stored.partitions.iter().map(IndexPartition::from).collect(),
-            postings: postings.map(|(&offset, &sequence)| Posting { offset, sequence }).collect(),
+            log: directory.log,
+            segment: directory.segment,
+            end_chain: directory.end_chain,
+            partitions,
+            postings,
             clients: stored.clients.iter().map(ClientCommit::from).collect(),
             system: stored.system.restore()?,
         };
@@ -138,62 +150,51 @@ impl SegmentIndex {
         Ok(index)
     }
 
+    /// As it is written: a directory and pages.
+    pub(crate) fn into_pages(self) -> (IndexDirectory, Vec<IndexPage>) {
+        let bytes = self.encode();
+        drop(self);
+        let directory = IndexDirectory::decode(&bytes).expect("a directory that was encoded just now");
+        let page = |number| directory.page(number, &bytes[directory.range(number)]);
+        let pages = (0..directory.fences.len()).map(page);
+        let pages = pages.collect::<Result<_>>().expect("pages that were encoded just now");
+        (directory, pages)
+    }
+
     /// The limits that the fields document.
     pub(super) fn check(&self) -> Result<()> {
-        let key = |partition: &IndexPartition| (partition.account, partition.partition);
-        if !self.partitions.is_sorted_by(|one, next| key(one) < key(next)) {
-            return Err(refuse("index: partitions ascend", self.partitions.len()));
-        }
-        for (place, partition) in self.partitions.iter().enumerate() {
-            self.check_partition(partition).map_err(|what| refuse(what, place))?;
-        }
-        if let Some(place) = self.postings.iter().position(|posting| posting.offset < DATA_START) {
-            return Err(refuse("index: a posting before the first block", place));
-        }
+        check_partitions(&self.partitions, &self.postings)?;
         self.system.check()
     }
+}
 
-    fn check_partition(&self, partition: &IndexPartition) -> std::result::Result<(), &'static str> {
-        let first = partition.first_posting as usize;
-        let postings = first
-            .checked_add(partition.postings as usize)
-            .and_then(|end| self.postings.get(first..end))
-            .ok_or("index: a partition's postings are not there")?;
-        let ascending = postings.windows(2).all(|pair| pair[0].sequence < pair[1].sequence);
-        let inside = postings.first().is_none_or(|posting| posting.sequence >= partition.first_sequence)
-            && postings.last().is_none_or(|posting| posting.sequence < partition.next_sequence);
-        if partition.first_sequence > partition.next_sequence || !ascending || !inside {
-            return Err("index: a partition's sequences ascend");
+fn part(bytes: &[u8], range: std::ops::Range<usize>) -> Result<&[u8]> {
+    at_least(0, "index: bytes of all its parts", range.end as u64, bytes.len() as u64)?;
+    Ok(&bytes[range])
+}
+
+/// Adds a page's partitions; the first one may go on from the page before.
+fn join(partitions: &mut Vec<IndexPartition>, before: u32, page: &IndexPage) -> Result<()> {
+    let mut its = page.partitions.iter();
+    if let (Some(last), Some(first)) = (partitions.last_mut(), page.partitions.first())
+        && (last.account, last.partition) == (first.account, first.partition)
+    {
+        let (first_posting, postings) = (last.first_posting, last.postings);
+        if *last != (IndexPartition { first_posting, postings, ..*first }) {
+            return Err(refuse("index: a partition is the same on all its pages"));
         }
-        Ok(())
+        last.postings += first.postings;
+        its.next();
     }
+    partitions.extend(its.map(|held| IndexPartition { first_posting: before + held.first_posting, ..*held }));
+    Ok(())
 }
 
-fn refuse(what: &'static str, place: usize) -> FormatError {
-    FormatError { at: ENVELOPE, what, expected: 0, found: place as u64 }
-}
-
-/// The payload as archived, version 2. Postings are two columns: they are the bulk, and columns of integers are copied
-/// and checked as a whole.
+/// What an index file holds behind its pages, as archived, version 3.
 #[derive(Archive, Serialize, Deserialize)]
-struct Stored {
-    partitions: Vec<StoredPartition>,
-    posting_offsets: Vec<u32>,
-    posting_sequences: Vec<u64>,
+struct StoredRest {
     clients: Vec<StoredClient>,
     system: StoredSystem,
-}
-
-#[derive(Archive, Serialize, Deserialize)]
-struct StoredPartition {
-    partition: u128,
-    account: u64,
-    first_sequence: u64,
-    next_sequence: u64,
-    first_posting: u32,
-    postings: u32,
-    sum: u128,
-    records: u64,
 }
 
 /// A [`SystemState`] as archived, version 1; checkpoints hold one too.
@@ -238,59 +239,6 @@ pub(super) struct StoredClient {
     lsn: u64,
     first_sequence: u64,
     records: u32,
-}
-
-impl From<&SegmentIndex> for Stored {
-    fn from(index: &SegmentIndex) -> Stored {
-        Stored {
-            partitions: index.partitions.iter().map(StoredPartition::from).collect(),
-            posting_offsets: index.postings.iter().map(|posting| posting.offset).collect(),
-            posting_sequences: index.postings.iter().map(|posting| posting.sequence).collect(),
-            clients: index.clients.iter().map(StoredClient::from).collect(),
-            system: StoredSystem::from(&index.system),
-        }
-    }
-}
-
-impl From<&IndexPartition> for StoredPartition {
-    fn from(index: &IndexPartition) -> StoredPartition {
-        let IndexPartition { account, partition, first_sequence, next_sequence, first_posting, postings, digest } =
-            *index;
-        StoredPartition {
-            partition: partition.0,
-            account: account.0,
-            first_sequence,
-            next_sequence,
-            first_posting,
-            postings,
-            sum: digest.sum,
-            records: digest.records,
-        }
-    }
-}
-
-impl From<&StoredPartition> for IndexPartition {
-    fn from(stored: &StoredPartition) -> IndexPartition {
-        let StoredPartition {
-            partition,
-            account,
-            first_sequence,
-            next_sequence,
-            first_posting,
-            postings,
-            sum,
-            records,
-        } = *stored;
-        IndexPartition {
-            account: AccountId(account),
-            partition: PartitionId(partition),
-            first_sequence,
-            next_sequence,
-            first_posting,
-            postings,
-            digest: Digest { sum, records },
-        }
-    }
 }
 
 impl From<&SystemState> for StoredSystem {

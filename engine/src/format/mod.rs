@@ -12,6 +12,7 @@ mod checkpoint;
 mod codec;
 mod frame;
 mod index;
+mod index_pages;
 mod segment;
 mod superblock;
 mod system;
@@ -25,6 +26,7 @@ pub use frame::{
     peek_frame_len,
 };
 pub use index::{ClientCommit, CommitOutcome, IndexPartition, Posting, SegmentIndex, SystemState};
+pub use index_pages::{INDEX_PAGE, IndexDirectory, IndexFence, IndexPage, peek_directory_len};
 pub use segment::{MAX_SET, Seal, SegmentHeader};
 pub use superblock::{EpochEntry, MAX_EPOCHS, MAX_SEALS, Member, Superblock};
 pub use system::{

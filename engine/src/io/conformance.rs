@@ -41,7 +41,7 @@ pub fn run(make: impl Fn() -> (Box<dyn Driver>, PathBuf)) {
         a_file_that_is_removed_is_closed,
         computations_return_their_value,
         other_threads_read_open_files,
-        other_threads_read_whole_files,
+        other_threads_read_parts_of_named_files,
         a_detached_disk_is_gone_and_keeps_its_data,
         space_and_time_and_chance_are_there,
     ];
@@ -525,29 +525,33 @@ fn other_threads_read_open_files(rig: &mut Rig) {
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
-fn other_threads_read_whole_files(rig: &mut Rig) {
+fn other_threads_read_parts_of_named_files(rig: &mut Rig) {
     rig.attach(DISK);
     rig.done(write_file("small", &[5; 10_000]));
     let reader = rig.driver.reader();
+    let part = |reader: &dyn crate::io::ReadAt, disk, name: &str, offset, len| {
+        let mut buf = vec![0; len];
+        reader.read_named_at(disk, name, offset, &mut buf).map(|read| buf[..read].to_vec())
+    };
     let thread = std::thread::spawn(move || {
-        assert_eq!(reader.read_file(DISK, "small", 10_000).expect("read"), [5; 10_000]);
-        let refused = [
-            (DISK, "small", 9_999, ErrorKind::InvalidData),
-            (DISK, "other", 10_000, ErrorKind::NotFound),
-            (DiskIndex(1), "small", 10_000, ErrorKind::NotFound),
-        ];
-        for (disk, name, limit, kind) in refused {
-            let error = reader.read_file(disk, name, limit).expect_err("it should fail");
-            assert_eq!(error.kind(), kind, "{name}: {error}");
+        let parts =
+            [(0, 10_000, 10_000), (0, 20_000, 10_000), (4_095, 3, 3), (9_999, 5, 1), (10_000, 5, 0), (1 << 40, 5, 0)];
+        for (offset, len, read) in parts {
+            let bytes = part(&*reader, DISK, "small", offset, len).expect("read");
+            assert_eq!(bytes, vec![5; read], "{len} at {offset}");
+        }
+        for (disk, name) in [(DISK, "other"), (DiskIndex(1), "small")] {
+            let error = part(&*reader, disk, name, 0, 10).expect_err("it should fail");
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{name}: {error}");
         }
         reader
     });
     let reader = thread.join().expect("no panic");
     // What is replaced later is seen; what is detached is gone.
     rig.done(write_file("small", &[6; 10]));
-    assert_eq!(reader.read_file(DISK, "small", 10).expect("read"), [6; 10]);
+    assert_eq!(part(&*reader, DISK, "small", 0, 100).expect("read"), [6; 10]);
     rig.done(Op::Detach { disk: DISK });
-    let error = reader.read_file(DISK, "small", 10).expect_err("detached");
+    let error = part(&*reader, DISK, "small", 0, 10).expect_err("detached");
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 

@@ -197,6 +197,12 @@ impl Directory {
         Ok(bytes)
     }
 
+    /// Reads a part of a file through the page cache, from any thread.
+    pub(super) fn read_named_at(&self, name: &str, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        plain(name)?;
+        read_full(&self.openat(name, OFlags::RDONLY)?, offset, out)
+    }
+
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
         plain(name)?;
         rustix::fs::unlinkat(&self.dir, name, AtFlags::empty())?;

@@ -291,9 +291,9 @@ impl ReadAt for Readers {
         open.filter(|open| open.disk() == disk).ok_or_else(not_open)?.read_cached(offset, buf)
     }
 
-    fn read_file(&self, disk: DiskIndex, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+    fn read_named_at(&self, disk: DiskIndex, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let directory = self.0.read().unwrap_or_else(PoisonError::into_inner).disks.get(&disk).cloned();
-        directory.ok_or_else(not_open)?.read_file(name, limit)
+        directory.ok_or_else(not_open)?.read_named_at(name, offset, buf)
     }
 }
 

@@ -269,11 +269,12 @@ pub trait ReadAt: Send + Sync {
     /// What the operating system says; `NotFound` when the file is no longer open.
     fn read_at(&self, disk: DiskIndex, file: FileId, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 
-    /// Read a whole file of an attached disk by its name, as [`Op::ReadFile`] does.
+    /// Read a part of a file of an attached disk by its name; returns the bytes read, fewer only at
+    /// the end of the file.
     ///
     /// # Errors
-    /// What the operating system says; `NotFound` when the disk is not attached, `InvalidData` for a file longer than `limit`.
-    fn read_file(&self, disk: DiskIndex, name: &str, limit: u64) -> io::Result<Vec<u8>>;
+    /// What the operating system says; `NotFound` when the disk is not attached.
+    fn read_named_at(&self, disk: DiskIndex, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 }
 
 /// Time and randomness, real or simulated.

@@ -14,7 +14,9 @@ use crate::io::DiskIndex;
 use crate::log::disk::Disk;
 use crate::log::placement::COPIES;
 use crate::log::{Log, spawn};
+use crate::read::IndexCounts;
 use crate::shared::{Control, lock};
+use crate::stats::Stats;
 use crate::sync::ticket::Resolver;
 use crate::types::{AccountId, Lsn, PartitionId, Role};
 
@@ -22,6 +24,12 @@ use crate::types::{AccountId, Lsn, PartitionId, Role};
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Log {
+    fn stats(&self) -> Stats {
+        let IndexCounts { hits, misses, bytes_read, remade } = lock(&self.shared.indexes).counts();
+        let stats = self.stats.borrow().clone();
+        Stats { index_hits: hits, index_misses: misses, index_bytes: bytes_read, indexes_remade: remade, ..stats }
+    }
+
     /// Starts what was asked; it answers when it is done.
     pub(crate) fn control(self: &Rc<Log>, control: Control, spawner: &LocalSpawner) {
         self.with(|pipeline| pipeline.released.0 += 1);
@@ -30,7 +38,7 @@ impl Log {
             Control::Health { done } => done.resolve(Ok(self.health())),
             Control::Copies { done } => done.resolve(Ok(self.copies())),
             Control::Accounts { done } => done.resolve(Ok(self.tables.borrow().accounts().cloned().collect())),
-            Control::Stats { done } => done.resolve(Ok(self.stats.borrow().clone())),
+            Control::Stats { done } => done.resolve(Ok(self.stats())),
             Control::OverrideReads { account, reason, done } => done.resolve(self.override_reads(account, reason)),
             Control::Trim { to, done } => spawn(spawner, async move {
                 let trimmed = match log.halted_error() {

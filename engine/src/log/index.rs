@@ -229,8 +229,9 @@ impl IndexBuilder {
         chunks.any(|chunk| chunk.iter().any(|posting| posting.offset & !ORDINAL == offset))
     }
 
-    /// The finished index: partitions sorted, each one's postings in a row.
-    pub(crate) fn finish(&self, log: LogId, window: usize) -> SegmentIndex {
+    /// The finished index of the segment that ends with the block of that checksum: partitions sorted,
+    /// each one's postings in a row.
+    pub(crate) fn finish(&self, log: LogId, end_chain: u64, window: usize) -> SegmentIndex {
         let mut order: Vec<&Entry> = self.entries.values().map(|&at| &self.partitions[at as usize]).collect();
         order.sort_unstable_by_key(|entry| (entry.partition.account, entry.partition.partition));
         let count = order.iter().map(|entry| entry.partition.postings as usize).sum();
@@ -251,7 +252,7 @@ impl IndexBuilder {
             restarts: by_account(&self.restarts),
             time: self.time,
         };
-        SegmentIndex { log, segment: self.segment, partitions, postings, clients, system }
+        SegmentIndex { log, segment: self.segment, end_chain, partitions, postings, clients, system }
     }
 
     /// The highest `window` sequences of each client: the others are forgotten anyway.
@@ -340,7 +341,7 @@ mod tests {
     #[test]
     fn the_finished_index_holds_every_posting_and_is_accepted_by_its_decoder() {
         let (builder, lists) = filled(5000, 3);
-        let index = builder.finish(LogId(1), 8);
+        let index = builder.finish(LogId(1), 77, 8);
         assert_eq!(index.partitions.len(), 3);
         for (partition, list) in index.partitions.iter().zip(&lists) {
             let first = partition.first_posting as usize;
@@ -375,7 +376,7 @@ mod tests {
                 expected.push(ClientCommit { account: AccountId(account), client, outcome });
             }
         }
-        let mut found = builder.finish(LogId(1), 2).clients;
+        let mut found = builder.finish(LogId(1), 77, 2).clients;
         let place = |commit: &ClientCommit| (commit.account, commit.outcome.sequence);
         found.sort_unstable_by_key(place);
         expected.sort_unstable_by_key(place);

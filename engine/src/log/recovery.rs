@@ -355,7 +355,8 @@ impl Log {
             checkpointed.get_or_insert_with(|| tables.clone());
             self.scan_into_builder(id).await?;
             let builder = self.builder(id);
-            tables.advance(&lock(&builder).finish(self.meta.borrow().log(), window), window);
+            let end_chain = self.end_chain(id).unwrap_or_default();
+            tables.advance(&lock(&builder).finish(self.meta.borrow().log(), end_chain, window), window);
         }
         tables.check_limits(&self.options)?;
         self.write_catalog(|catalog| {
@@ -426,7 +427,7 @@ impl Log {
 
     /// A sealed segment's index from any of its disks. One that cannot be read is made again from the segment.
     async fn load_index(&self, id: SegmentId) -> Result<Option<SegmentIndex>> {
-        let log = self.meta.borrow().log();
+        let (log, end_chain) = (self.meta.borrow().log(), self.end_chain(id));
         for disk in self.attached() {
             let bytes = match self.ops.read_file(disk, index_name(id), DERIVED_LIMIT).await {
                 Ok(bytes) => bytes,
@@ -435,7 +436,9 @@ impl Log {
             };
             self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
             let index = SegmentIndex::decode(&bytes).ok();
-            if let Some(index) = index.filter(|index| index.log == log && index.segment == id) {
+            // One of another history, which was given up, names what is not in this log.
+            let of_this = |index: &SegmentIndex| Some(index.end_chain) == end_chain;
+            if let Some(index) = index.filter(|index| index.log == log && index.segment == id && of_this(index)) {
                 return Ok(Some(index));
             }
         }

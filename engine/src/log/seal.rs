@@ -168,8 +168,9 @@ impl Log {
         let builder = self.builder(segment);
         let Some(mut checkpointer) = self.checkpointer.borrow_mut().take() else { return };
         let (log, window) = (self.meta.borrow().log(), self.options.client_window);
+        let end_chain = self.end_chain(segment).unwrap_or_default();
         let made = self.ops.compute(move || {
-            let index = crate::shared::lock(&builder).finish(log, window);
+            let index = crate::shared::lock(&builder).finish(log, end_chain, window);
             checkpointer.tables.advance(&index, window);
             checkpointer.next = SegmentId(segment.0 + 1);
             let bytes = index.encode();
@@ -191,6 +192,11 @@ impl Log {
             self.write_checkpoint().await;
         }
         self.changed.raise();
+    }
+
+    /// The checksum of a sealed segment's last block.
+    pub(crate) fn end_chain(&self, segment: SegmentId) -> Option<u64> {
+        self.catalog.borrow().get(segment).and_then(|segment| segment.seal.as_ref()).map(|seal| seal.end_chain)
     }
 
     fn holders(&self, segment: SegmentId) -> Vec<DiskIndex> {
@@ -370,6 +376,7 @@ impl Log {
         ReadSegment {
             epoch: segment.epoch,
             end: segment.seal.as_ref().map(|seal| seal.length),
+            end_chain: segment.seal.as_ref().map(|seal| seal.end_chain),
             copies: copies.into_iter().map(|(_, disk, file)| (disk, file)).collect(),
         }
     }

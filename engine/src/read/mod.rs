@@ -23,7 +23,7 @@ mod partition;
 
 pub(crate) use blocks::ReadAhead;
 use blocks::{BlockReader, Start};
-pub(crate) use indexes::IndexCache;
+pub(crate) use indexes::{IndexCache, IndexCounts};
 pub use partition::PartitionReader;
 
 /// A committed block: the unit in which the log is read and shipped.

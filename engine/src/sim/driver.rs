@@ -91,8 +91,8 @@ impl ReadAt for Process {
         self.world.lock().read_at(self.process, disk, file, offset, buf)
     }
 
-    fn read_file(&self, disk: DiskIndex, name: &str, limit: u64) -> io::Result<Vec<u8>> {
-        self.world.lock().read_file_now(self.process, disk, name, limit)
+    fn read_named_at(&self, disk: DiskIndex, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.world.lock().read_named_at(self.process, disk, name, offset, buf)
     }
 }
 

@@ -201,6 +201,21 @@ impl State {
         Ok(done)
     }
 
+    pub(super) fn read_named(&mut self, at: usize, file: &str, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        self.meet_loss(at, OpKind::ReadFile, file);
+        let inode = self.media[at].named(file).ok_or(io::ErrorKind::NotFound)?;
+        let range = offset..offset + out.len() as u64;
+        if inode.unreadable(&range) {
+            self.fire(FaultKind::LatentRead, Some(at), Some(OpKind::ReadFile), file);
+            return Err(Errno::IO.into());
+        }
+        let (done, rotten) = (inode.read(offset, out), inode.rotten(&range));
+        if rotten {
+            self.fire(FaultKind::BitRot, Some(at), Some(OpKind::ReadFile), file);
+        }
+        Ok(done)
+    }
+
     pub(super) fn read_file(&mut self, at: usize, file: &str, limit: u64) -> Outcome {
         self.meet_loss(at, OpKind::ReadFile, file);
         let inode = self.media[at].named(file).ok_or(io::ErrorKind::NotFound)?;

@@ -371,20 +371,18 @@ impl State {
         self.read_medium(open.medium, open.inode, &open.name, offset, buf)
     }
 
-    pub(super) fn read_file_now(
+    pub(super) fn read_named_at(
         &mut self,
         process: u64,
         disk: DiskIndex,
         name: &str,
-        limit: u64,
-    ) -> io::Result<Vec<u8>> {
+        offset: u64,
+        buf: &mut [u8],
+    ) -> io::Result<usize> {
         let medium = self.processes.get(&process).and_then(|process| process.disks.get(&disk)).copied();
         let medium = medium.ok_or(io::ErrorKind::NotFound)?;
         self.refuse_read(process, medium, OpKind::ReadFile, name)?;
-        match self.read_file(medium, name, limit)? {
-            Output::Bytes(bytes) => Ok(bytes),
-            _ => unreachable!("a file's bytes are bytes"),
-        }
+        self.read_named(medium, name, offset, buf)
     }
 
     /// What another thread's read is told by a disk that does not answer.

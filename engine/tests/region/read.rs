@@ -544,3 +544,105 @@ fn distance_is_the_bytes_that_a_reader_has_still_to_read() {
     check(&region);
     assert_eq!(region.distance(lsns[0], first), 0, "what was trimmed is not to be read");
 }
+
+/// A partition a record, in sealed segments of a mebibyte, read with next to no cache.
+fn many_partitions(dir: &TempDir) -> (Options, Region, AccountId) {
+    let options = Options { index_cache_bytes: 200_000, ..cold(dir) };
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("keys", Ack::Quorum).unwrap();
+    let submit = |number: u32| {
+        let transaction = Transaction::new(account, PartitionId(u128::from(number)));
+        region.submit(transaction.record(number.to_le_bytes().to_vec())).unwrap()
+    };
+    let tickets: Vec<_> = (0..30_000).map(submit).collect();
+    for ticket in tickets {
+        ticket.wait().unwrap();
+    }
+    // What has no index on disk yet is answered from memory: the next opening finds one of each.
+    // A copy that completes after the quorum may have come too late for its segment's index.
+    until("an index of every sealed segment", || {
+        let sealed = region.health().unwrap().segments - 1;
+        let names: BTreeSet<_> =
+            files(&options, "index-").iter().map(|path| path.file_name().unwrap().to_owned()).collect();
+        region.health().unwrap().is_whole() && names.len() >= sealed
+    });
+    region.close().unwrap();
+    let region = Region::open(options.clone(), ()).unwrap();
+    until("whole", || region.health().unwrap().is_whole());
+    (options, region, account)
+}
+
+fn read_one(region: &Region, account: AccountId, number: u32) {
+    let view = region.partition(account, PartitionId(u128::from(number)), 0).next().unwrap().unwrap();
+    assert_eq!(view.transaction().records().collect::<Vec<_>>(), [(0, &number.to_le_bytes()[..])]);
+}
+
+#[test]
+fn reading_one_of_many_partitions_reads_pages_of_indexes_not_all_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (options, region, account) = many_partitions(&dir);
+    let largest = files(&options, "index-").iter().map(|path| path.metadata().unwrap().len()).max().unwrap();
+    assert!(largest > 400_000, "an index is {largest} bytes");
+    for number in 0..200 {
+        read_one(&region, account, number * 7919 % 30_000);
+    }
+    let stats = region.stats().unwrap();
+    assert!(stats.index_misses > 100 && stats.index_hits > 100 && stats.indexes_remade == 0, "{stats:?}");
+    // Two to four segments: each of a read's lookups takes a page, and directories stay in memory.
+    assert!(stats.index_bytes < 200 * 4 * (32 << 10), "{} bytes of indexes", stats.index_bytes);
+}
+
+#[test]
+fn rotten_page_of_an_index_is_read_from_another_disk_else_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (options, region, account) = many_partitions(&dir);
+    let rot = |path: &PathBuf| {
+        let pages = path.metadata().unwrap().len() / 4096;
+        (1..pages).for_each(|page| flip(path, page as usize * 4096 + 9));
+    };
+    let mut copies: BTreeMap<_, Vec<PathBuf>> = BTreeMap::new();
+    for path in files(&options, "index-") {
+        copies.entry(path.file_name().unwrap().to_owned()).or_default().push(path);
+    }
+    let (last, others): (Vec<_>, Vec<_>) = copies.into_values().map(|mut its| (its.pop().unwrap(), its)).unzip();
+    others.iter().flatten().for_each(rot);
+    (0..30).for_each(|number| read_one(&region, account, number * 997));
+    assert_eq!(region.stats().unwrap().indexes_remade, 0, "one disk has each");
+    last.iter().for_each(rot);
+    (0..30).for_each(|number| read_one(&region, account, number * 991 + 1));
+    assert!(region.stats().unwrap().indexes_remade > 0);
+}
+
+/// A backup that is put back over newer files leaves those that it lacks: an index of a history that
+/// is not the log's any more would answer retries that were never written here.
+#[test]
+fn h6_index_of_another_history_of_the_segment_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&dir, 3);
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    let commit = |region: &Region, number: u64| {
+        let transaction = Transaction::new(account, PartitionId(1)).client(meridian::ClientId(1), number);
+        region.commit(transaction.record(vec![number as u8; 500])).unwrap()
+    };
+    commit(&region, 1);
+    let slots = |path: &Path| !path.file_name().unwrap().to_string_lossy().starts_with("index-");
+    let backup: Vec<(PathBuf, Vec<u8>)> = files(&options, "")
+        .into_iter()
+        .filter(|path| slots(path) && path.metadata().unwrap().is_file())
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect();
+    commit(&region, 2);
+    region.close().unwrap();
+    let region = Region::open(options.clone(), ()).unwrap();
+    until("an index of the first segment", || files(&options, "index-").len() >= 2);
+    drop(region);
+    for (path, bytes) in backup {
+        std::fs::write(path, bytes).unwrap();
+    }
+    let region = Region::open(options, ()).unwrap();
+    assert_eq!(region.next_sequence(account, PartitionId(1)).unwrap(), 1, "the second was not put back");
+    let second = commit(&region, 2);
+    assert_eq!((second.first_sequence, second.repeated), (1, false));
+    assert_eq!(region.partition(account, PartitionId(1), 0).count(), 2);
+}

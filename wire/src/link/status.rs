@@ -64,7 +64,8 @@ pub struct LinkStatus {
     pub clock_ahead: u64,
     /// What was read from the log and is not acknowledged; without a session, what the last one had read.
     pub lag: Lag,
-    /// Bytes of log after that. Before the first session, of what is known from before; where nothing is, of all that is retained.
+    /// Bytes of log after that, as [`Region::distance`](meridian::Region::distance) counts them.
+    /// Before the first session, of what is known from before; where nothing is, of all that is retained.
     pub unread: u64,
     /// Accounts whose copy was found to differ, and were not seen equal since.
     pub differ: Vec<AccountId>,

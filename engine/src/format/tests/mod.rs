@@ -3,6 +3,7 @@
 mod blocks;
 mod derived;
 mod hostile;
+mod index_pages;
 mod pages;
 
 use std::fmt::Debug;
@@ -148,6 +149,7 @@ fn index() -> SegmentIndex {
     SegmentIndex {
         log: LOG,
         segment: SegmentId(17),
+        end_chain: 1 << 60,
         partitions: vec![partition(1, 9, 0, 2), partition(7, 1, 2, 1), partition(7, 2, 3, 0)],
         postings: vec![posting(8320, 100), posting(9000, 103), posting(8500, 199)],
         clients: vec![client_commit(1), client_commit(2)],
@@ -297,8 +299,8 @@ fn the_bytes_of_this_version_have_not_changed() {
         ("segment header", 0xF50D_4C8C_9A8F_8F0D),
         ("seal", 0x0958_1FDA_4197_6DDE),
         ("superblock", 0x540F_4486_1700_904A),
-        ("index", 0xB0B2_715C_24A9_4A80),
-        ("checkpoint", 0x1238_7AFF_08C1_836C),
+        ("index", 0xA4AD_52D9_3D29_DAC1),
+        ("checkpoint", 0x976B_5980_20E0_3BA5),
     ];
     assert_eq!(found, golden);
 }

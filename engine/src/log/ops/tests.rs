@@ -47,7 +47,7 @@ impl ReadAt for Script {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    fn read_file(&self, _: DiskIndex, _: &str, _: u64) -> io::Result<Vec<u8>> {
+    fn read_named_at(&self, _: DiskIndex, _: &str, _: u64, _: &mut [u8]) -> io::Result<usize> {
         Err(io::ErrorKind::NotFound.into())
     }
 }
