@@ -47,18 +47,6 @@ fn h1_create_that_was_cut_short_is_made_again() {
         }
         is_made_and_works(&options);
     }
-    // One superblock of three was written, or torn.
-    for torn in [false, true] {
-        let (dir, options) = unwritten();
-        (1..3).for_each(|disk| fs::write(file(&dir, disk, "superblock"), &superblock).unwrap());
-        if torn {
-            let mut bytes = fs::read(file(&dir, 0, "superblock")).unwrap();
-            bytes[..4096].fill(0);
-            bytes[32_768..32_768 + 4096].fill(0);
-            fs::write(file(&dir, 0, "superblock"), bytes).unwrap();
-        }
-        is_made_and_works(&options);
-    }
 }
 
 #[test]
