@@ -190,6 +190,8 @@ impl Oracle {
         for entry in self.log.drain(at..) {
             self.placed.remove(&entry.sent);
             self.acknowledged.remove(&entry.sent);
+            // Its client's sequence is free again: the log that was put back never had it.
+            self.taken.retain(|_, number| *number != entry.sent);
         }
         self.sequences.clear();
         for entry in &self.log {
