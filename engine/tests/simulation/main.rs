@@ -46,8 +46,8 @@ fn is_unreachable(kind: FaultKind, stage: Stage) -> bool {
         FaultKind::Swapped | FaultKind::PutBack => !matches!(stage, Recovery | RecoveryAgain),
         // There is no older image yet. A disk that is taken back keeps its copies from being rebuilt meanwhile, and the other way round.
         FaultKind::Stale => matches!(stage, Create | Rebuild),
-        // Files are opened and directories listed only by openings and where a disk is taken back.
-        FaultKind::OpenRefused | FaultKind::ListRefused => stage == Rebuild,
+        // Directories are listed only by openings and where a disk is taken back.
+        FaultKind::ListRefused => stage == Rebuild,
         // Blocks on their way are in flight.
         FaultKind::Crash => stage == Append,
         // These write to a disk one thing at a time.
@@ -60,6 +60,12 @@ fn is_unreachable(kind: FaultKind, stage: Stage) -> bool {
         FaultKind::ManyLives => stage == Create,
         _ => false,
     }
+}
+
+/// Cells that are met, but about once in some thousand schedules, and why.
+fn is_rare(kind: FaultKind, stage: Stage) -> bool {
+    // A rebuild opens a file only where another disk is taken back beside it.
+    (kind, stage) == (FaultKind::OpenRefused, Stage::Rebuild)
 }
 
 /// From so many schedules on each cell has to be met.
@@ -77,6 +83,12 @@ fn check_cells(cells: &Cells, schedules: u64) -> Result<(), String> {
     }
     let missed: Vec<_> =
         all().filter(|(kind, stage, count)| !is_unreachable(*kind, *stage) && *count < schedules / RARE).collect();
+    let missed: Vec<_> = missed.into_iter().filter(|(kind, stage, _)| !is_rare(*kind, *stage)).collect();
+    let often: Vec<_> =
+        all().filter(|(kind, stage, count)| is_rare(*kind, *stage) && *count >= schedules / RARE).collect();
+    if schedules >= ENOUGH && !often.is_empty() {
+        return Err(format!("met often although they are said to be rare: {often:?}"));
+    }
     if schedules >= ENOUGH && !missed.is_empty() {
         return Err(format!("met fewer than {} times: {missed:?}", schedules / RARE));
     }
@@ -155,8 +167,10 @@ fn schedules_keep_every_invariant_and_meet_every_fault_in_every_stage() {
 fn a_cell_met_too_rarely_or_against_its_exception_is_reported() {
     let enough = |but: Option<(FaultKind, Stage, u64)>| {
         let all = FaultKind::ALL.into_iter().flat_map(|kind| Stage::ALL.map(|stage| (kind, stage)));
-        let mut cells: Cells =
-            all.filter(|(kind, stage)| !is_unreachable(*kind, *stage)).map(|cell| (cell, 100)).collect();
+        let mut cells: Cells = all
+            .filter(|(kind, stage)| !is_unreachable(*kind, *stage) && !is_rare(*kind, *stage))
+            .map(|cell| (cell, 100))
+            .collect();
         if let Some((kind, stage, count)) = but {
             cells.insert((kind, stage), count);
         }
@@ -166,6 +180,9 @@ fn a_cell_met_too_rarely_or_against_its_exception_is_reported() {
     let rare = enough(Some((FaultKind::Descriptors, Stage::Scrub, 99)));
     assert!(check_cells(&rare, 200_000).unwrap_err().contains("[(Descriptors, Scrub, 99)]"));
     assert_eq!(check_cells(&rare, 5_000), Ok(()));
+    let often = enough(Some((FaultKind::OpenRefused, Stage::Rebuild, 100)));
+    assert!(check_cells(&often, 200_000).unwrap_err().contains("[(OpenRefused, Rebuild, 100)]"));
+    assert_eq!(check_cells(&often, 5_000), Ok(()));
     let wrong = enough(Some((FaultKind::Swapped, Stage::Return, 1)));
     assert!(check_cells(&wrong, 5_000).unwrap_err().contains("[(Swapped, Return, 1)]"));
 }
