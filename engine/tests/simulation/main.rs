@@ -62,10 +62,16 @@ fn is_unreachable(kind: FaultKind, stage: Stage) -> bool {
     }
 }
 
-/// Cells that are met, but about once in some thousand schedules, and why.
+/// Cells that are met, but not a hundred times in CI's schedules for certain, and why.
 fn is_rare(kind: FaultKind, stage: Stage) -> bool {
-    // A rebuild opens a file only where another disk is taken back beside it.
-    (kind, stage) == (FaultKind::OpenRefused, Stage::Rebuild)
+    use Stage::{Append, Rebuild, Scrub, Seal, Trim};
+    match kind {
+        // While the region runs, a directory is listed only where a disk is taken back beside other work.
+        FaultKind::ListRefused => matches!(stage, Append | Seal | Scrub | Trim),
+        // A rebuild opens a file, or misses one, only where a disk is taken back beside it.
+        FaultKind::OpenRefused | FaultKind::GoneFile => stage == Rebuild,
+        _ => false,
+    }
 }
 
 /// From so many schedules on each cell has to be met.
@@ -85,7 +91,7 @@ fn check_cells(cells: &Cells, schedules: u64) -> Result<(), String> {
         all().filter(|(kind, stage, count)| !is_unreachable(*kind, *stage) && *count < schedules / RARE).collect();
     let missed: Vec<_> = missed.into_iter().filter(|(kind, stage, _)| !is_rare(*kind, *stage)).collect();
     let often: Vec<_> =
-        all().filter(|(kind, stage, count)| is_rare(*kind, *stage) && *count >= schedules / RARE).collect();
+        all().filter(|(kind, stage, count)| is_rare(*kind, *stage) && *count >= 3 * schedules / RARE).collect();
     if schedules >= ENOUGH && !often.is_empty() {
         return Err(format!("met often although they are said to be rare: {often:?}"));
     }
@@ -180,8 +186,8 @@ fn a_cell_met_too_rarely_or_against_its_exception_is_reported() {
     let rare = enough(Some((FaultKind::Descriptors, Stage::Scrub, 99)));
     assert!(check_cells(&rare, 200_000).unwrap_err().contains("[(Descriptors, Scrub, 99)]"));
     assert_eq!(check_cells(&rare, 5_000), Ok(()));
-    let often = enough(Some((FaultKind::OpenRefused, Stage::Rebuild, 100)));
-    assert!(check_cells(&often, 200_000).unwrap_err().contains("[(OpenRefused, Rebuild, 100)]"));
+    let often = enough(Some((FaultKind::OpenRefused, Stage::Rebuild, 300)));
+    assert!(check_cells(&often, 200_000).unwrap_err().contains("[(OpenRefused, Rebuild, 300)]"));
     assert_eq!(check_cells(&often, 5_000), Ok(()));
     let wrong = enough(Some((FaultKind::Swapped, Stage::Return, 1)));
     assert!(check_cells(&wrong, 5_000).unwrap_err().contains("[(Swapped, Return, 1)]"));
