@@ -64,10 +64,10 @@ fn is_unreachable(kind: FaultKind, stage: Stage) -> bool {
 
 /// Cells that are met, but not a hundred times in CI's schedules for certain, and why.
 fn is_rare(kind: FaultKind, stage: Stage) -> bool {
-    use Stage::{Append, Rebuild, Scrub, Seal, Trim};
+    use Stage::{Append, Close, Rebuild, Scrub, Seal, Trim};
     match kind {
         // While the region runs, a directory is listed only where a disk is taken back beside other work.
-        FaultKind::ListRefused => matches!(stage, Append | Seal | Scrub | Trim),
+        FaultKind::ListRefused => matches!(stage, Append | Seal | Scrub | Trim | Close),
         // A rebuild opens a file, or misses one, only where a disk is taken back beside it.
         FaultKind::OpenRefused | FaultKind::GoneFile => stage == Rebuild,
         _ => false,
