@@ -356,7 +356,8 @@ mod tests {
         };
         let partitions = (0..ROWS).map(partition).collect();
         let (log, next_segment) = (LogId(1), SegmentId(1));
-        let full = Checkpoint { log, next_segment, system: system(), partitions, clients: clients() }.encode();
+        let full =
+            Checkpoint { log, next_segment, chain: 0, system: system(), partitions, clients: clients() }.encode();
         let (bound, _) = bounded().derived_bounds();
         assert!((full.len() as u64) < bound - (1 << 20) + 4096, "{} bytes, {bound} computed", full.len());
     }

@@ -222,6 +222,7 @@ pub fn checkpoint(random: &mut Random) -> Vec<u8> {
     let checkpoint = Checkpoint {
         log: LogId(random.wide()),
         next_segment: SegmentId(random.any() as u32),
+        chain: random.any(),
         system: system(random),
         partitions: (0..random.below(20)).map(|_| partition(random)).collect(),
         clients: (0..random.below(6)).map(|_| client(random)).collect(),

@@ -48,7 +48,7 @@ where
 }
 
 const MAGIC: u32 = u32::from_le_bytes(*b"MRDX");
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 
 const AT_MAGIC: usize = CHECKSUM;
 const AT_VERSION: usize = 12;

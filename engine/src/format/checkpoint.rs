@@ -15,6 +15,8 @@ pub struct Checkpoint {
     pub log: LogId,
     /// The first segment that it does not cover.
     pub next_segment: SegmentId,
+    /// The checksum of the last block before it, 0 where there is none: which history of the log it belongs to.
+    pub chain: u64,
     /// What the system records up to there came to.
     pub system: SystemState,
     /// The partitions that ever had a record.
@@ -60,6 +62,7 @@ impl Checkpoint {
         let checkpoint = Checkpoint {
             log: file.log,
             next_segment: file.segment,
+            chain: stored.chain,
             system: stored.system.restore()?,
             partitions: stored.partitions.iter().map(PartitionRecord::from).collect(),
             clients: stored.clients.iter().map(ClientCommit::from).collect(),
@@ -73,9 +76,10 @@ impl Checkpoint {
     }
 }
 
-/// The payload as archived, version 2.
+/// The payload as archived, version 3.
 #[derive(Archive, Serialize, Deserialize)]
 struct Stored {
+    chain: u64,
     system: StoredSystem,
     partitions: Vec<StoredPartition>,
     clients: Vec<StoredClient>,
@@ -94,6 +98,7 @@ struct StoredPartition {
 impl From<&Checkpoint> for Stored {
     fn from(checkpoint: &Checkpoint) -> Stored {
         Stored {
+            chain: checkpoint.chain,
             system: StoredSystem::from(&checkpoint.system),
             partitions: checkpoint.partitions.iter().map(StoredPartition::from).collect(),
             clients: checkpoint.clients.iter().map(StoredClient::from).collect(),

@@ -32,6 +32,8 @@ pub(crate) struct Found {
     pub(crate) committed: u64,
     /// The disks with a vote: all of their files that were asked for could be opened.
     pub(crate) disks: BTreeMap<DiskIndex, Known>,
+    /// Disks of the first set that the making of the region did not reach: they know that they were sent nothing.
+    pub(crate) unwritten: Vec<DiskIndex>,
     /// Each disk's files, as they were listed once.
     pub(crate) files: BTreeMap<DiskIndex, Files>,
     pub(crate) slots: Vec<SlotFound>,
@@ -70,7 +72,14 @@ pub(crate) struct Scan {
 
 impl Found {
     fn new(promised: Epoch) -> Found {
-        Found { promised, committed: 0, disks: BTreeMap::new(), files: BTreeMap::new(), slots: Vec::new() }
+        Found {
+            promised,
+            committed: 0,
+            disks: BTreeMap::new(),
+            files: BTreeMap::new(),
+            unwritten: Vec::new(),
+            slots: Vec::new(),
+        }
     }
 }
 
@@ -95,8 +104,8 @@ impl Log {
         for ((disk, _), superblock) in disks.into_iter().zip(read) {
             superblocks.extend(superblock?.map(|superblock| (disk, superblock)));
         }
-        let found = self.agree(superblocks)?;
-        self.take_unwritten(&found).await?;
+        let mut found = self.agree(superblocks)?;
+        self.take_unwritten(&mut found).await?;
         Ok(found)
     }
 

@@ -54,7 +54,7 @@ impl Log {
         // disk of the set an empty slot of this log.
         let majority = disks.len() / 2 + 1;
         let same = written.iter().all(|(_, s)| s.log == first.log && s.members.len() == disks.len());
-        let unfinished = unwritten > disks.len() - majority && logs.iter().eq([&first.log]);
+        let unfinished = unwritten > disks.len() - majority && logs.iter().all(|log| *log == first.log);
         if same && unfinished && !planted!(RemainsAreARegion) { Ok(()) } else { Err(holds(config)) }
     }
 
@@ -70,8 +70,11 @@ impl Log {
                 let file = self.ops.open(disk, name, None).await?;
                 let bytes = self.ops.read(disk, file, 0, 2 * SUPERBLOCK_SLOT).await?;
                 newest = Superblock::decode(&bytes).ok();
-                // Slots are written in turn: with the second, there was more than one write.
-                empty &= is_zero(bytes.get(SUPERBLOCK_SLOT..).unwrap_or(&[]));
+                // Slots are written in turn: with the second, there was more than one write. Each attempt to begin the first epoch is one.
+                empty &= match &newest {
+                    Some(newest) => newest.epochs.len() <= 1,
+                    None => is_zero(bytes.get(SUPERBLOCK_SLOT..).unwrap_or(&[])),
+                };
                 superblock = true;
             } else if Slot::parse(&name).is_some() {
                 let file = self.ops.open(disk, name, None).await?;
@@ -98,18 +101,22 @@ impl Log {
         Ok(first && is_zero(pages.get(ALIGN..).unwrap_or(&[])))
     }
 
-    /// Removes what the making of a region left, superblocks first: without them nothing shows a region.
-    /// Goes on where a disk refuses, and returns the first refusal.
+    /// Removes what the making of a region left, written superblocks first: without them nothing shows a region, and while one is there
+    /// the files of the others show that it is not whole. So nothing is removed where one disk cannot be looked at: it may hold a superblock.
     pub(crate) async fn unmake(&self, disks: &[ConfiguredDisk]) -> Result<()> {
-        let mut result = Ok(());
+        let mut order = Vec::new();
+        for (disk, config) in disks {
+            let making = self.look_at_making(*disk).await.map_err(|error| self.cannot_look(*disk, config, &error))?;
+            order.push((matches!(making, Making::Unwritten { .. }), disk, config));
+        }
+        order.sort_by_key(|(unwritten, ..)| *unwritten);
         for superblocks in [true, false] {
-            for (disk, config) in disks {
-                if let Err(error) = self.unmake_on(*disk, superblocks).await {
-                    result = result.and(Err(self.cannot_look(*disk, config, &error)));
-                }
+            for (_, disk, config) in &order {
+                let removed = self.unmake_on(**disk, superblocks).await;
+                removed.map_err(|error| self.cannot_look(**disk, config, &error))?;
             }
         }
-        result
+        Ok(())
     }
 
     async fn unmake_on(&self, disk: DiskIndex, superblocks: bool) -> io::Result<()> {
@@ -124,7 +131,7 @@ impl Log {
 
     /// Takes in each disk that the making of the region did not reach: it has its file for the superblock, and nothing in it.
     /// Only while no opening has begun an epoch since, so that no other disk can have been this member meanwhile.
-    pub(crate) async fn take_unwritten(&self, found: &Found) -> Result<()> {
+    pub(crate) async fn take_unwritten(&self, found: &mut Found) -> Result<()> {
         let Some(entry) = ({
             let meta = self.meta.borrow();
             let first = |entry: &&crate::format::EpochEntry| entry.epoch == Epoch(1) && meta.epochs.len() == 1;
@@ -145,6 +152,7 @@ impl Log {
             // A disk of the first set has an empty slot of this log.
             let ours = logs.iter().all(|other| *other == log) && (logs.len() == 1 || !entry.set.contains(&id));
             if ours {
+                found.unwritten.extend(entry.set.contains(&id).then_some(disk));
                 let taken = &mut self.disks.borrow_mut()[disk.0];
                 (taken.id, taken.turn, taken.flushed, taken.sound) = (Some(id), 0, Lsn::ZERO, Epoch(0));
                 taken.set(DiskState::Rebuilding, "its making was cut short");

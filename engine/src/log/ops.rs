@@ -272,13 +272,12 @@ impl Ops {
         inner.next += 1;
         let (disk, now) = (op.disk(), self.environment.now());
         let waits = matches!(op, Op::Attach { .. } | Op::Detach { .. });
-        let mut refused = None;
+        let mut refused = false;
         if let Some(disk) = disk {
             let on_disk = inner.disk(disk);
             on_disk.given_up &= !waits;
-            if on_disk.given_up {
-                refused = Some(done);
-            } else {
+            refused = on_disk.given_up;
+            if !refused {
                 on_disk.in_flight += 1;
                 inner.waiting.insert(id, Waiting { task: Some(done), disk: Some(disk), started: now, waits });
                 if !planted!(WaitsForHung) {
@@ -290,8 +289,16 @@ impl Ops {
             inner.waiting.insert(id, Waiting { task: Some(done), disk: None, started: now, waits });
             inner.start(id, op);
         }
-        drop(refused.map(|task| task.send(Err(unanswered()))));
-        async move { wait.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())) }
+        drop(inner);
+        // Not before the next look at the driver: a task that asks again and again must not keep the others from it.
+        let refusal = refused.then(|| self.sleep(Duration::ZERO));
+        async move {
+            if let Some(refusal) = refusal {
+                refusal.await;
+                return Err(unanswered());
+            }
+            wait.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+        }
     }
 
     /// Whether writes of blocks under this token have not returned.

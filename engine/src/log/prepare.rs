@@ -82,6 +82,10 @@ impl Log {
             let lacks = |disk: &&Disk| disk.takes_segments() && disk.free.is_empty() && !members.contains(&disk.index);
             let spares: Vec<DiskIndex> = self.disks.borrow().iter().filter(lacks).map(|disk| disk.index).collect();
             for disk in spares {
+                // Another was waited for meanwhile.
+                if !self.disks.borrow()[disk.0].takes_segments() {
+                    continue;
+                }
                 let life = self.lives(&[disk]);
                 match self.new_slot(disk).await {
                     Ok(slot) => {
@@ -170,6 +174,10 @@ impl Log {
         need: Need,
     ) -> Result<Vec<Slot>, ()> {
         let _stage = stage!(Prepare);
+        // One that was lost since it was chosen, and perhaps is being taken back: what it holds is being looked at.
+        if disks.iter().any(|disk| !self.disks.borrow()[disk.0].is_live()) {
+            return Err(());
+        }
         let log = self.meta.borrow().log();
         let header = SegmentHeader { log, segment: id, epoch, size: self.options.segment_bytes, set: set.to_vec() };
         let bytes = header.encode();
@@ -244,6 +252,7 @@ impl Log {
         let number = {
             let mut disks = self.disks.borrow_mut();
             let disk = &mut disks[disk.0];
+            assert!(!disk.joining, "slots of a disk that is taken back are counted anew, nobody else makes any");
             if self.has_all_slots(disk) || disk.next_slot == u32::MAX {
                 return Err(io::ErrorKind::StorageFull.into());
             }
@@ -254,14 +263,15 @@ impl Log {
         let life = self.lives(&[disk]);
         let made = self.make_slot(disk, number).await;
         if made.is_err() && self.lives(&[disk]) == life {
-            {
+            // Its number is another's once its file is gone.
+            drop(self.ops.remove(disk, Slot::name(number)).await);
+            if self.lives(&[disk]) == life {
                 let disk = &mut self.disks.borrow_mut()[disk.0];
                 disk.slots -= 1;
                 if disk.next_slot == number + 1 {
                     disk.next_slot = number;
                 }
             }
-            drop(self.ops.remove(disk, Slot::name(number)).await);
         }
         made
     }

@@ -9,7 +9,7 @@ use crate::io::{Arena, DiskIndex};
 use crate::log::Log;
 use crate::log::attach::{Found as FoundDisks, Known};
 use crate::log::catalog::Segment;
-use crate::log::disk::{Disk, Slot};
+use crate::log::disk::Slot;
 use crate::log::index::IndexBuilder;
 use crate::log::lack::is_host_lack;
 use crate::log::pipeline::{Active, Pipeline};
@@ -23,6 +23,7 @@ use crate::shared::lock;
 use crate::transaction::Committed;
 use crate::types::{Epoch, Lsn, SegmentId};
 
+pub(crate) const TOO_FEW_DISKS: &str = "fewer than two usable disks in different domains: restore disks or add space";
 /// The link before the first block of a log.
 const GENESIS: Link = Link { sequence: 1, chain: 0 };
 /// Indexes and checkpoints larger than this are not read.
@@ -94,9 +95,7 @@ impl Log {
         self.publish_all();
         self.load_tables(found).await?;
         self.check_resume(tail.end)?;
-        if self.choose_set_from(Disk::serves_at_worst).len() < QUORUM {
-            return Err(self.too_few_disks());
-        }
+        self.check_room()?;
         Ok(tail)
     }
 
@@ -282,7 +281,9 @@ impl Log {
         let log = self.meta.borrow().log();
         // Every live disk promises an epoch before any learns that it begins: one that promised it, and was not behind then, is not stale.
         let knows = |known: &&Known| known.sound >= segment.epoch || planted!(StaleDiskVotes);
-        let votes = |disk: DiskIndex| found.disks.get(&disk).filter(knows);
+        let fresh = Known { flushed: Lsn::ZERO, sound: Epoch(1) };
+        let unwritten = |disk: &DiskIndex| found.unwritten.contains(disk).then_some(&fresh);
+        let votes = |disk: DiskIndex| found.disks.get(&disk).or_else(|| unwritten(&disk)).filter(knows);
         let voters = segment.copies.iter().filter_map(|copy| {
             let known = votes(copy.disk)?;
             let place = Place { log, epoch: segment.epoch, segment: id, disk: copy.disk, file: copy.slot.file };
@@ -400,8 +401,12 @@ impl Log {
             };
             self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
             match Checkpoint::decode(&bytes) {
-                // One from a future that was lost, or from another log, is not this log's.
-                Ok(checkpoint) if checkpoint.log == log && (trim.0..=after).contains(&checkpoint.next_segment.0) => {
+                // One from a future or a history that was given up, or from another log, is not this log's.
+                Ok(checkpoint)
+                    if checkpoint.log == log
+                        && (trim.0..=after).contains(&checkpoint.next_segment.0)
+                        && self.chain_before(checkpoint.next_segment) == Some(checkpoint.chain) =>
+                {
                     let next = checkpoint.next_segment;
                     // Further copies are counted by their length, not read.
                     let same = |(other, _, len): &&(_, _, u64)| *other == number && *len == bytes.len() as u64;
@@ -423,6 +428,17 @@ impl Log {
             return Err(Error::new(ErrorKind::RestoreDisk, message));
         }
         Ok((Tables::default(), SegmentId(1), 0))
+    }
+
+    /// The checksum of the last block before a retained segment, or before the one after the last.
+    fn chain_before(&self, id: SegmentId) -> Option<u64> {
+        let catalog = self.catalog.borrow();
+        let seal_of = |id: SegmentId| catalog.get(id).and_then(|segment| segment.seal.as_ref());
+        let own = seal_of(id).map(|seal| seal.base_chain);
+        let before = || seal_of(SegmentId(id.0.checked_sub(1)?)).map(|seal| seal.end_chain);
+        // A trim keeps the last sealed segment: without one, there was never a block.
+        let first = || (id == self.meta.borrow().trim).then_some(GENESIS.chain);
+        own.or_else(before).or_else(first)
     }
 
     /// A sealed segment's index from any of its disks. One that cannot be read is made again from the segment.
@@ -509,15 +525,10 @@ impl Log {
     fn first_set(&self) -> Result<Vec<DiskIndex>> {
         let set = self.set_in_need();
         if set.len() < QUORUM {
-            return Err(self.too_few_disks());
+            return Err(Error::new(self.without_disks(), TOO_FEW_DISKS));
         }
         debug_assert!(set.len() <= COPIES, "a set has three disks at most");
         Ok(set)
-    }
-
-    fn too_few_disks(&self) -> Error {
-        let message = "fewer than two usable disks in different domains: restore disks or add space";
-        Error::new(self.without_disks(), message)
     }
 
     /// What to do where too few disks can be written: give them space, if one is full, or bring one back.

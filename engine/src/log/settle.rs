@@ -7,8 +7,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{MAX_EPOCHS, MAX_SEALS, Seal};
 use crate::log::Log;
 use crate::log::catalog::Copy;
-use crate::log::placement::QUORUM;
+use crate::log::disk::Disk;
+use crate::log::placement::{QUORUM, choose};
 use crate::log::prepare::Need;
+use crate::log::recovery::TOO_FEW_DISKS;
 use crate::types::SegmentId;
 
 impl Log {
@@ -20,6 +22,41 @@ impl Log {
         let catalog = self.catalog.borrow();
         let unsettled = catalog.iter().filter(|(_, segment)| !segment.settled).map(|(id, _)| id);
         self.meta.borrow_mut().prune(&unsettled.collect());
+    }
+
+    /// Whether the disks have the slots that an opening takes: one for each end that a single disk can show, and one on each disk of a new set.
+    /// What the file systems have room for turns out when the files are made.
+    pub(crate) fn check_room(&self) -> Result<()> {
+        let disks = self.disks.borrow();
+        let limit = self.options.max_segments.map_or(usize::MAX, |most| most as usize + 1);
+        let left = |disk: &Disk| disk.free.len() + limit.saturating_sub(disk.slots as usize);
+        let mut left: Vec<usize> =
+            disks.iter().map(|disk| if disk.serves_at_worst() { left(disk) } else { 0 }).collect();
+        let choose = |kept: &[usize], left: &[usize]| {
+            let eligible: Vec<usize> = (0..left.len()).filter(|at| left[*at] > 0 && !kept.contains(at)).collect();
+            choose(self.options.placement, &self.options.disks, kept, &eligible)
+        };
+        let is_short = |(disk, left): (&Disk, &usize)| disk.serves_at_worst() && *left == 0;
+        let kind = |left: &[usize]| match disks.iter().zip(left).any(is_short) {
+            true => ErrorKind::NoSpace,
+            false => self.without_disks(),
+        };
+        let catalog = self.catalog.borrow();
+        for (id, segment) in catalog.iter().filter(|(id, segment)| !segment.settled && !self.is_trimmed(*id)) {
+            let kept: Vec<usize> = segment.copies.iter().map(|copy| copy.disk.0).collect();
+            if segment.seal.is_none() || kept.len() >= QUORUM {
+                continue;
+            }
+            let Some(&target) = choose(&kept, &left).get(kept.len()) else {
+                let message = format!("segment {} is on one disk only, and no other disk can take a copy", id.0);
+                return Err(Error::new(kind(&left), message));
+            };
+            left[target] -= 1;
+        }
+        if choose(&[], &left).len() < QUORUM {
+            return Err(Error::new(kind(&left), TOO_FEW_DISKS));
+        }
+        Ok(())
     }
 
     /// Steps 4 and 5 for the ends that this opening found, and for those that an earlier one or a change of the set left in the

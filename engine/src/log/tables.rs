@@ -18,6 +18,8 @@ use crate::types::{AccountId, ClientId, LogId, Lsn, PartitionId, SegmentId};
 /// what is sealed.
 #[derive(Clone, Default)]
 pub(crate) struct Tables {
+    /// The checksum of the last block of the sealed segments that they cover.
+    chain: u64,
     accounts: BTreeMap<AccountId, Account>,
     names: BTreeMap<String, AccountId>,
     partitions: FxHashMap<(AccountId, PartitionId), Partition>,
@@ -352,6 +354,7 @@ impl Tables {
 
     /// Moves the tables over one more segment.
     pub(crate) fn advance(&mut self, index: &SegmentIndex, window: usize) {
+        self.chain = index.end_chain;
         for restart in index.system.restarts.iter().filter(|_| !planted!(RestartForgotten)) {
             for holding in &restart.partitions {
                 self.restart(restart.account, holding);
@@ -396,11 +399,11 @@ impl Tables {
             restarts: Vec::new(),
             time: self.clock.saturating_sub(1),
         };
-        Checkpoint { log, next_segment, system, partitions, clients }
+        Checkpoint { log, next_segment, chain: self.chain, system, partitions, clients }
     }
 
     pub(crate) fn from_checkpoint(checkpoint: Checkpoint, window: usize) -> Tables {
-        let mut tables = Tables::default();
+        let mut tables = Tables { chain: checkpoint.chain, ..Tables::default() };
         tables.put_system(&checkpoint.system);
         for PartitionRecord { account, partition, next_sequence, digest, restarted } in checkpoint.partitions {
             tables.partitions.insert((account, partition), Partition { next_sequence, digest, restarted });

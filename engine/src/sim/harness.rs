@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use super::bugs::{Bug, InStage, Stage, enter_stage, plant, reached};
-use super::fault::FaultKind;
+use super::fault::{Condition, FaultKind};
 use super::faults::Mischief;
 use super::host::{Course, Host, Moment};
 use super::life::{End, Life};
@@ -314,14 +314,20 @@ impl Run {
         if let Some(sure) = oldest {
             self.oracle().put_back_mixed(sure);
         }
+        self.mischief.forget_images(self.mischief.blank || draws.iter().flatten().any(|at| moments[*at].blank));
         true
     }
 
     /// Whether the region opened although its disks were put back to different moments, and goes on.
     fn life_of_mixed_moments(&mut self) -> bool {
-        self.beyond = true;
+        // All disks are there: what one that was away for this opening still holds is in no model.
+        self.host.lift();
+        for disk in &self.options.disks {
+            self.world.set_condition(&disk.path, Condition::Healthy);
+        }
+        (self.beyond, self.undisturbed) = (true, true);
         let end = self.life(Mode::Open, false);
-        self.beyond = false;
+        (self.beyond, self.undisturbed) = (false, false);
         end == End::Opened
     }
 

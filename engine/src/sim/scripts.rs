@@ -556,11 +556,17 @@ fn a_trim_does_not_wait_for_all_that_is_to_be_rebuilt() {
 
 /// Starts to make or open the region; None when the power goes before it is there.
 fn until_cut(world: &World, options: &Options, mode: Mode) -> Option<Result<Script>> {
+    disturbed(world, options, mode, || {})
+}
+
+/// As [`until_cut`], with something that happens before each step.
+fn disturbed(world: &World, options: &Options, mode: Mode, mut happens: impl FnMut()) -> Option<Result<Script>> {
     let driver = world.driver();
     let intake = Intake::new(options.queue_transactions, AHEAD, options.queue_bytes as u64, driver.doorbell());
     let shared = Arc::new(Shared::new(options.clone(), intake, driver.environment(), driver.reader()));
     let mut core = Core::start(mode, Box::<SimDriver>::new(driver), Box::new(()), Arc::clone(&shared));
     loop {
+        happens();
         match core.step(MS) {
             _ if !world.running() => return None,
             Phase::Failed(error) => return Some(Err(error)),
@@ -575,7 +581,7 @@ fn until_cut(world: &World, options: &Options, mode: Mode) -> Option<Result<Scri
 #[test]
 fn h2_create_cut_short_at_any_operation_is_continued() {
     let (mut again, mut opened) = (0, 0);
-    for (disks, seed) in [(3, 1), (4, 2), (5, 3), (3, 4), (4, 5), (5, 6)] {
+    for (disks, seed) in [3, 4, 5].into_iter().flat_map(|disks| (1..8).map(move |seed| (disks, seed))) {
         for cut in 1.. {
             let mut world = WorldOptions::new(seed << 32 | cut);
             world.latency.tail_every = 0;
@@ -601,6 +607,46 @@ fn h2_create_cut_short_at_any_operation_is_continued() {
             let mut script = made.unwrap_or_else(|error| panic!("{disks} disks, cut at {cut}: {error}"));
             script.step_for(MS * 500);
             assert_eq!(script.states(), vec![DiskState::Healthy; disks], "{disks} disks, cut at {cut}");
+        }
+    }
+    assert!(again > 20 && opened > 5, "{again} made again, {opened} opened");
+}
+
+/// Disks that hang while a region is made keep what had reached them: the same call makes it again, or it opens.
+#[test]
+fn h2_create_on_disks_that_begin_to_hang_at_any_operation_is_continued() {
+    let (mut again, mut opened) = (0, 0);
+    for (disks, hung) in [(3, vec![0]), (3, vec![0, 1]), (4, vec![0, 1]), (4, vec![0, 1, 2]), (4, vec![1, 2, 3])] {
+        for at in 1.. {
+            let mut world = WorldOptions::new((disks as u64) << 32 | at);
+            world.latency.tail_every = 0;
+            let world = World::new(world);
+            let set = |condition| hung.iter().for_each(|disk| world.set_condition(&disk_path(*disk), condition));
+            let begin_to_hang = || {
+                if world.operations() >= at {
+                    set(Condition::Stalled);
+                }
+            };
+            let made = disturbed(&world, &options(disks), Mode::Create, begin_to_hang).expect("no cut");
+            let is_made = made.is_ok();
+            drop(made);
+            world.crash();
+            if world.operations() < at {
+                break;
+            }
+            set(Condition::Healthy);
+            let made = until_cut(&world, &options(disks), Mode::Create).expect("no cut");
+            let exists = matches!(&made, Err(error) if error.kind() == ErrorKind::Exists);
+            let made = if exists { until_cut(&world, &options(disks), Mode::Open).expect("no cut") } else { made };
+            assert!(exists || !is_made, "made anew over a region: {disks} disks, {hung:?} hang at {at}");
+            *if exists { &mut opened } else { &mut again } += 1;
+            let mut script = made.unwrap_or_else(|error| panic!("{disks} disks, {hung:?} hang at {at}: {error}"));
+            script.step_for(MS * 500);
+            // A region that was made after all goes on without the disks that its making did not reach: they are to be replaced.
+            for state in script.states() {
+                let lost = exists && matches!(state, DiskState::Foreign | DiskState::Blank);
+                assert!(lost || state == DiskState::Healthy, "hang at {at}: {:?}", script.health());
+            }
         }
     }
     assert!(again > 20 && opened > 5, "{again} made again, {opened} opened");
@@ -640,6 +686,77 @@ fn h2_create_over_disks_that_hold_blocks_is_refused() {
     }
     let refused = until_cut(&world, &options(3), Mode::Create).expect("no cut").err().expect("it holds blocks");
     assert_eq!(refused.kind(), ErrorKind::Exists, "{refused}");
+}
+
+/// A backup that is copied over a region's directories leaves the newer files there: a checkpoint of the history that is given up says nothing of
+/// the one that takes its place.
+#[test]
+fn h2_checkpoint_of_a_history_that_was_given_up_is_not_believed() {
+    let record = |script: &mut Script, bytes: usize| {
+        let transaction = Transaction::new(script.account, PartitionId(1)).record(vec![7; bytes]);
+        let bytes = transaction.encoded_len().expect("a small transaction");
+        let (done, ticket) = ticket();
+        script.ask(Request::Commit(Commit { transaction, done, at: 0, bytes }), bytes);
+        script.answer(ticket).expect("acknowledged")
+    };
+    let is_checkpoint = |name: &str| name.starts_with("checkpoint-");
+    let mut script = Script::create(options(3));
+    record(&mut script, 100);
+    let mut backups = Vec::new();
+    let keep = |world: &World| backups = (0..3).map(|disk| world.snapshot(&disk_path(disk))).collect();
+    let mut script = script.reopen(keep).expect("it opens");
+    (0..500).for_each(|_| assert!(record(&mut script, 8 << 10).records == 1));
+    script.control(|done| Control::Trim { to: Lsn::MAX, done });
+    let mut newer = Vec::new();
+    let mut script = script
+        .reopen(|world| {
+            for (disk, backup) in (0..3).zip(&backups) {
+                let files = world.snapshot(&disk_path(disk)).files.into_iter();
+                newer.push(files.filter(|(name, _)| is_checkpoint(name)).collect::<Vec<_>>());
+                world.restore(&disk_path(disk), backup);
+            }
+        })
+        .expect("it opens");
+    let number = newer[0].first().expect("a trim needs one").0.trim_start_matches("checkpoint-").to_owned();
+    let number: u32 = number.parse().expect("a segment");
+    let mut records = 1;
+    while record(&mut script, 15 << 10).lsn.segment().0 < number - 1 {
+        records += 1;
+    }
+    let opened = script.reopen(|world| {
+        for (disk, newer) in newer.into_iter().enumerate() {
+            let mut image = world.snapshot(&disk_path(disk));
+            image.files.retain(|(name, _)| !is_checkpoint(name));
+            image.files.extend(newer);
+            world.restore(&disk_path(disk), &image);
+        }
+    });
+    let receipt = record(&mut opened.expect("what the checkpoint says is in the log, too"), 100);
+    assert_eq!(receipt.first_sequence, records + 1, "after those of this history");
+}
+
+/// What is left of a slot that could not be made is gone before its number is another's.
+#[test]
+fn h3_slot_that_takes_the_number_of_one_that_could_not_be_made_stays() {
+    let (mut taken, spare) = (0, disk_path(3));
+    for at in 0..100 {
+        let mut world = WorldOptions::new(at);
+        world.latency.tail_every = 0;
+        world.is_append = |OpId(id)| id >> 63 == 1;
+        let world = World::new(world);
+        let files = vec!["slot-000000".to_owned()];
+        world.refuse(Refusal { what: Refused::Creates, disk: Some(spare.clone()), files });
+        world.set_condition(&spare, Condition::Slow(60));
+        let mut script = Script::start(world, options(4), Mode::Create).expect("a region");
+        script.step_for(MS / 5 * at as u32);
+        script.world.allow(Some(&spare));
+        script.control(|done| Control::Fail { disk: 0, done });
+        script.step_for(MS * 500);
+        let health = script.health();
+        taken += usize::from(health.disks[3].in_set);
+        assert_eq!(health.disks[3].state, DiskState::Healthy, "{at}: {}", health.disks[3].reason);
+    }
+    assert!(taken > 0, "the spare took the place of the lost disk");
 }
 
 /// Opens a crashed region of several segments whose three newest slots on every disk meet `fault`, with a bug planted or none. Whether it then lacks

@@ -470,6 +470,9 @@ impl State {
         let (first, second) = (self.medium_at(one), self.medium_at(other));
         self.paths.insert(one.to_owned(), second);
         self.paths.insert(other.to_owned(), first);
+        // What is wrong with a place stays there.
+        let (here, there) = (self.media[first].condition, self.media[second].condition);
+        (self.media[first].condition, self.media[second].condition) = (there, here);
         for medium in [first, second] {
             self.media[medium].arrived = Some(FaultKind::Swapped);
         }

@@ -15,6 +15,7 @@ mod pair;
 mod planted;
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -113,21 +114,41 @@ fn table(cells: &Cells) -> String {
     lines.join("\n")
 }
 
+/// A schedule takes milliseconds; one that takes this long has no end.
+const ENDLESS: Duration = Duration::from_secs(120);
+
+/// Says so past the harness, which would keep it until the test returns, when a worker's schedule has no end.
+fn watch(workers: &[Mutex<Option<(u64, Instant)>>]) {
+    while workers.iter().any(|worker| worker.lock().unwrap().is_some()) {
+        for worker in workers {
+            let at_work = *worker.lock().unwrap();
+            if let Some((seed, _)) = at_work.filter(|(_, since)| since.elapsed() > ENDLESS) {
+                let _told = writeln!(std::io::stderr(), "seed {seed} has no end\nreplay: {}", replay_command(seed));
+                std::process::exit(1);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Runs schedules on every core until they are done or one fails; returns what they met together.
 fn run_all(first: u64, count: u64) -> Result<(Cells, u64, u64), (u64, Outcome)> {
     let (next, stop) = (AtomicU64::new(first), AtomicBool::new(false));
     let total = Mutex::new((Cells::new(), 0, 0));
     let failed = Mutex::new(None);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let workers: Vec<_> = (0..threads).map(|_| Mutex::new(Some((first, Instant::now())))).collect();
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
+        for worker in &workers {
+            let (next, stop, total, failed) = (&next, &stop, &total, &failed);
+            scope.spawn(move || {
                 let (mut cells, mut operations, mut transactions) = (Cells::new(), 0, 0);
                 while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= first + count {
                         break;
                     }
+                    *worker.lock().unwrap() = Some((seed, Instant::now()));
                     let outcome = Schedule { seed, ..Schedule::default() }.run();
                     if outcome.violation.is_some() {
                         stop.store(true, Ordering::Relaxed);
@@ -138,12 +159,14 @@ fn run_all(first: u64, count: u64) -> Result<(Cells, u64, u64), (u64, Outcome)> 
                     operations += outcome.operations;
                     transactions += outcome.transactions as u64;
                 }
+                *worker.lock().unwrap() = None;
                 let mut total = total.lock().unwrap();
                 cells.into_iter().for_each(|(cell, count)| *total.0.entry(cell).or_default() += count);
                 total.1 += operations;
                 total.2 += transactions;
             });
         }
+        watch(&workers);
     });
     match failed.into_inner().unwrap() {
         Some(failure) => Err(failure),

@@ -153,6 +153,7 @@ prop_compose! {
         Checkpoint {
             log: LogId(log),
             next_segment: SegmentId(next_segment),
+            chain: u64::from(next_segment) << 32,
             system,
             partitions: partitions.into_iter().map(partition).collect(),
             clients,

@@ -168,6 +168,7 @@ fn checkpoint() -> Checkpoint {
     Checkpoint {
         log: LOG,
         next_segment: SegmentId(18),
+        chain: 1 << 59,
         system: system_state(),
         partitions: vec![partition(1), partition(2)],
         clients: vec![client_commit(3)],
@@ -299,8 +300,8 @@ fn the_bytes_of_this_version_have_not_changed() {
         ("segment header", 0xF50D_4C8C_9A8F_8F0D),
         ("seal", 0x0958_1FDA_4197_6DDE),
         ("superblock", 0x540F_4486_1700_904A),
-        ("index", 0xA4AD_52D9_3D29_DAC1),
-        ("checkpoint", 0x976B_5980_20E0_3BA5),
+        ("index", 0x0313_05C7_F39B_26EF),
+        ("checkpoint", 0xBBDE_C1EE_CC32_4BE4),
     ];
     assert_eq!(found, golden);
 }
