@@ -101,20 +101,33 @@ impl Log {
         Ok(first && is_zero(pages.get(ALIGN..).unwrap_or(&[])))
     }
 
-    /// Removes what the making of a region left, written superblocks first: without them nothing shows a region, and while one is there
-    /// the files of the others show that it is not whole. So nothing is removed where one disk cannot be looked at: it may hold a superblock.
+    /// Removes what the making of a region left. Superblocks are made unwritten first, all of them, before a file is removed: the files of some
+    /// show that the superblocks of the others are no majority. Where one disk cannot be looked at nothing is removed: it may hold a superblock.
     pub(crate) async fn unmake(&self, disks: &[ConfiguredDisk]) -> Result<()> {
-        let mut order = Vec::new();
+        let mut written = Vec::new();
         for (disk, config) in disks {
             let making = self.look_at_making(*disk).await.map_err(|error| self.cannot_look(*disk, config, &error))?;
-            order.push((matches!(making, Making::Unwritten { .. }), disk, config));
+            written.extend((!matches!(making, Making::Unwritten { .. })).then_some((disk, config)));
         }
-        order.sort_by_key(|(unwritten, ..)| *unwritten);
+        for (disk, config) in written {
+            self.unwrite(*disk).await.map_err(|error| self.cannot_look(*disk, config, &error))?;
+        }
         for superblocks in [true, false] {
-            for (_, disk, config) in &order {
-                let removed = self.unmake_on(**disk, superblocks).await;
-                removed.map_err(|error| self.cannot_look(**disk, config, &error))?;
+            for (disk, config) in disks {
+                let removed = self.unmake_on(*disk, superblocks).await;
+                removed.map_err(|error| self.cannot_look(*disk, config, &error))?;
             }
+        }
+        Ok(())
+    }
+
+    /// The second slot goes first: a superblock without it is one that was written once.
+    async fn unwrite(&self, disk: DiskIndex) -> io::Result<()> {
+        let file = self.ops.open(disk, SUPERBLOCK.into(), None).await?;
+        let zeros = Buffer::zeroed(SUPERBLOCK_SLOT)?.share();
+        for slot in [1, 0] {
+            let offset = slot * SUPERBLOCK_SLOT as u64;
+            self.ops.write(disk, file, offset, zeros.part(0..SUPERBLOCK_SLOT)).await?;
         }
         Ok(())
     }
@@ -132,13 +145,11 @@ impl Log {
     /// Takes in each disk that the making of the region did not reach: it has its file for the superblock, and nothing in it.
     /// Only while no opening has begun an epoch since, so that no other disk can have been this member meanwhile.
     pub(crate) async fn take_unwritten(&self, found: &mut Found) -> Result<()> {
-        let Some(entry) = ({
-            let meta = self.meta.borrow();
-            let first = |entry: &&crate::format::EpochEntry| entry.epoch == Epoch(1) && meta.epochs.len() == 1;
-            meta.epochs.first().filter(first).cloned()
-        }) else {
+        let epochs = self.meta.borrow().epochs.clone();
+        if epochs.iter().any(|entry| entry.epoch > Epoch(1)) {
             return Ok(());
-        };
+        }
+        let in_first_set = |id| epochs.iter().any(|entry| entry.set.contains(&id));
         let log = self.meta.borrow().log();
         let foreign = |disk: &&crate::log::disk::Disk| disk.state == DiskState::Foreign && disk.superblock.is_some();
         let disks: Vec<_> = self.disks.borrow().iter().filter(foreign).map(|d| (d.index, d.config.clone())).collect();
@@ -150,9 +161,9 @@ impl Log {
             let Ok(Making::Unwritten { superblock: true, logs }) = making else { continue };
             let Some(id) = self.member_without_disk(&member(crate::types::DiskId(0), &config)) else { continue };
             // A disk of the first set has an empty slot of this log.
-            let ours = logs.iter().all(|other| *other == log) && (logs.len() == 1 || !entry.set.contains(&id));
+            let ours = logs.iter().all(|other| *other == log) && (logs.len() == 1 || !in_first_set(id));
             if ours {
-                found.unwritten.extend(entry.set.contains(&id).then_some(disk));
+                found.unwritten.extend(in_first_set(id).then_some(disk));
                 let taken = &mut self.disks.borrow_mut()[disk.0];
                 (taken.id, taken.turn, taken.flushed, taken.sound) = (Some(id), 0, Lsn::ZERO, Epoch(0));
                 taken.set(DiskState::Rebuilding, "its making was cut short");

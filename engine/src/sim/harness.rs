@@ -19,6 +19,7 @@ use super::faults::Mischief;
 use super::host::{Course, Host, Moment};
 use super::life::{End, Life};
 use super::oracle::{Answer, Oracle};
+use super::refusal::{Refusal, Refused};
 use super::world::{World, WorldOptions};
 use crate::io::OpId;
 use crate::log::Mode;
@@ -358,6 +359,18 @@ impl Run {
     /// superblock had reached: it bears no other loss, so that it is made once more from nothing.
     fn make_again(&mut self) -> bool {
         self.host.lift();
+        if self.rng.bool() {
+            // What is left cannot be looked at for a while.
+            let what = if self.rng.bool() { Refused::Reads } else { Refused::Opens };
+            self.world.refuse(Refusal { what, disk: None, files: Vec::new() });
+            (self.undisturbed, self.tentative) = (true, true);
+            let made = self.life(Mode::Create, false) == End::Opened;
+            (self.undisturbed, self.tentative) = (false, false);
+            self.world.allow(None);
+            if made || self.failed() {
+                return made;
+            }
+        }
         (self.undisturbed, self.tentative) = (true, true);
         let made = self.life(Mode::Create, false) == End::Opened;
         let opened = made || self.life(Mode::Open, false) == End::Opened;

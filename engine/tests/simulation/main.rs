@@ -55,8 +55,6 @@ fn is_unreachable(kind: FaultKind, stage: Stage) -> bool {
         FaultKind::Reordered => matches!(stage, Create | Recovery | RecoveryAgain),
         // Nothing was written yet that could rot or be taken away.
         FaultKind::BitRot | FaultKind::LatentRead | FaultKind::ShortFile | FaultKind::GoneFile => stage == Create,
-        // A region is made without reading anything.
-        FaultKind::ReadRefused => stage == Create,
         // It is made in its first life.
         FaultKind::ManyLives => stage == Create,
         _ => false,
@@ -65,14 +63,8 @@ fn is_unreachable(kind: FaultKind, stage: Stage) -> bool {
 
 /// Cells that are met, but not a hundred times in CI's schedules for certain, and why.
 fn is_rare(kind: FaultKind, stage: Stage) -> bool {
-    use Stage::{Append, Close, Rebuild, Scrub, Seal, Trim};
-    match kind {
-        // While the region runs, a directory is listed only where a disk is taken back beside other work.
-        FaultKind::ListRefused => matches!(stage, Append | Seal | Scrub | Trim | Close),
-        // A rebuild opens a file, or misses one, only where a disk is taken back beside it.
-        FaultKind::OpenRefused | FaultKind::GoneFile => stage == Rebuild,
-        _ => false,
-    }
+    // A rebuild opens no file, and a disk is not taken back beside it: others do, seldom.
+    kind == FaultKind::OpenRefused && stage == Stage::Rebuild
 }
 
 /// From so many schedules on each cell has to be met.
