@@ -19,6 +19,8 @@ mod harness;
 mod host;
 mod life;
 mod link;
+#[cfg(test)]
+mod making;
 mod medium;
 mod oracle;
 mod pair;
