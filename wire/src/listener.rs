@@ -217,8 +217,12 @@ impl Listener {
             }
         }
         let lanes = std::mem::take(&mut *lock(&self.shared.lanes));
-        for session in lanes.into_values().filter_map(|slot| lock(&slot).take()) {
-            session.end(waits);
+        for slot in lanes.into_values() {
+            // A greeting that holds it may wait for the log thread: it ends the session itself.
+            let slot = if waits { Some(lock(&slot)) } else { try_lock(&slot) };
+            if let Some(session) = slot.and_then(|mut slot| slot.take()) {
+                session.end(waits);
+            }
         }
     }
 }
@@ -310,36 +314,50 @@ impl Shared {
             connection.shut();
             return Err(WireError::Protocol(busy));
         };
-        self.check_lane(&hello, session.as_ref(), &connection)?;
+        let begun = self.begin(&mut session, &connection, &hello, peer, carry);
+        // A listener that is dropped on the log thread does not wait for whoever holds the lane.
+        if let Some(session) = session.take_if(|_| self.stopping.load(Ordering::SeqCst)) {
+            session.end(true);
+        }
+        begun
+    }
+
+    /// Begins the session of a known region in the lane that is held.
+    fn begin(
+        self: &Arc<Shared>,
+        session: &mut Option<Session>,
+        connection: &Arc<Connection>,
+        hello: &Hello,
+        peer: Peer,
+        carry: Carry,
+    ) -> Result<()> {
+        self.check_lane(hello, session.as_ref(), connection)?;
         if let Some(before) = session.take() {
             before.end(true);
         }
-        if self.stopping.load(Ordering::SeqCst) {
-            connection.shut();
-            return Ok(());
-        }
-        let void = carry.void.is_some();
-        let standing = self.standing(hello.lane, carry).inspect_err(|error| refuse(&connection, error));
+        let (lane, link, void) = (hello.lane, hello.link, carry.void.is_some());
+        let standing = self.standing(lane, carry).inspect_err(|error| refuse(connection, error));
         let (standing, time) = standing?;
         let position = standing.position;
-        let welcome = Welcome { nonce: hello.nonce, time, window: options.window, standing };
-        session::write(&connection, &Message::Welcome(welcome))?;
-        self.note(hello.lane, |arrival| {
-            arrival.from.clone_from(&peer.region);
+        let welcome = Welcome { nonce: hello.nonce, time, window: self.options.window, standing };
+        session::write(connection, &Message::Welcome(welcome))?;
+        self.note(lane, |arrival| {
+            arrival.from = peer.region;
             arrival.sessions += 1;
             arrival.other_histories += u64::from(void);
             (arrival.live, arrival.position, arrival.last_sync_time) = (true, position, time);
         });
-        let (shared, theirs) = (Arc::clone(self), Arc::clone(&connection));
+        let (shared, theirs) = (Arc::clone(self), Arc::clone(connection));
         let thread = start("meridian-arrive", move || {
-            let ended = shared.serve(&theirs, hello.lane, position).err();
+            let ended = shared.serve(&theirs, lane, position).err();
             theirs.shut();
-            shared.note(hello.lane, |arrival| {
+            shared.note(lane, |arrival| {
                 arrival.live = false;
                 arrival.ended = ended.map(|error| error.to_string());
             });
         })?;
-        *session = Some(Session { link: hello.link, connection, thread: Some(thread) });
+        let connection = Arc::clone(connection);
+        *session = Some(Session { link, connection, thread: Some(thread) });
         Ok(())
     }
 

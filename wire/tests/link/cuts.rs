@@ -139,7 +139,7 @@ fn a_link_stops_at_once_though_the_other_side_says_nothing() {
 }
 
 /// Reads a message from a sender.
-fn hear(socket: &mut TcpStream) -> std::io::Result<Message> {
+pub(crate) fn hear(socket: &mut TcpStream) -> std::io::Result<Message> {
     let mut header = [0; HEADER];
     socket.read_exact(&mut header)?;
     let header = Header::decode(&header, MOST_FIELDS, 0).unwrap();
@@ -148,12 +148,12 @@ fn hear(socket: &mut TcpStream) -> std::io::Result<Message> {
     Ok(Message::decode(&header, &fields, Vec::new().into()).unwrap())
 }
 
-fn say(socket: &mut TcpStream, message: Message) {
+pub(crate) fn say(socket: &mut TcpStream, message: Message) {
     socket.write_all(&message.encode()).unwrap();
 }
 
 /// What a secondary says that has whole copies up to a position, or none at all.
-fn greet(listener: &TcpListener, whole: Option<(Lsn, Anchor)>, time: u64) -> TcpStream {
+pub(crate) fn greet(listener: &TcpListener, whole: Option<(Lsn, Anchor)>, time: u64) -> TcpStream {
     let (mut socket, _) = listener.accept().unwrap();
     say(&mut socket, Message::Challenge(1));
     let Ok(Message::Hello(hello)) = hear(&mut socket) else { panic!("a hello comes first") };
@@ -172,7 +172,7 @@ fn whole(pair: &Pair) -> (Lsn, Anchor) {
 }
 
 /// What a secondary without any copy says, up to where it is asked what it holds.
-fn welcome(listener: &TcpListener) -> TcpStream {
+pub(crate) fn welcome(listener: &TcpListener) -> TcpStream {
     let mut socket = greet(listener, None, 0);
     let Ok(Message::Ask(_)) = hear(&mut socket) else { panic!("a new copy is compared") };
     socket
@@ -297,6 +297,7 @@ fn a_contract_is_kept_though_the_clock_of_the_log_is_ahead() {
     assert!(status.clock_ahead > 3_000_000_000_000 && status.last_sync_age < 60_000_000_000, "{status:?}");
     // Nothing is ever acknowledged.
     until("the breach", || link.status().breached == [pair.account]);
+    assert!(link.status().last_sync_age >= 500_000_000, "{:?}", link.status().last_sync_age);
 }
 
 #[test]

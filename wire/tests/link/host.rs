@@ -6,7 +6,8 @@ use std::time::Duration;
 use meridian::{Ack, Committed, Lsn, PartitionId, Region, StateMachine, Transaction};
 use meridian_wire::{Link, Listener};
 
-use crate::common::{Pair, region_options, until};
+use crate::common::{CLUSTER, Pair, region_options, until};
+use crate::refusals::pose;
 
 /// Drops what it was given while it applies.
 #[derive(Clone, Default)]
@@ -36,13 +37,21 @@ fn h4_link_and_listener_dropped_by_a_machine_hold_up_no_commit() {
     // Both belong to the region whose machine drops them.
     let here = Listener::bind(Arc::clone(&pair.west), crate::common::listener_options()).unwrap();
     let mut held = dropper.0.lock().unwrap();
-    let submit = || pair.west.submit(Transaction::new(pair.account, PartitionId(1)).record("one")).unwrap();
-    let mut first = submit();
+    let submit = |pair: &Pair| pair.west.submit(Transaction::new(pair.account, PartitionId(1)).record("one")).unwrap();
+    let mut first = submit(&pair);
+    // Until the machine may go on, the log thread does not: the link waits for it to mark the log, the listener to greet.
+    let greeted = pose(&here, &pair.east, CLUSTER.to_owned(), Vec::new());
+    std::thread::sleep(Duration::from_millis(500));
     *held = (Some(link), Some(here));
     drop(held);
-    let answer = first.wait_timeout(Duration::from_secs(60)).expect("the log thread waits for itself");
+    let Some(answer) = first.wait_timeout(Duration::from_secs(60)) else {
+        // The region would wait for ever, too.
+        std::mem::forget(pair);
+        panic!("the log thread waits for itself");
+    };
     answer.unwrap();
-    submit().wait().unwrap();
+    submit(&pair).wait().unwrap();
+    drop(greeted);
     // Its threads end by themselves: nothing holds the region then.
     until("the threads have ended", || Arc::strong_count(&pair.west) == 1);
     Arc::into_inner(pair.west).unwrap().close().unwrap();

@@ -1,12 +1,17 @@
 //! Both ends of a refused connection say what was refused, whose it was and why (acceptance H7).
 
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian::{Ack, ErrorKind, Region};
+use meridian::{AccountId, Ack, ErrorKind, Region};
+use meridian_wire::codec::{Carry, Hello, Message};
 use meridian_wire::{Link, LinkOptions, Listener, ListenerOptions, Security, WireError};
 
-use crate::common::{Pair, fill, link_options, listener_options, peer, region_options, until, until_shipped};
+use crate::common::{
+    CLUSTER, Pair, fill, lane, link_options, listener_options, peer, region_options, until, until_shipped,
+};
+use crate::cuts::{hear, say};
 use crate::security::Authority;
 
 const WEST: &str = "west.meridian.test";
@@ -120,4 +125,41 @@ fn h7_lane_is_not_taken_from_a_link_of_another_process_that_is_heard() {
     until("its session", || second.status().sessions > 0);
     assert_eq!(second.status().other_histories, 1);
     assert_eq!(peer("east").region, "east");
+}
+
+/// Says hello as another link of the primary does, and what it carries; does not wait for the answer.
+pub(crate) fn pose(listener: &Listener, primary: &Region, cluster: String, accounts: Vec<AccountId>) -> TcpStream {
+    let mut socket = TcpStream::connect(listener.local_addr()).unwrap();
+    let Ok(Message::Challenge(challenge)) = hear(&mut socket) else { panic!("a challenge comes first") };
+    let (from, to) = ("west".to_owned(), "east".to_owned());
+    say(&mut socket, Message::Hello(Hello { challenge, nonce: 7, cluster, from, to, lane: lane(primary), link: 7 }));
+    say(&mut socket, Message::Carry(Carry { accounts, void: None }));
+    socket
+}
+
+#[test]
+fn h7_lane_of_a_link_that_is_not_heard_is_taken_before_it_is_given_up() {
+    let pair = Pair::new();
+    let patience = Duration::from_secs(600);
+    let listener = Listener::bind(Arc::clone(&pair.east), ListenerOptions { patience, ..listener_options() }).unwrap();
+    let mut silent = pose(&listener, &pair.west, CLUSTER.to_owned(), vec![pair.account]);
+    assert!(matches!(hear(&mut silent), Ok(Message::Welcome(_))));
+    let link = pair.link(pair.options(&listener));
+    until("its refusal", || link.status().ended.is_some_and(|why| why.contains("in use by another link")));
+    until_shipped(&link, &pair.west);
+}
+
+#[test]
+fn h7_refusals_are_counted_and_the_last_ones_are_kept_in_few_words() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    for _ in 0..50 {
+        drop(TcpStream::connect(listener.local_addr()).unwrap());
+    }
+    until("their refusal", || listener.refusals().count == 50);
+    assert_eq!(listener.refusals().last.len(), 32);
+    let _socket = pose(&listener, &pair.west, "x".repeat(1000), Vec::new());
+    until("its refusal", || listener.refusals().count == 51);
+    let last = listener.refusals().last;
+    assert_eq!((last.len(), last[31].why.chars().count()), (32, 512), "{last:?}");
 }
