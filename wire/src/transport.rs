@@ -372,3 +372,32 @@ fn broken(error: rustls::Error) -> WireError {
         error => io::Error::new(ErrorKind::InvalidData, error).into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::threads::start;
+
+    #[test]
+    fn h7_refused_peer_hears_why_whatever_it_sends_meanwhile() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        let refusing = start("refusing", move || {
+            let connection = Connection::accept(socket, &Security::Loopback, Duration::from_secs(9)).unwrap();
+            connection.write_all(&mut [IoSlice::new(b"no")]).unwrap();
+            connection.hang_up(Deadline::after(Duration::from_secs(9)));
+        });
+        for _ in 0..50 {
+            peer.write_all(&[1; 16 << 10]).unwrap();
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        peer.shutdown(Shutdown::Write).unwrap();
+        let mut said = String::new();
+        peer.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "no");
+        refusing.unwrap().join().unwrap();
+    }
+}

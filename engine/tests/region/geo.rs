@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::common::options;
 
 /// What a shipper makes of the primary's log from a position on, as it arrives.
-fn stretches(primary: &Region, accounts: &[AccountId], from: Lsn) -> Vec<Arrived> {
+pub(crate) fn stretches(primary: &Region, accounts: &[AccountId], from: Lsn) -> Vec<Arrived> {
     let mut shipper = Shipper::new(ShipperOptions::default(), accounts.iter().copied(), from);
     let mut receiver = Receiver::new(lane(primary), from);
     let mut log = primary.subscribe(from);
@@ -47,7 +47,7 @@ fn large_stretches(primary: &Region, accounts: &[AccountId]) -> Vec<Arrived> {
     }
 }
 
-fn lane(primary: &Region) -> Lane {
+pub(crate) fn lane(primary: &Region) -> Lane {
     Lane { log: primary.log_id(), number: 0 }
 }
 
@@ -59,7 +59,7 @@ fn delivered(batch: Batch) -> Delivered {
 }
 
 /// Everything from where the secondary says that it stands.
-fn ship(primary: &Region, secondary: &Region, accounts: &[AccountId]) -> Vec<Imported> {
+pub(crate) fn ship(primary: &Region, secondary: &Region, accounts: &[AccountId]) -> Vec<Imported> {
     let from = secondary.progress(lane(primary)).unwrap().map_or(Lsn::ZERO, |progress| progress.position);
     let tickets: Vec<_> =
         stretches(primary, accounts, from).into_iter().map(|arrived| secondary.import(arrived).unwrap()).collect();
@@ -91,15 +91,15 @@ fn frames(region: &Region, account: AccountId) -> Vec<Vec<u8>> {
     frames
 }
 
-struct Pair {
+pub(crate) struct Pair {
     _dirs: [TempDir; 2],
     options: [Options; 2],
-    primary: Region,
-    secondary: Region,
-    account: AccountId,
+    pub(crate) primary: Region,
+    pub(crate) secondary: Region,
+    pub(crate) account: AccountId,
 }
 
-fn pair() -> Pair {
+pub(crate) fn pair() -> Pair {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let mut options = [options(&dirs[0], 3), options(&dirs[1], 3)];
     options[1].queue_bytes = 256 << 10;
@@ -108,7 +108,7 @@ fn pair() -> Pair {
     Pair { _dirs: dirs, options, primary, secondary, account }
 }
 
-fn fill(region: &Region, account: AccountId, transactions: u32, len: usize) {
+pub(crate) fn fill(region: &Region, account: AccountId, transactions: u32, len: usize) {
     let transaction = |number: u32| {
         let partition = PartitionId(u128::from(number % 7));
         let records = (0..=number % 3).map(|record| vec![(number + record) as u8; len + number as usize % 13]);
@@ -162,6 +162,25 @@ fn h5_imported_client_sequences_are_remembered_in_their_account_alone() {
     let secondary = Region::open(options[1].clone(), ()).unwrap();
     let again = secondary.commit(order(orders, 9).record("an order")).unwrap();
     assert_eq!((again.lsn, again.repeated), (first.lsn, true));
+}
+
+#[test]
+fn mark_keeps_what_the_secondary_has_only_where_it_is_news() {
+    let Pair { primary, account, .. } = &pair();
+    fill(primary, *account, 1, 100);
+    let known = Progress { position: primary.committed(), time: 5, ..Progress::none(lane(primary)) };
+    primary.mark_with(&[*account], Some(known)).unwrap();
+    assert_eq!(primary.progress(lane(primary)).unwrap(), Some(known));
+    let before = primary.committed();
+    for _ in 0..3 {
+        primary.mark_with(&[*account], Some(known)).unwrap();
+    }
+    let mut log = primary.subscribe(before);
+    let mut records = 0;
+    while let Some(block) = log.try_next().unwrap() {
+        records += block.transactions().filter(|transaction| transaction.lsn() >= before).count();
+    }
+    assert_eq!(records, 3, "the marks alone");
 }
 
 #[test]

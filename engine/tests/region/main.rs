@@ -12,6 +12,7 @@ mod disks;
 mod flips;
 mod gates;
 mod geo;
+mod histories;
 mod host;
 mod input;
 mod model;

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use meridian::{Ack, ClientId, DiskState, ErrorKind, Lsn, Options, PartitionId, Region, Transaction};
+use meridian::{
+    Ack, ClientId, Committed, DiskState, ErrorKind, Lsn, Options, PartitionId, Region, StateMachine, Transaction,
+};
 
 use crate::common::options;
+use crate::geo::{Pair, pair, ship, stretches};
 
 fn order(account: meridian::AccountId, partition: u128, sequence: u64) -> Transaction {
     Transaction::new(account, PartitionId(partition)).record(vec![sequence as u8; 700]).client(ClientId(1), sequence)
@@ -44,6 +47,37 @@ fn h5_sequence_used_for_another_partition_is_refused_naming_it() {
     assert!(!region.commit(order(account, 0x78, 6)).unwrap().repeated);
 }
 
+/// Holds the log thread up until the other end is dropped.
+struct Held(std::sync::mpsc::Receiver<()>);
+
+impl StateMachine for Held {
+    fn resume_from(&self) -> Lsn {
+        Lsn::MAX
+    }
+
+    fn apply(&mut self, _: &Committed<'_>) {
+        while self.0.recv().is_ok() {}
+    }
+}
+
+#[test]
+fn h5_retry_in_its_originals_block_gets_the_place_of_its_own_account() {
+    let dir = tempfile::tempdir().unwrap();
+    let (go, waits) = std::sync::mpsc::channel();
+    let region = Region::create(options(&dir, 3), Held(waits)).unwrap();
+    let go = go;
+    let accounts = ["flights", "orders"].map(|name| region.create_account(name, Ack::Quorum).unwrap());
+    let _first = region.submit(Transaction::new(accounts[0], PartitionId(1)).record("first")).unwrap();
+    // They wait for the log thread, which takes all of them into one block.
+    let [flight, original, retry] = [0, 1, 1].map(|account| region.submit(order(accounts[account], 9, 1)).unwrap());
+    drop(go);
+    let [flight, original, retry] = [flight, original, retry].map(|ticket| ticket.wait().unwrap());
+    assert_eq!(flight.lsn.segment(), original.lsn.segment());
+    assert_eq!([flight.repeated, original.repeated, retry.repeated], [false, false, true]);
+    assert_ne!(flight.lsn, original.lsn);
+    assert_eq!(retry.lsn, original.lsn);
+}
+
 #[test]
 fn max_clients_counts_the_clients_of_every_account() {
     let dir = tempfile::tempdir().unwrap();
@@ -59,6 +93,25 @@ fn max_clients_counts_the_clients_of_every_account() {
 }
 
 /// BUGS-2, E: the window overflows within one segment, in every way that the tables come back by.
+#[test]
+fn h5_clients_of_a_copy_count_and_are_refused_beyond_max_clients() {
+    let Pair { primary, account, .. } = pair();
+    let dir = tempfile::tempdir().unwrap();
+    let few = Options { max_clients: 1, ..options(&dir, 3) };
+    let secondary = Region::create(few.clone(), ()).unwrap();
+    primary.commit(order(account, 1, 1)).unwrap();
+    ship(&primary, &secondary, &[account]);
+    // The client of the copy is one that the region knows.
+    let orders = secondary.create_account("orders", Ack::Quorum).unwrap();
+    assert_eq!(secondary.commit(order(orders, 1, 1)).unwrap_err().kind(), ErrorKind::LimitReached);
+    primary.commit(order(account, 1, 2).client(ClientId(2), 1)).unwrap();
+    let frames = stretches(&primary, &[account], Lsn::ZERO);
+    let refused = frames.into_iter().map(|arrived| secondary.import(arrived).unwrap().wait());
+    assert_eq!(refused.last().unwrap().unwrap_err().kind(), ErrorKind::LimitReached);
+    secondary.close().unwrap();
+    Region::open(few, ()).expect("it holds no more than it may");
+}
+
 #[test]
 fn window_exceeded_within_one_segment_is_kept_over_each_way_of_opening() {
     const WINDOW: u64 = 4;

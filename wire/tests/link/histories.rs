@@ -1,16 +1,19 @@
 //! Backups that are put back: the same log, number and positions, with another history (acceptance H6).
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use meridian::format::{FrameHeader, FrameKind, encode_frame, frame_len};
-use meridian::geo::{Arrived, Session};
-use meridian::{AccountId, ClientId, Committed, Contract, ErrorKind, Gate, PartitionId, Region, Transaction};
+use meridian::geo::{Anchor, Arrived, Lag, Progress, Session};
+use meridian::{AccountId, ClientId, Committed, Contract, ErrorKind, Gate, Lsn, PartitionId, Region, Transaction};
+use meridian_wire::codec::Message;
 use meridian_wire::{Link, LinkState, Listener, ListenerOptions};
 
-use crate::common::{Pair, fill, lane, listener_options, region_options, retained, until, until_shipped};
+use crate::common::{Pair, fill, lane, link_options, listener_options, region_options, retained, until, until_shipped};
+use crate::cuts::{greet, say, welcome};
 
 /// Every commit waits until it is durable on the secondary.
 const SYNCHRONOUS: Contract = Contract { most: Duration::ZERO, then: Gate::Wait };
@@ -234,6 +237,48 @@ fn h6_frames_that_no_position_covers_are_compared_before_anything_is_claimed() {
     let link = pair.link(pair.options(&_listener));
     until("a session", || link.status().last_sync_time > 0);
     assert_eq!(link.status().bootstraps.0, 0);
+}
+
+#[test]
+fn h6_secondary_of_another_history_takes_back_what_the_link_claimed() {
+    let pair = Pair::new();
+    fill(&pair.west, pair.account, 10, 100);
+    let before = Progress { position: pair.west.committed(), time: 5, ..Progress::none(lane(&pair.west)) };
+    pair.west.mark_with(&[pair.account], Some(before)).unwrap();
+    pair.contract(SYNCHRONOUS);
+    let original = Transaction::new(pair.account, PARTITION).client(ClientId(7), 1).record("asked twice");
+    let at = pair.west.committed();
+    let ticket = pair.west.submit(original.clone()).unwrap();
+    until("its commit", || pair.west.committed() > at);
+    let position = pair.west.committed();
+    pair.west.mark(&[pair.account]).unwrap();
+    let anchor = pair.west.anchor(position).unwrap();
+    let secondary = TcpListener::bind("127.0.0.1:0").unwrap();
+    let link = pair.link(link_options(secondary.local_addr().unwrap(), pair.account));
+    let socket = greet(&secondary, Some((position, anchor)), 9);
+    ticket.wait().unwrap();
+    let claimed = link.status();
+    assert_eq!(
+        (claimed.position, claimed.last_sync_time, claimed.known_before),
+        (position, 9, Some((before.position, 5)))
+    );
+    drop(socket);
+    // The same position, and another block there.
+    let socket = greet(&secondary, Some((position, Anchor { checksum: !anchor.checksum, ..anchor })), 9);
+    until("its being noticed", || link.status().other_histories == 1);
+    // Who asks again waits for a secondary that has it, and nobody greets the link for now.
+    let repeated = pair.west.submit(original).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!repeated.is_done(), "nothing is known to be there");
+    let status = link.status();
+    assert_eq!((status.position, status.last_sync_time, status.known_before), (Lsn::ZERO, 0, None));
+    assert_eq!(status.lag, Lag::default());
+    assert_eq!(status.unread, pair.west.distance(pair.west.first(), pair.west.committed()));
+    drop(socket);
+    let mut socket = welcome(&secondary);
+    say(&mut socket, Message::Holdings(Vec::new()));
+    until("another session", || link.status().sessions == 2);
+    assert_eq!(link.status().set_backs, 0, "what was of another history was not put back");
 }
 
 fn forged(account: AccountId, first_sequence: u64, text: &'static str) -> Bytes {
