@@ -388,6 +388,7 @@ impl Run {
             self.world.blank(&disk.path);
         }
         self.mischief.forget();
+        self.host.moments.clear();
         self.oracle = Arc::default();
         self.unsettled.clear();
         self.accounts.clear();
