@@ -92,26 +92,26 @@ fn max_clients_counts_the_clients_of_every_account() {
     region.commit(Transaction::new(accounts[2], PartitionId(1)).record("no client")).unwrap();
 }
 
-/// BUGS-2, E: the window overflows within one segment, in every way that the tables come back by.
 #[test]
 fn h5_clients_of_a_copy_count_and_are_refused_beyond_max_clients() {
-    let Pair { primary, account, .. } = pair();
+    let Pair { primary, account, .. } = &pair();
     let dir = tempfile::tempdir().unwrap();
     let few = Options { max_clients: 1, ..options(&dir, 3) };
     let secondary = Region::create(few.clone(), ()).unwrap();
-    primary.commit(order(account, 1, 1)).unwrap();
-    ship(&primary, &secondary, &[account]);
+    primary.commit(order(*account, 1, 1)).unwrap();
+    ship(primary, &secondary, &[*account]);
     // The client of the copy is one that the region knows.
     let orders = secondary.create_account("orders", Ack::Quorum).unwrap();
     assert_eq!(secondary.commit(order(orders, 1, 1)).unwrap_err().kind(), ErrorKind::LimitReached);
-    primary.commit(order(account, 1, 2).client(ClientId(2), 1)).unwrap();
-    let frames = stretches(&primary, &[account], Lsn::ZERO);
+    primary.commit(order(*account, 1, 2).client(ClientId(2), 1)).unwrap();
+    let frames = stretches(primary, &[*account], Lsn::ZERO);
     let refused = frames.into_iter().map(|arrived| secondary.import(arrived).unwrap().wait());
     assert_eq!(refused.last().unwrap().unwrap_err().kind(), ErrorKind::LimitReached);
     secondary.close().unwrap();
     Region::open(few, ()).expect("it holds no more than it may");
 }
 
+/// BUGS-2, E: the window overflows within one segment, in every way that the tables come back by.
 #[test]
 fn window_exceeded_within_one_segment_is_kept_over_each_way_of_opening() {
     const WINDOW: u64 = 4;
