@@ -558,6 +558,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn h4_another_directory_in_its_place_is_noticed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (path, away) = (root.path().join("disk"), root.path().join("away"));
+        let directory = Directory::attach(&path, true).expect("attach");
+        directory.space().expect("it is in its place");
+        std::fs::rename(&path, &away).expect("rename");
+        std::fs::create_dir(&path).expect("another");
+        let error = directory.space().expect_err("another is there");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("another directory"), "{error}");
+        std::fs::remove_dir(&path).expect("remove");
+        std::fs::rename(&away, &path).expect("rename");
+        directory.space().expect("it is back");
+    }
+
+    #[test]
     fn h4_descriptors_of_standard_streams_are_left_alone() {
         let file = tempfile::tempfile().expect("a file");
         rustix::io::pwrite(&file, b"mine", 0).expect("write");

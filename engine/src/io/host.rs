@@ -300,3 +300,54 @@ impl ReadAt for Readers {
 fn not_open() -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, "the disk or file is not open")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const DISK: DiskIndex = DiskIndex(0);
+
+    fn run(host: &mut Host, op: Op) -> Output {
+        host.submit(OpId(7), op);
+        let (mut done, end) = (Vec::new(), Deadline::after(Duration::from_secs(20)).expect("a time"));
+        while done.is_empty() {
+            assert!(!end.left().is_zero(), "nothing came back");
+            std::thread::yield_now();
+            host.collect(&mut done);
+        }
+        done.remove(0).result.expect("nothing is wrong")
+    }
+
+    /// Keeps the thread that closes the disk's files busy until the sender is dropped, as a disk that hangs does.
+    fn hang(host: &mut Host) -> mpsc::Sender<()> {
+        let (release, wait) = mpsc::channel::<()>();
+        host.in_flight += 1;
+        host.closer(DISK).push_silent(Work::Compute(Box::new(move || Box::new(wait.recv().is_err()))));
+        release
+    }
+
+    #[test]
+    fn h3_file_of_a_disk_that_hangs_is_closed_on_another_thread() {
+        let (mut host, root) = (Host::new(), tempfile::tempdir().expect("a directory"));
+        run(&mut host, Op::Attach { disk: DISK, path: root.path().to_owned(), create: true });
+        run(&mut host, Op::Open { disk: DISK, name: "slot".to_owned(), create: Some(4096) });
+        let _release = hang(&mut host);
+        let file = host.forget(|_| true).remove(0);
+        let open = Arc::downgrade(&file);
+        host.let_go(file);
+        assert!(open.upgrade().is_some(), "the thread that hangs would close it");
+    }
+
+    #[test]
+    fn h3_disk_whose_last_life_hangs_as_it_closes_is_let_go_again() {
+        let mut host = Host::new();
+        let roots = [0, 1].map(|_| tempfile::tempdir().expect("a directory"));
+        run(&mut host, Op::Attach { disk: DISK, path: roots[0].path().to_owned(), create: true });
+        let _release = hang(&mut host);
+        host.submit(OpId(1), Op::Detach { disk: DISK });
+        run(&mut host, Op::Attach { disk: DISK, path: roots[1].path().to_owned(), create: true });
+        run(&mut host, Op::Detach { disk: DISK });
+    }
+}

@@ -752,6 +752,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_never_started_is_not_started_by_the_end_of_the_driver() {
+        let Ok(mut driver) = UringDriver::new() else { return };
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = Arc::new(super::super::directory::Directory::attach(root.path(), true).expect("attach"));
+        let file = Arc::new(directory.open(DiskIndex(0), "slot", Some(1 << 20)).expect("create"));
+        let mut page = Buffer::zeroed(ALIGN).expect("map");
+        page.fill(7);
+        let (file, body) = (Arc::clone(&file), Body::Write(page.share()));
+        let flight = Flight { id: OpId(1), file, offset: 0, moved: 0, body };
+        driver.ring.lane(DiskIndex(0)).queued.push_back(flight);
+        drop(driver);
+        let bytes = directory.read_file("slot", 1 << 20).expect("read");
+        assert!(bytes.iter().all(|byte| *byte == 0), "it was written");
+    }
+
+    #[test]
     fn an_operation_that_never_ends_holds_up_neither_a_poll_nor_the_end() {
         let Ok(mut driver) = UringDriver::new() else { return };
         let root = tempfile::tempdir().expect("a directory");

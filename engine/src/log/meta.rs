@@ -191,3 +191,18 @@ impl Log {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h1_epoch_after_one_that_is_needed_stays_and_says_where_that_ends() {
+        let entry = |epoch, first| EpochEntry { epoch: Epoch(epoch), first_segment: SegmentId(first), set: Vec::new() };
+        let all = [entry(1, 1), entry(2, 3), entry(3, 5), entry(4, 7), entry(5, 9)];
+        let mut meta = Meta { epochs: all.to_vec(), ..Meta::default() };
+        meta.prune(&BTreeSet::from([SegmentId(2)]));
+        let left: Vec<u64> = meta.epochs.iter().map(|entry| entry.epoch.0).collect();
+        assert_eq!(left, [1, 2, 5], "2 says that segment 3 is not of epoch 1, and 5 is the present one");
+    }
+}

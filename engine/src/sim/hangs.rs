@@ -156,6 +156,54 @@ fn h3_return_of_a_disk_that_hangs_is_answered_in_time() {
 }
 
 #[test]
+fn h3_disk_that_hangs_is_given_up_as_soon_as_its_time_is_over() {
+    // Between two looks, which are 50 ms apart.
+    for offset in 0..10 {
+        let mut script = Script::create(options(3));
+        script.step_for(MS * (100 + 5 * offset));
+        script.set(&[2], Condition::Stalled);
+        script.commit_one();
+        let (_, took) = script.time(|script| {
+            while script.states()[2] != DiskState::Stalled {
+                script.core.step(MS);
+            }
+        });
+        assert!(took <= STALL + MS * 5, "given up after {took:?}");
+    }
+}
+
+#[test]
+fn h3_command_is_answered_while_commits_wait_for_disks_that_hang() {
+    let mut script = Script::create(options(3));
+    script.set(&[0, 1, 2], Condition::Stalled);
+    let tickets: Vec<_> = (0..100).map(|_| script.commit()).collect();
+    script.step_for(MS * 10);
+    let (_, took) = script.time(|script| script.control(|done| Control::Health { done }));
+    assert!(took <= BESIDE, "an answer after {took:?}");
+    script.set(&[0, 1, 2], Condition::Healthy);
+    script.all_acknowledged(tickets);
+}
+
+#[test]
+fn h3_closing_lets_go_of_all_disks_while_one_of_them_hangs() {
+    let mut script = Script::create(options(3));
+    script.commit_one();
+    let (done, _closed) = ticket();
+    script.ask(Request::Control(Control::Close { done }), 0);
+    while !script.core.log().leaving.get() {
+        script.core.step(MS / 100);
+    }
+    script.set(&[0], Condition::Stalled);
+    (0..100).for_each(|_| drop(script.core.step(MS)));
+    let locked = |at: usize| {
+        let mut state = script.world.lock();
+        let medium = state.medium_at(&disk_path(at));
+        state.media[medium].locked_by.is_some()
+    };
+    assert_eq!([0, 1, 2].map(locked), [true, false, false]);
+}
+
+#[test]
 fn every_planted_bug_of_hanging_disks_is_caught() {
     let caught: [(Bug, fn()); 4] = [
         (Bug::GiveUpLeavesWaiters, h3_disk_that_hangs_in_blocks_and_preparation_costs_one_stall_timeout),

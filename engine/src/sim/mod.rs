@@ -11,6 +11,8 @@ mod bugs;
 mod clients;
 mod driver;
 mod effects;
+#[cfg(test)]
+mod endings;
 mod fault;
 mod faults;
 #[cfg(test)]

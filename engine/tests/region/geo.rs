@@ -680,7 +680,10 @@ fn h4_operator_reads_a_secondary_whose_access_is_off_while_it_is_whole() {
     };
     assert_eq!(read(&secondary), Err(ErrorKind::Secondary));
     let refused = |account, reason| secondary.override_read_access(account, reason).unwrap_err().kind();
-    assert_eq!(refused(account, ""), ErrorKind::InvalidInput);
+    let long = "w".repeat(257);
+    for reason in ["", "west\nburned down", "west\u{1b}[0m", &long] {
+        assert_eq!(refused(account, reason), ErrorKind::InvalidInput, "{reason:?}");
+    }
     assert_eq!(refused(AccountId(account.0 + 1), "who is it"), ErrorKind::NotFound);
     secondary.override_read_access(account, "west burned down").unwrap();
     assert_eq!(read(&secondary), Ok(3));

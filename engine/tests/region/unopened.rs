@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meridian::format::DATA_START;
 use meridian::io::{Completion, DiskIndex, Doorbell, Driver, DriverChoice, Environment, Op, OpId, ReadAt, driver};
 use meridian::{Ack, DiskState, Error, ErrorKind, Lsn, Options, PartitionId, Region, Transaction};
 use rustix::io::Errno;
@@ -180,6 +181,12 @@ fn h2_two_disks_with_one_slot_each_that_cannot_be_opened_refuse() {
 
 #[test]
 fn h2_a_lack_of_descriptors_memory_or_threads_refuses_and_blames_no_disk() {
+    fn pages(op: &Op) -> bool {
+        matches!(op, Op::Read { offset: 0, len, .. } if *len == DATA_START as usize)
+    }
+    fn index(op: &Op) -> bool {
+        matches!(op, Op::ReadFile { name, .. } if name.starts_with("index-"))
+    }
     let (dir, options) = crashed(false);
     let refuses: fn(&Op) -> Option<Errno> = |op| newer(op).then_some(Errno::MFILE);
     is_refused(
@@ -192,6 +199,12 @@ fn h2_a_lack_of_descriptors_memory_or_threads_refuses_and_blames_no_disk() {
     let (dir, options) = crashed(false);
     let refuses: fn(&Op) -> Option<Errno> = |op| (newer(op) && second(op)).then_some(Errno::NOMEM);
     is_refused(&dir, &options, refuses, ErrorKind::System, &["disk-1", "slot-", "memory"]);
+    let (dir, options) = crashed(false);
+    let refuses: fn(&Op) -> Option<Errno> = |op| (pages(op) && second(op)).then_some(Errno::NOMEM);
+    is_refused(&dir, &options, refuses, ErrorKind::System, &["disk-1", "slot-", "memory"]);
+    let (dir, options) = crashed(false);
+    let refuses: fn(&Op) -> Option<Errno> = |op| index(op).then_some(Errno::MFILE);
+    is_refused(&dir, &options, refuses, ErrorKind::System, &["index-", "Too many open files"]);
     let refuses: fn(&Op) -> Option<Errno> =
         |op| (matches!(op, Op::Attach { .. }) && second(op)).then_some(Errno::AGAIN);
     let (dir, options) = crashed(false);
@@ -292,6 +305,10 @@ fn h2_a_disk_with_slots_that_have_lost_their_end_is_rebuilt_when_returned() {
     });
     whole(&region);
     until("healthy", || region.health().unwrap().disks[1].state == DiskState::Healthy);
+    region.close().unwrap();
+    // What had lost its end is gone: it is not found again.
+    let (region, _) = open(&options, |_| None).unwrap();
+    assert_eq!(region.health().unwrap().disks[1].state, DiskState::Healthy);
 }
 
 #[test]
