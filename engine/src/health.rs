@@ -91,6 +91,9 @@ pub struct Health {
     pub degraded: bool,
     /// Sealed segments with fewer than three verified copies.
     pub unwhole: usize,
+    /// Sealed segments of which a scrub of this life found bytes that no copy has ([`ScrubReport::lost`](crate::ScrubReport::lost) names them), until
+    /// they are trimmed or a copy comes back.
+    pub lost: usize,
     /// Retained segments, the active one included.
     pub segments: usize,
     /// Why nothing can be committed now, if so.
@@ -105,9 +108,9 @@ pub struct Health {
 }
 
 impl Health {
-    /// Whether every retained segment has its three copies and the current set is whole.
+    /// Whether every retained segment has its three copies, none has lost anything that is known of, and the current set is whole.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.halted.is_none() && !self.degraded && self.unwhole == 0
+        self.halted.is_none() && !self.degraded && self.unwhole == 0 && self.lost == 0
     }
 }

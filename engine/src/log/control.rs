@@ -268,6 +268,7 @@ impl Log {
             committed: pipeline.committed,
             degraded: pipeline.is_degraded() || pipeline.members.iter().any(|member| !member.live),
             unwhole,
+            lost: self.lost.borrow().iter().filter(|id| catalog.get(**id).is_some()).count(),
             segments: catalog.len(),
             halted: self.halted.borrow().as_ref().map(ToString::to_string),
             no_space: pipeline.no_space,

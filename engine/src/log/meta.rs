@@ -11,7 +11,6 @@ use crate::health::DiskState;
 use crate::io::{DiskIndex, FileId};
 use crate::log::Log;
 use crate::log::lack::state_after;
-use crate::log::ops::page;
 use crate::types::{DiskId, Epoch, LogId, SegmentId};
 
 /// The part of the superblocks that is the same on all disks.
@@ -151,7 +150,7 @@ impl Log {
     async fn write_superblock(&self, disk: DiskIndex, file: FileId, turn: u8, bytes: &[u8]) -> io::Result<()> {
         debug_assert_eq!(bytes.len(), SUPERBLOCK_SLOT, "a superblock fills its slot");
         let offset = u64::from(turn) * SUPERBLOCK_SLOT as u64;
-        self.ops.write_in_time(disk, file, offset, page(bytes)?).await
+        self.ops.write_page_in_time(disk, file, offset, bytes).await
     }
 
     fn superblock_targets(&self) -> Vec<(DiskIndex, FileId, u8, DiskId)> {

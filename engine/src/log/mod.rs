@@ -23,6 +23,7 @@ use crate::shared::{Request, Shared, lock};
 use crate::stats::Stats;
 use crate::sync::ticket::{Resolver, ticket};
 use crate::transaction::StateMachine;
+use crate::types::SegmentId;
 
 pub(crate) mod admit;
 pub(crate) mod attach;
@@ -30,6 +31,7 @@ pub(crate) mod catalog;
 pub(crate) mod commit;
 pub(crate) mod control;
 pub(crate) mod disk;
+pub(crate) mod files;
 pub(crate) mod geo;
 pub(crate) mod index;
 pub(crate) mod lack;
@@ -103,6 +105,8 @@ pub(crate) struct Log {
     /// A disk may lack it.
     pub(crate) offer_checkpoint: Cell<bool>,
     pub(crate) corrupt: Cell<(u64, u64)>,
+    /// Sealed segments of which a scrub found bytes that no copy has.
+    pub(crate) lost: RefCell<BTreeSet<SegmentId>>,
     pub(crate) tokens: Cell<u16>,
     pub(crate) recovery_bytes: Cell<u64>,
     /// Monotonic and wall time of the batch of requests being admitted: asked once for all of them.
@@ -293,6 +297,7 @@ impl Log {
             checkpoint_on: RefCell::default(),
             offer_checkpoint: Cell::new(false),
             corrupt: Cell::new((0, 0)),
+            lost: RefCell::default(),
             tokens: Cell::new(1),
             recovery_bytes: Cell::new(0),
             batch_clock: Cell::new((0, 0)),

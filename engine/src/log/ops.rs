@@ -379,14 +379,45 @@ impl Ops {
         self.submit(Op::Write { disk, file, offset, data }).await.map(drop)
     }
 
-    /// A write that is waited for no longer than an answer: then it is `TimedOut`, and may still land.
-    pub(crate) async fn write_in_time(
+    /// Writes a page made of `bytes`. Where the host has no memory for it, it is written when there is some: that says nothing of the disk.
+    pub(crate) async fn write_page(&self, disk: DiskIndex, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        loop {
+            let page = self.page(bytes).await;
+            match self.write(disk, file, offset, page).await {
+                Err(error) if is_host_lack(&error) && !planted!(LackHalts) => self.sleep(PAUSE).await,
+                written => return written,
+            }
+        }
+    }
+
+    /// As [`Ops::write_page`], waited for no longer than an answer: then it is `TimedOut`, and may still land.
+    pub(crate) async fn write_page_in_time(
         &self,
         disk: DiskIndex,
         file: FileId,
         offset: u64,
-        data: Slice,
+        bytes: &[u8],
     ) -> io::Result<()> {
+        loop {
+            let page = self.page(bytes).await;
+            match self.write_in_time(disk, file, offset, page).await {
+                Err(error) if is_host_lack(&error) && !planted!(LackHalts) => self.sleep(PAUSE).await,
+                written => return written,
+            }
+        }
+    }
+
+    async fn page(&self, bytes: &[u8]) -> Slice {
+        loop {
+            match page(bytes) {
+                Ok(page) => return page,
+                Err(_) => self.sleep(PAUSE).await,
+            }
+        }
+    }
+
+    /// A write that is waited for no longer than an answer: then it is `TimedOut`, and may still land.
+    async fn write_in_time(&self, disk: DiskIndex, file: FileId, offset: u64, data: Slice) -> io::Result<()> {
         self.submit_within(self.patience, Op::Write { disk, file, offset, data }).await.map(drop)
     }
 
@@ -448,7 +479,7 @@ fn mismatch() -> io::Error {
 }
 
 /// A page as a slice that can be written.
-pub(crate) fn page(bytes: &[u8]) -> io::Result<Slice> {
+fn page(bytes: &[u8]) -> io::Result<Slice> {
     let mut buffer = Buffer::zeroed(bytes.len())?;
     buffer.copy_from_slice(bytes);
     Ok(buffer.share())

@@ -12,7 +12,6 @@ use crate::io::{Buffer, DiskIndex};
 use crate::log::Log;
 use crate::log::disk::{Disk, Slot};
 use crate::log::lack::{is_host_lack, state_after};
-use crate::log::ops::page;
 use crate::types::{DiskId, Epoch, SegmentId};
 
 /// How much of a new slot is written at once.
@@ -206,10 +205,7 @@ impl Log {
 
     async fn prepare_on(&self, disk: DiskIndex, header: &[u8], need: Need) -> io::Result<Slot> {
         let slot = self.take_slot(disk, need).await?;
-        let written = match page(header) {
-            Ok(page) => self.ops.write(disk, slot.file, 0, page).await,
-            Err(error) => Err(error),
-        };
+        let written = self.ops.write_page(disk, slot.file, 0, header).await;
         match written {
             // The slot that is kept free for an epoch does not say that there is room.
             Ok(()) if need == Need::Epoch => {}
@@ -232,7 +228,7 @@ impl Log {
     }
 
     pub(crate) async fn clear_header(&self, disk: DiskIndex, slot: Slot) -> io::Result<()> {
-        self.ops.write(disk, slot.file, 0, page(&[0; 4096])?).await
+        self.ops.write_page(disk, slot.file, 0, &[0; 4096]).await
     }
 
     /// A free slot of a disk, or a new one.

@@ -15,7 +15,6 @@ use crate::log::Log;
 use crate::log::catalog::{Copy, Segment};
 use crate::log::disk::{Disk, Slot};
 use crate::log::lack::state_after;
-use crate::log::ops::page;
 use crate::log::placement::{COPIES, QUORUM, choose};
 use crate::log::prepare::Need;
 use crate::log::walk::{Broken, Link, Place, Run, start};
@@ -203,11 +202,7 @@ impl Log {
             return Ok(false);
         }
         for (offset, bytes) in [(0, header.encode()), (4096, seal.encode())] {
-            let written = match page(&bytes) {
-                Ok(page) => self.ops.write(place.disk, place.file, offset, page).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = written {
+            if let Err(error) = self.ops.write_page(place.disk, place.file, offset, &bytes).await {
                 self.could_not_rebuild(place.disk, &error);
                 return Ok(false);
             }

@@ -11,13 +11,15 @@ use crate::io::DiskIndex;
 use crate::log::Log;
 use crate::log::catalog::Copy;
 use crate::log::lack::{is_host_lack, is_unanswered, state_after};
-use crate::log::ops::page;
 use crate::log::walk::{Broken, Link, Place, Run, start};
 use crate::shared::lock;
 use crate::types::SegmentId;
 
 /// How long the background scrub rests after it has read everything once.
 const REST: Duration = Duration::from_secs(60);
+
+/// How long the directories are left alone: ten times shorter where readers stumbled.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// What a scrub found.
 #[derive(Clone, Debug, Default)]
@@ -39,8 +41,14 @@ impl Log {
         let rate = self.options.scrub_bytes_per_second;
         let mut seen = 0;
         let mut rested = self.ops.now() + REST.as_nanos() as u64;
+        let mut looked = self.ops.now();
         loop {
             let mut report = ScrubReport::default();
+            let rest = if lock(&self.shared.suspects).is_empty() { LOOK } else { LOOK / 10 };
+            if self.ops.now() >= looked + rest.as_nanos() as u64 {
+                self.check_files(&mut report).await;
+                looked = self.ops.now();
+            }
             self.scrub_suspects().await;
             if rate > 0 && self.ops.now() >= rested {
                 self.scrub_all(rate, &mut report).await;
@@ -62,6 +70,7 @@ impl Log {
 
     /// Reads every copy of every sealed segment once.
     pub(crate) async fn scrub_all(&self, rate: u64, report: &mut ScrubReport) {
+        self.check_files(report).await;
         let segments: Vec<SegmentId> = self.catalog.borrow().iter().map(|(id, _)| id).collect();
         for id in segments {
             let disks: Vec<DiskIndex> = {
@@ -103,6 +112,7 @@ impl Log {
             self.throttle(run.bytes.len() as u64, rate).await;
         }
         report.copies += 1;
+        self.lost.borrow_mut().remove(&id);
     }
 
     fn scrubbable(&self, id: SegmentId, disk: DiskIndex) -> Option<(Copy, Seal, SegmentHeader)> {
@@ -133,11 +143,8 @@ impl Log {
         if self.is_trimmed(place.segment) {
             return;
         }
-        let written = match page(&expected) {
-            Ok(pages) => self.ops.write(place.disk, place.file, 0, pages).await,
-            Err(error) => Err(error),
-        };
-        self.note_repair(place, written, report);
+        let written = self.ops.write_page(place.disk, place.file, 0, &expected).await;
+        self.note_repair(place.disk, written, report);
     }
 
     /// Rewrites what does not verify from another copy. `None` when no copy has it, or the disk refuses.
@@ -161,16 +168,12 @@ impl Log {
             Err(_) => {
                 let (segment, offset) = (place.segment, u64::from(at));
                 let unread = Corruption { segment, offset, what: "unreadable", expected: 0, found: 0 };
+                self.lost.borrow_mut().insert(segment);
                 report.lost.push(if let Broken::Bytes(corruption) = broken { corruption } else { unread });
                 return None;
             }
         };
-        let copy = page(&run.bytes);
-        let written = match copy {
-            Ok(bytes) => self.ops.write(place.disk, place.file, u64::from(at), bytes).await,
-            Err(error) => Err(error),
-        };
-        let written = match written {
+        let written = match self.ops.write_page(place.disk, place.file, u64::from(at), &run.bytes).await {
             Ok(()) => match self.read_run(place, at, run.end(), link).await {
                 Ok(_) => Ok(()),
                 Err(Broken::Disk(error)) if is_host_lack(&error) => return None,
@@ -178,16 +181,16 @@ impl Log {
             },
             failed => failed,
         };
-        self.note_repair(place, written, report).then_some(run)
+        self.note_repair(place.disk, written, report).then_some(run)
     }
 
-    fn note_corrupt(&self, report: &mut ScrubReport) {
+    pub(crate) fn note_corrupt(&self, report: &mut ScrubReport) {
         report.corrupt += 1;
         let (corrupt, repaired) = self.corrupt.get();
         self.corrupt.set((corrupt + 1, repaired));
     }
 
-    fn note_repair(&self, place: &Place, written: std::io::Result<()>, report: &mut ScrubReport) -> bool {
+    pub(crate) fn note_repair(&self, disk: DiskIndex, written: std::io::Result<()>, report: &mut ScrubReport) -> bool {
         match written {
             Ok(()) => {
                 report.repaired += 1;
@@ -196,7 +199,7 @@ impl Log {
                 true
             }
             Err(error) => {
-                self.lose(place.disk, state_after(&error), format!("a repair failed: {error}"));
+                self.lose(disk, state_after(&error), format!("a repair failed: {error}"));
                 false
             }
         }

@@ -13,7 +13,6 @@ use crate::log::catalog::{Copy, Segment};
 use crate::log::disk::Slot;
 use crate::log::index::IndexBuilder;
 use crate::log::lack::state_after;
-use crate::log::ops::page;
 use crate::log::pipeline::Pipeline;
 use crate::log::placement::QUORUM;
 use crate::log::prepare::is_full;
@@ -135,11 +134,7 @@ impl Log {
         }
         let bytes = seal.encode();
         let writes = copies.iter().map(|copy| async {
-            let result = match page(&bytes) {
-                Ok(page) => self.ops.write(copy.disk, copy.slot.file, 4096, page).await,
-                Err(error) => Err(error),
-            };
-            match result {
+            match self.ops.write_page(copy.disk, copy.slot.file, 4096, &bytes).await {
                 // A disk that was lost meanwhile does not count, whatever it still completed (invariant 5).
                 Ok(()) if self.attached().contains(&copy.disk) => {
                     self.catalog.borrow_mut().set_complete(segment, copy.disk, true);

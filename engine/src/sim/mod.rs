@@ -17,6 +17,8 @@ mod fault;
 mod faults;
 #[cfg(test)]
 mod hangs;
+#[cfg(test)]
+mod harmed;
 mod harness;
 mod host;
 mod life;

@@ -356,7 +356,7 @@ fn a_disk_that_stalls_is_given_up_soon_after_the_process_was_suspended() {
 }
 
 /// A region with a few sealed segments and an empty active one.
-fn sealed() -> Script {
+pub(super) fn sealed() -> Script {
     sealed_with(options(3))
 }
 

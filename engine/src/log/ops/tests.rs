@@ -22,6 +22,8 @@ struct Script {
     /// How long each call of `poll` takes.
     polls: Mutex<VecDeque<u64>>,
     given_up: Mutex<Vec<DiskIndex>>,
+    /// What the next call of `poll` completes.
+    finished: Mutex<Vec<Completion>>,
 }
 
 impl Environment for Script {
@@ -67,7 +69,8 @@ impl Driver for Scripted {
         self.0.given_up.lock().expect("no panic").push(disk);
     }
 
-    fn poll(&mut self, _: Option<Duration>, _: &mut Vec<Completion>) {
+    fn poll(&mut self, _: Option<Duration>, done: &mut Vec<Completion>) {
+        done.append(&mut self.0.finished.lock().expect("no panic"));
         let slept = self.0.polls.lock().expect("no panic").pop_front().unwrap_or_default();
         self.0.now.fetch_add(slept, Ordering::SeqCst);
     }
@@ -100,6 +103,28 @@ fn turn(ops: &Ops, script: &Script, wait: u64, slept: u64) -> u64 {
 
 fn is_timed_out<T>(result: Option<io::Result<T>>) -> bool {
     result.and_then(Result::err).is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+}
+
+#[test]
+fn h2_page_for_which_the_host_lacks_memory_waits_and_is_written() {
+    let (ops, script) = ops();
+    let mut written = Box::pin(ops.write_page(DISK, FileId(1), 0, &[7; 4096]));
+    let finish = |result| {
+        let id = script.started.lock().expect("no panic").pop().expect("it was started");
+        script.finished.lock().expect("no panic").push(Completion { id, result });
+        turn(&ops, &script, 0, 0);
+    };
+    for _ in 0..3 {
+        assert!((&mut written).now_or_never().is_none());
+        finish(Err(io::ErrorKind::OutOfMemory.into()));
+        assert!((&mut written).now_or_never().is_none(), "it is written when there is some");
+        assert!(script.started.lock().expect("no panic").is_empty(), "not at once");
+        turn(&ops, &script, SECOND, SECOND);
+    }
+    assert!((&mut written).now_or_never().is_none());
+    finish(Ok(Output::Done));
+    assert!(written.now_or_never().expect("it has ended").is_ok());
+    assert!(script.given_up.lock().expect("no panic").is_empty(), "the disk is not at fault");
 }
 
 #[test]
