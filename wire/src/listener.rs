@@ -118,6 +118,7 @@ pub struct Refusals {
 pub struct Listener {
     shared: Arc<Shared>,
     address: SocketAddr,
+    socket: Arc<TcpListener>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -154,7 +155,7 @@ impl Listener {
         if options.peers.is_empty() || options.window == 0 || options.patience.is_zero() {
             return Err(WireError::InvalidInput("peers, window and patience: at least one each".into()));
         }
-        let socket = TcpListener::bind(options.address)?;
+        let socket = Arc::new(TcpListener::bind(options.address)?);
         let address = socket.local_addr()?;
         let shared = Arc::new(Shared {
             region,
@@ -165,9 +166,9 @@ impl Listener {
             refusals: Mutex::default(),
             lanes: Mutex::default(),
         });
-        let theirs = Arc::clone(&shared);
-        let thread = start("meridian-listen", move || theirs.listen(&socket))?;
-        Ok(Listener { shared, address, thread: Some(thread) })
+        let (theirs, door) = (Arc::clone(&shared), Arc::clone(&socket));
+        let thread = start("meridian-listen", move || theirs.listen(&door))?;
+        Ok(Listener { shared, address, socket, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -205,8 +206,8 @@ impl Listener {
         // The threads may wait for the log thread, which then cannot wait for them.
         let waits = caller.is_ok();
         self.shared.stopping.store(true, Ordering::SeqCst);
-        // Wakes the one that waits for the next connection.
-        drop(TcpStream::connect_timeout(&self.address, Duration::from_secs(1)));
+        // Nobody waits for the next connection any longer. That is no system call that another host can hold up.
+        let _ended = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
         if waits {
             drop(thread.join());
         }
