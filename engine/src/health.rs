@@ -12,7 +12,8 @@ pub enum DiskState {
     Rebuilding,
     /// An operation failed on it. It does not count again until it was returned and rebuilt.
     Failed,
-    /// It did not complete a write in time, or lagged too far behind.
+    /// It did not complete a write in time, or its copy lagged too far. It stays out, also when it answers again, until
+    /// [`Region::return_disk`](crate::Region::return_disk) or the next opening.
     Stalled,
     /// Its directory cannot be opened, or is no longer at its path, which is noticed within seconds.
     Missing,

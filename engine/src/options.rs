@@ -288,6 +288,7 @@ fn check_label(label: &str) -> Result<()> {
     if fits && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
         return Ok(());
     }
+    let label = beginning(label);
     Err(Error::invalid(format!("label {label:?}: 1 to 64 letters, digits, '-', '_' or '.' accepted")))
 }
 
@@ -296,7 +297,16 @@ pub(crate) fn check_account_name(name: &str) -> Result<()> {
     if (1..=128).contains(&name.len()) && !name.chars().any(char::is_control) {
         return Ok(());
     }
-    Err(Error::invalid(format!("account name {name:?}: 1 to 128 bytes without control characters accepted")))
+    let (given, len) = (beginning(name), name.len());
+    Err(Error::invalid(format!(
+        "account name {given:?} of {len} bytes: 1 to 128 bytes without control characters accepted"
+    )))
+}
+
+/// At most 64 bytes of what a caller gave, for messages.
+fn beginning(text: &str) -> &str {
+    let end = (0..=64.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]

@@ -59,8 +59,9 @@ impl Transaction {
     /// Makes a retry safe (acceptance L6, H5): within an account, the same client and sequence is
     /// applied once. Each account has clients of its own. With another partition it is no retry,
     /// and refused with [`SequenceReused`](crate::ErrorKind::SequenceReused). A client's sequences
-    /// may arrive in any order within [`Options::client_window`](crate::Options::client_window) of
-    /// its highest.
+    /// may arrive in any order: [`Options::client_window`](crate::Options::client_window) says how
+    /// many of its highest sequences are remembered. An older one is refused with
+    /// [`RetryTooOld`](crate::ErrorKind::RetryTooOld).
     #[must_use]
     pub fn client(mut self, client: ClientId, sequence: u64) -> Transaction {
         self.client = client;

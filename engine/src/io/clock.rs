@@ -1,9 +1,10 @@
-//! The machine's time and randomness.
+//! The machine's time and randomness, and what it lets this process do.
 #![allow(clippy::disallowed_methods, reason = "this is where the engine learns the time")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Environment;
+use super::directory::file_size_limit;
 
 /// The real clocks. `now` counts from the creation of the driver.
 pub(super) struct Machine {
@@ -30,6 +31,10 @@ impl Environment for Machine {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).expect("the system's random numbers are there once it has booted");
         u128::from_le_bytes(bytes)
+    }
+
+    fn file_size_limit(&self) -> Option<u64> {
+        file_size_limit()
     }
 }
 

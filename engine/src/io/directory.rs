@@ -460,10 +460,15 @@ fn openat(dir: &File, name: &str, flags: OFlags) -> io::Result<File> {
 /// Refuses a file that would end beyond what this process may write (RLIMIT_FSIZE). The system would send SIGXFSZ, which ends a process
 /// that does nothing about it.
 fn check_file_limit(end: u64) -> io::Result<()> {
-    match rustix::process::getrlimit(rustix::process::Resource::Fsize).current {
+    match file_size_limit() {
         Some(limit) if end > limit => Err(Errno::FBIG.into()),
         _ => Ok(()),
     }
+}
+
+/// The bytes that this process may write to one file; `None` without a limit.
+pub(super) fn file_size_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Fsize).current
 }
 
 /// Makes a directory and what is missing above it, each entry flushed.

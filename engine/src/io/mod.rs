@@ -277,7 +277,7 @@ pub trait ReadAt: Send + Sync {
     fn read_named_at(&self, disk: DiskIndex, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 }
 
-/// Time and randomness, real or simulated.
+/// Time, randomness and limits of the process, real or simulated.
 pub trait Environment: Send + Sync {
     /// Nanoseconds on a clock that never goes back.
     fn now(&self) -> u64;
@@ -285,4 +285,8 @@ pub trait Environment: Send + Sync {
     fn wall(&self) -> u64;
     /// A random number for identities.
     fn random(&self) -> u128;
+    /// The bytes that this process may write to one file (RLIMIT_FSIZE); `None` where nothing limits them.
+    fn file_size_limit(&self) -> Option<u64> {
+        None
+    }
 }

@@ -13,7 +13,7 @@ use crate::log::Log;
 use crate::log::pipeline::{Done, OpenBlock, Pending, Pipeline};
 use crate::log::tables::{Retry, RetryKey, Tables};
 use crate::options::{check_account_name, padded_transaction};
-use crate::shared::{AccountChange, Commit, PutAccount, Request};
+use crate::shared::{AccountChange, Commit, PutAccount, Request, lock};
 use crate::transaction::{Receipt, Transaction};
 use crate::types::{AccountId, Ack, ClientId, Lsn, PartitionId, Role, SegmentId};
 
@@ -396,10 +396,14 @@ impl Log {
             return Error::new(ErrorKind::LimitReached, message);
         }
         let disks = self.disks.borrow();
-        let each = disks.iter().filter_map(|disk| Some((disk.config.path.display(), disk.short.as_ref()?)));
-        let each: Vec<String> = each.map(|(path, why)| format!("{path}: {why}")).collect();
+        let each: Vec<&str> = disks.iter().filter_map(|disk| Some(disk.short.as_ref()?.why.as_str())).collect();
+        let pin = lock(&self.shared.pins).lowest().map(Lsn::segment).filter(|segment| *segment < active);
+        let pin = pin.map_or_else(String::new, |segment| {
+            let first = segment.max(self.meta.borrow().trim).0;
+            format!("; a pin keeps everything from segment {first} on: drop it, or let the link that holds it catch up")
+        });
         let message =
             "no disk set has room for another segment: trim the log, add space, or raise the limit that is named";
-        Error::new(ErrorKind::NoSpace, format!("{message} ({})", each.join(", ")))
+        Error::new(ErrorKind::NoSpace, format!("{message} ({}){pin}", each.join(", ")))
     }
 }

@@ -12,7 +12,7 @@ use crate::health::DiskState;
 use crate::io::{DiskIndex, FileId};
 use crate::log::Log;
 use crate::log::catalog::{Copy, Segment};
-use crate::log::disk::{SUPERBLOCK, Slot};
+use crate::log::disk::{Disk, SUPERBLOCK, Slot};
 use crate::log::lack::{is_host_lack, is_unanswered, state_after};
 use crate::log::ops::nanos;
 use crate::options::DiskConfig;
@@ -66,7 +66,7 @@ pub(crate) struct Scan {
     pub(crate) shortened: Vec<(String, SegmentHeader)>,
     unfinished: Vec<String>,
     set_aside: Vec<Slot>,
-    unread: bool,
+    unread: Vec<String>,
     next_slot: u32,
 }
 
@@ -128,6 +128,10 @@ impl Log {
                     locked.push((*disk, config.clone()));
                 }
                 Err(error) if create => return Err(cannot_create(config, &error)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let reason = "its directory does not exist: mount it, or create the region";
+                    self.disks.borrow_mut()[disk.0].set(DiskState::Missing, reason);
+                }
                 Err(error) => {
                     let state = if is_unanswered(&error) { DiskState::Stalled } else { DiskState::Missing };
                     self.disks.borrow_mut()[disk.0].set(state, format!("it could not be attached: {error}"));
@@ -175,7 +179,7 @@ impl Log {
         let environment = self.ops.environment();
         let mut members = Vec::new();
         for (disk, config) in disks {
-            let file = self.make_superblock(*disk).await.map_err(|error| cannot_create(config, &error))?;
+            let file = self.make_superblock(*disk).await.map_err(|error| self.cannot_look(*disk, config, &error))?;
             let id = DiskId(environment.random());
             members.push(member(id, config));
             let mut all = self.disks.borrow_mut();
@@ -442,7 +446,12 @@ impl Log {
     }
 
     fn segments_missing(&self, found: &Found, first: u32, last: u32) -> Error {
-        let message = format!("segments {first} to {last} are on no disk that can be read{}", self.left_out(found));
+        let looked = self.names(&self.attached().iter().map(|disk| disk.0).collect::<Vec<_>>());
+        let message = format!(
+            "segments {first} to {last} are on no disk that can be read; looked for on {looked}{}; restore a disk that has \
+             them, or its files",
+            self.left_out(found)
+        );
         Error::new(ErrorKind::RestoreDisk, message)
     }
 
@@ -450,14 +459,15 @@ impl Log {
     pub(crate) fn left_out(&self, found: &Found) -> String {
         let out: Vec<usize> =
             (0..self.options.disks.len()).filter(|at| !found.disks.contains_key(&DiskIndex(*at))).collect();
-        let unread: Vec<usize> =
-            found.disks.keys().map(|disk| disk.0).filter(|at| self.disks.borrow()[*at].unread).collect();
+        let disks = self.disks.borrow();
+        let of = |disk: &Disk| Some(disk.config.path.join(disk.unread.first()?).display().to_string());
+        let unread: Vec<String> = found.disks.keys().filter_map(|disk| of(&disks[disk.0])).collect();
         let mut text = String::new();
         if !out.is_empty() {
             text += &format!("; without {}", self.describe(&out));
         }
         if !unread.is_empty() {
-            text += &format!("; some slots could not be read on {}", self.names(&unread));
+            text += &format!("; slots could not be read, among them {}", unread.join(", "));
         }
         text
     }
@@ -537,7 +547,7 @@ impl Log {
         }
         let disk = &mut self.disks.borrow_mut()[disk.0];
         disk.next_slot = scan.next_slot;
-        disk.unread = scan.unread;
+        disk.unread.clone_from(&scan.unread);
         disk.slots = (scan.slots.len() + scan.set_aside.len()) as u32;
         disk.set_aside.clone_from(&scan.set_aside);
         disk.unfinished.clone_from(&scan.unfinished);
@@ -563,7 +573,7 @@ impl Log {
                 return Ok(());
             }
             Err(_) => {
-                scan.unread = true;
+                scan.unread.push(name.to_owned());
                 scan.set_aside.extend(is_whole.then_some(slot));
                 return Ok(());
             }
@@ -638,7 +648,7 @@ fn most_common(logs: impl Iterator<Item = LogId>) -> Option<LogId> {
 pub(crate) fn cannot_create(config: &DiskConfig, error: &io::Error) -> Error {
     let kind = match error {
         full if super::prepare::is_full(full) => ErrorKind::NoSpace,
-        lack if is_host_lack(lack) || lack.kind() == io::ErrorKind::FileTooLarge => ErrorKind::System,
+        lack if is_host_lack(lack) => ErrorKind::System,
         _ => ErrorKind::InvalidInput,
     };
     Error::new(kind, format!("{} cannot become a disk: {error}", config.path.display()))

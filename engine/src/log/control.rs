@@ -281,13 +281,14 @@ impl Log {
 fn disk_health(disk: &Disk, pipeline: &crate::log::pipeline::Pipeline) -> DiskHealth {
     let member = pipeline.members.iter().position(|member| member.disk == disk.index && member.live);
     let config = &disk.config;
+    let short = disk.short.as_ref().filter(|_| disk.is_live());
     DiskHealth {
         path: config.path.clone(),
         domains: [config.fault_domain.clone(), config.upgrade_domain.clone(), config.zone.clone()],
         state: disk.state,
-        reason: disk.short.clone().filter(|_| disk.is_live()).unwrap_or_else(|| disk.reason.clone()),
+        reason: short.map_or_else(|| disk.reason.clone(), |short| short.why.clone()),
         draining: disk.draining,
-        full: disk.full || disk.short.is_some(),
+        full: short.is_some(),
         direct: disk.traits.as_ref().is_some_and(|traits| traits.direct),
         segments: (disk.slots, disk.free.len() as u32),
         space: disk.space,

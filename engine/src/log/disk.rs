@@ -31,6 +31,14 @@ impl Slot {
     }
 }
 
+/// Why a disk took no segment.
+pub(crate) struct Shortage {
+    /// For people, with its path.
+    pub(crate) why: String,
+    /// It is not asked again before something may have given it space.
+    avoided: bool,
+}
+
 pub(crate) struct Disk {
     pub(crate) index: DiskIndex,
     pub(crate) config: DiskConfig,
@@ -45,10 +53,9 @@ pub(crate) struct Disk {
     pub(crate) joining: bool,
     /// How often it was forgotten: what began in an earlier life has nothing to say of this one.
     pub(crate) life: u32,
-    /// The last creation of a slot found no space.
-    pub(crate) full: bool,
-    /// Why it took no segment when it was last asked for one: what health shows, also while the log waits for room and asks again and again.
-    pub(crate) short: Option<String>,
+    /// It refused the last segment that it was asked for: what health shows, also while the log waits for room and asks
+    /// again and again.
+    pub(crate) short: Option<Shortage>,
     /// How often in a row it was full again though it had room: a quota, or too few inodes.
     pub(crate) refusals: u32,
     /// Before this time it is not believed again that it has room, in nanoseconds of the seam's clock.
@@ -64,8 +71,8 @@ pub(crate) struct Disk {
     pub(crate) free: Vec<Slot>,
     pub(crate) slots: u32,
     pub(crate) next_slot: u32,
-    /// Whether a slot's pages could not be read: what it holds is not known.
-    pub(crate) unread: bool,
+    /// Slots whose pages could not be read: what they hold is not known.
+    pub(crate) unread: Vec<String>,
     /// Slots whose pages could not be read: used again once every segment has its copies elsewhere.
     pub(crate) set_aside: Vec<Slot>,
     /// Slot files whose making was cut short: they hold nothing, and are removed when the disk is written to.
@@ -85,7 +92,6 @@ impl Disk {
             draining: false,
             joining: false,
             life: 0,
-            full: false,
             short: None,
             refusals: 0,
             rests_until: 0,
@@ -97,7 +103,7 @@ impl Disk {
             free: Vec::new(),
             slots: 0,
             next_slot: 0,
-            unread: false,
+            unread: Vec::new(),
             set_aside: Vec::new(),
             unfinished: Vec::new(),
             space: (0, 0),
@@ -111,25 +117,49 @@ impl Disk {
 
     /// Whether a new segment may have a copy there.
     pub(crate) fn takes_segments(&self) -> bool {
-        self.is_live() && !self.joining && !self.draining && !self.full
+        self.is_live() && !self.joining && !self.draining && !self.is_full()
     }
 
     /// Whether it may serve where too few others do: though its upgrade domain is drained, and though it is full, with the
     /// slot that is kept free for this.
     pub(crate) fn serves_in_need(&self) -> bool {
-        self.is_live() && !self.joining && (!self.full || !self.free.is_empty())
+        self.is_live() && !self.joining && (!self.is_full() || !self.free.is_empty())
     }
 
     /// Whether it may serve where otherwise nothing could go on: though what it holds of older segments is still being reread.
     pub(crate) fn serves_at_worst(&self) -> bool {
         let answers = matches!(self.state, DiskState::Healthy | DiskState::Rebuilding);
-        answers && !self.joining && (!self.full || !self.free.is_empty())
+        answers && !self.joining && (!self.is_full() || !self.free.is_empty())
+    }
+
+    /// Whether it is passed over for new segments, for lack of room.
+    pub(crate) fn is_full(&self) -> bool {
+        self.short.as_ref().is_some_and(|short| short.avoided)
     }
 
     /// It took no segment for lack of room.
-    pub(crate) fn found_full(&mut self, why: &io::Error) {
-        self.full = true;
-        self.short = Some(why.to_string());
+    pub(crate) fn found_full(&mut self, error: &io::Error) {
+        let why = format!("{}: {error}", self.config.path.display());
+        self.short = Some(Shortage { why, avoided: true });
+    }
+
+    /// It may be asked for a segment again, though nothing is known to have given it space.
+    pub(crate) fn ask_again(&mut self) {
+        if let Some(short) = &mut self.short {
+            short.avoided = false;
+        }
+    }
+
+    /// Why it takes no segment, with its path; `None` where it does.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let short = || self.short.as_ref().map(|short| short.why.clone());
+        let why = match self {
+            _ if !self.is_live() => &self.reason,
+            _ if self.joining => "it is being taken back",
+            _ if self.draining => "its upgrade domain is being drained",
+            _ => return short(),
+        };
+        Some(format!("{}: {why}", self.config.path.display()))
     }
 
     pub(crate) fn set(&mut self, state: DiskState, reason: impl Into<String>) {

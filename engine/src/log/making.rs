@@ -58,7 +58,7 @@ impl Log {
         if same && unfinished && !planted!(RemainsAreARegion) { Ok(()) } else { Err(holds(config)) }
     }
 
-    fn cannot_look(&self, disk: DiskIndex, config: &DiskConfig, error: &io::Error) -> Error {
+    pub(crate) fn cannot_look(&self, disk: DiskIndex, config: &DiskConfig, error: &io::Error) -> Error {
         if is_host_lack(error) { self.host_lacks(disk, "its files", error) } else { cannot_create(config, error) }
     }
 

@@ -10,7 +10,8 @@ use crate::format::{EpochEntry, MAX_EPOCHS, MAX_SEALS, Member, SUPERBLOCK_SLOT, 
 use crate::health::DiskState;
 use crate::io::{DiskIndex, FileId};
 use crate::log::Log;
-use crate::log::lack::state_after;
+use crate::log::disk::SUPERBLOCK;
+use crate::log::lack::{is_host_lack, state_after};
 use crate::types::{DiskId, Epoch, LogId, SegmentId};
 
 /// The part of the superblocks that is the same on all disks.
@@ -104,6 +105,9 @@ impl Log {
             };
             let reason = format!("the superblock's write failed: {error}");
             self.lose(disk, state_after(&error), reason.clone());
+            if is_host_lack(&error) {
+                return Err(self.host_lacks(disk, SUPERBLOCK, &error));
+            }
             Err(Error::new(ErrorKind::RestoreDisk, reason))
         });
         let results = join_all(writes).await;
@@ -113,6 +117,10 @@ impl Log {
             return Ok(());
         }
         if written.len() < majority {
+            let failed = results.into_iter().filter_map(Result::err);
+            if let Some(lack) = failed.into_iter().find(|error| error.kind() == ErrorKind::System) {
+                return Err(lack);
+            }
             let missing: Vec<usize> =
                 (0..self.options.disks.len()).filter(|at| !written.contains(&DiskIndex(*at))).collect();
             let message = format!(

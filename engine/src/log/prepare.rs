@@ -11,7 +11,7 @@ use crate::format::SegmentHeader;
 use crate::io::{Buffer, DiskIndex};
 use crate::log::Log;
 use crate::log::disk::{Disk, Slot};
-use crate::log::lack::{is_host_lack, state_after};
+use crate::log::lack::{errno, is_host_lack, state_after};
 use crate::types::{DiskId, Epoch, SegmentId};
 
 /// How much of a new slot is written at once.
@@ -93,7 +93,7 @@ impl Log {
                     }
                     // Given up, and perhaps counted again, meanwhile.
                     Err(_) if self.lives(&[disk]) != life => {}
-                    Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].found_full(&error),
+                    Err(error) if is_short(&error) => self.found_full(disk, &error),
                     Err(error) => self.lose(disk, state_after(&error), format!("a slot could not be made: {error}")),
                 }
             }
@@ -103,7 +103,8 @@ impl Log {
 
     /// Disks without room leave the set if enough others have some; else the log waits for room.
     fn leave_full_disks(&self, members: &[DiskIndex]) {
-        let full: Vec<usize> = members.iter().map(|disk| disk.0).filter(|&at| self.disks.borrow()[at].full).collect();
+        let full: Vec<usize> =
+            members.iter().map(|disk| disk.0).filter(|&at| self.disks.borrow()[at].is_full()).collect();
         if full.is_empty() {
             return;
         }
@@ -114,7 +115,7 @@ impl Log {
         } else {
             self.with(|pipeline| pipeline.no_space = true);
             for at in full {
-                self.disks.borrow_mut()[at].full = false;
+                self.disks.borrow_mut()[at].ask_again();
             }
         }
         self.changed.raise();
@@ -124,8 +125,13 @@ impl Log {
     pub(crate) async fn keep_looking_for_space(self: Rc<Log>) {
         let mut seen = 0;
         loop {
-            let full: Vec<DiskIndex> =
-                self.disks.borrow().iter().filter(|disk| disk.full && disk.is_live()).map(|disk| disk.index).collect();
+            let full: Vec<DiskIndex> = self
+                .disks
+                .borrow()
+                .iter()
+                .filter(|disk| disk.is_full() && disk.is_live())
+                .map(|disk| disk.index)
+                .collect();
             if full.is_empty() {
                 self.changed.wait(&mut seen).await;
                 continue;
@@ -136,13 +142,19 @@ impl Log {
                 let (now, room) = (self.ops.now(), self.has_space(disk));
                 let disk = &mut self.disks.borrow_mut()[disk.0];
                 if room && now >= disk.rests_until {
-                    (disk.full, disk.short) = (false, None);
+                    disk.short = None;
                     disk.refusals = (disk.refusals + 1).min(DOUBLINGS);
                     disk.rests_until = now + ((LOOK.as_nanos() as u64) << disk.refusals);
                     self.changed.raise();
                 }
             }
         }
+    }
+
+    /// A disk took no segment for lack of room. Whoever looks for space has to know, also when nothing else changes.
+    pub(crate) fn found_full(&self, disk: DiskIndex, error: &io::Error) {
+        self.disks.borrow_mut()[disk.0].found_full(error);
+        self.changed.raise();
     }
 
     fn has_space(&self, disk: DiskIndex) -> bool {
@@ -154,7 +166,7 @@ impl Log {
     /// Whether an opening would find a slot on the disk, as far as is known: while the log waits for room, only one that is there.
     pub(crate) fn has_another_slot(&self, disk: DiskIndex, no_space: bool) -> bool {
         let disk = &self.disks.borrow()[disk.0];
-        !disk.free.is_empty() || !(no_space || disk.full || self.has_all_slots(disk))
+        !disk.free.is_empty() || !(no_space || disk.is_full() || self.has_all_slots(disk))
     }
 
     /// Whether the disk has all the slots that it may have; the one that stays free is not counted.
@@ -191,7 +203,7 @@ impl Log {
         for ((&disk, made), _) in made {
             match made {
                 Ok(slot) => self.clear_slot(disk, slot).await,
-                Err(error) if is_short(&error) => self.disks.borrow_mut()[disk.0].found_full(&error),
+                Err(error) if is_short(&error) => self.found_full(disk, &error),
                 Err(error) => self.lose(disk, state_after(&error), format!("a segment could not be made: {error}")),
             }
         }
@@ -215,7 +227,8 @@ impl Log {
             }
             Err(_) => self.free_slot(disk, slot),
         }
-        written.map(|()| slot)
+        let what = || format!("{} cannot be written", Slot::name(slot.number));
+        written.map(|()| slot).map_err(|error| self.explain(&what(), error))
     }
 
     /// Frees a slot whose header names a segment that another slot may come to hold.
@@ -249,8 +262,13 @@ impl Log {
             let mut disks = self.disks.borrow_mut();
             let disk = &mut disks[disk.0];
             assert!(!disk.joining, "slots of a disk that is taken back are counted anew, nobody else makes any");
-            if self.has_all_slots(disk) || disk.next_slot == u32::MAX {
-                return Err(io::ErrorKind::StorageFull.into());
+            if let Some(most) = self.options.max_segments.filter(|_| self.has_all_slots(disk)) {
+                let message = format!("max_segments {most} is reached: trim, or open with more");
+                return Err(io::Error::new(io::ErrorKind::StorageFull, message));
+            }
+            if disk.next_slot == u32::MAX {
+                let message = "the numbers of its slots are used up: replace the disk";
+                return Err(io::Error::new(io::ErrorKind::StorageFull, message));
             }
             disk.slots += 1;
             disk.next_slot += 1;
@@ -269,7 +287,7 @@ impl Log {
                 }
             }
         }
-        made
+        made.map_err(|error| self.explain(&format!("{} cannot be made", Slot::name(number)), error))
     }
 
     /// Creates a slot and writes all of it once: a durable write into written blocks needs no metadata.
@@ -306,8 +324,6 @@ pub(crate) fn is_short(error: &io::Error) -> bool {
     if planted!(RefusalLosesDisk) {
         return is_full(error);
     }
-    let forbids = [Errno::ACCESS, Errno::PERM, Errno::FBIG];
-    is_full(error)
-        || is_host_lack(error)
-        || forbids.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    let forbids = [Errno::ACCESS, Errno::PERM].map(|forbids| Some(forbids.raw_os_error()));
+    is_full(error) || is_host_lack(error) || forbids.contains(&errno(error))
 }

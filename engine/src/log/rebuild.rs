@@ -116,7 +116,11 @@ impl Log {
         // A second copy is worth a disk that does not count yet: what is copied to it is verified.
         let spare = |at: &usize| {
             let disk = &disks[*at];
-            kept.len() < QUORUM && disk.state == DiskState::Rebuilding && !disk.joining && !disk.draining && !disk.full
+            kept.len() < QUORUM
+                && disk.state == DiskState::Rebuilding
+                && !disk.joining
+                && !disk.draining
+                && !disk.is_full()
         };
         let others = |at: &usize| !kept.contains(at);
         let healthy = (0..disks.len()).filter(|at| disks[*at].takes_segments()).filter(others);
@@ -248,9 +252,9 @@ impl Log {
         Ok(true)
     }
 
-    fn could_not_rebuild(&self, disk: DiskIndex, error: &std::io::Error) {
+    pub(crate) fn could_not_rebuild(&self, disk: DiskIndex, error: &std::io::Error) {
         if super::prepare::is_short(error) {
-            self.disks.borrow_mut()[disk.0].found_full(error);
+            self.found_full(disk, error);
         } else {
             self.lose(disk, state_after(error), format!("a copy could not be written: {error}"));
         }

@@ -200,13 +200,9 @@ impl Log {
             self.release_empty();
             let set = self.set_in_need();
             if set.len() < QUORUM {
-                let lost: Vec<usize> = {
-                    let disks = self.disks.borrow();
-                    disks.iter().filter(|disk| !disk.is_live()).map(|disk| disk.index.0).collect()
-                };
                 let message = format!(
                     "fewer than two healthy disks in different domains are left; restore and open again: {}",
-                    self.describe(&lost)
+                    self.refusals()
                 );
                 return Err(Error::new(ErrorKind::RestoreDisk, message));
             }

@@ -9,7 +9,7 @@ use crate::io::{Arena, DiskIndex};
 use crate::log::Log;
 use crate::log::attach::{Found as FoundDisks, Known};
 use crate::log::catalog::Segment;
-use crate::log::disk::Slot;
+use crate::log::disk::{Disk, Slot};
 use crate::log::index::IndexBuilder;
 use crate::log::lack::is_host_lack;
 use crate::log::pipeline::{Active, Pipeline};
@@ -23,7 +23,6 @@ use crate::shared::lock;
 use crate::transaction::Committed;
 use crate::types::{Epoch, Lsn, SegmentId};
 
-pub(crate) const TOO_FEW_DISKS: &str = "fewer than two usable disks in different domains: restore disks or add space";
 /// The link before the first block of a log.
 const GENESIS: Link = Link { sequence: 1, chain: 0 };
 /// Indexes and checkpoints larger than this are not read.
@@ -57,6 +56,7 @@ impl Log {
     /// after that leaves the disks such that the same call can be made again (invariant 17, ADR 0021).
     pub(crate) async fn recover(&self) -> Result<()> {
         let started = self.ops.now();
+        self.check_file_size_limit()?;
         let mut found = self.attach_all(false).await?;
         if planted!(WritesBeforeDecision) {
             self.promise(&found).await?;
@@ -111,6 +111,7 @@ impl Log {
     }
 
     async fn make(&self) -> Result<()> {
+        self.check_file_size_limit()?;
         self.attach_all(true).await?;
         self.meta.borrow_mut().trim = SegmentId(1);
         self.begin(GENESIS, Lsn::new(SegmentId(1), 0)).await?;
@@ -291,7 +292,7 @@ impl Log {
         });
         let disks = self.disks.borrow();
         let members = segment.set.iter().filter_map(|id| disks.iter().find(|disk| disk.id == Some(*id)));
-        let without = members.filter(|disk| segment.copy_on(disk.index).is_none() && !disk.unread);
+        let without = members.filter(|disk| segment.copy_on(disk.index).is_none() && disk.unread.is_empty());
         let bare = without.filter_map(|disk| votes(disk.index)).map(|known| known.flushed);
         let blank = disks.iter().filter(|disk| disk.state == DiskState::Blank && planted!(BlankDiskVotes));
         let bare = bare.chain(blank.map(|_| Lsn::ZERO));
@@ -525,7 +526,7 @@ impl Log {
     fn first_set(&self) -> Result<Vec<DiskIndex>> {
         let set = self.set_in_need();
         if set.len() < QUORUM {
-            return Err(Error::new(self.without_disks(), TOO_FEW_DISKS));
+            return Err(self.too_few_disks(self.without_disks()));
         }
         debug_assert!(set.len() <= COPIES, "a set has three disks at most");
         Ok(set)
@@ -533,7 +534,7 @@ impl Log {
 
     /// What to do where too few disks can be written: give them space, if one is full, or bring one back.
     pub(crate) fn without_disks(&self) -> ErrorKind {
-        let full = self.disks.borrow().iter().any(|disk| disk.full);
+        let full = self.disks.borrow().iter().any(Disk::is_full);
         if full { ErrorKind::NoSpace } else { ErrorKind::RestoreDisk }
     }
 

@@ -8,6 +8,7 @@ use crate::health::DiskState;
 use crate::io::DiskIndex;
 use crate::log::Log;
 use crate::log::attach::{Scan, member};
+use crate::log::lack::is_host_lack;
 use crate::log::placement::QUORUM;
 use crate::types::{DiskId, Epoch, Lsn};
 
@@ -57,23 +58,20 @@ impl Log {
                 self.disks.borrow_mut()[at].traits = Some(traits);
                 if replace { self.take_blank(disk).await } else { self.take_known(disk).await }
             }
-            Err(error) => Err(Error::new(ErrorKind::RestoreDisk, format!("it cannot be attached: {error}"))),
+            Err(error) => Err(self.cannot_join(disk, "it cannot be attached", &error)),
         };
         self.note_space(disk).await;
-        match &result {
-            Ok(()) => self.disks.borrow_mut()[at].full = false,
-            Err(error) => {
-                // Its directory is let go, so that it can be repaired or unmounted.
-                self.catalog.borrow_mut().forget_disk(disk);
-                self.publish_all();
-                self.disks.borrow_mut()[at].forget();
-                if is_attached {
-                    drop(self.ops.detach(disk).await);
-                }
-                let mut disks = self.disks.borrow_mut();
-                if matches!(disks[at].state, DiskState::Healthy | DiskState::Rebuilding) || disks[at].state == state {
-                    disks[at].set(state, error.to_string());
-                }
+        if let Err(error) = &result {
+            // Its directory is let go, so that it can be repaired or unmounted.
+            self.catalog.borrow_mut().forget_disk(disk);
+            self.publish_all();
+            self.disks.borrow_mut()[at].forget();
+            if is_attached {
+                drop(self.ops.detach(disk).await);
+            }
+            let mut disks = self.disks.borrow_mut();
+            if matches!(disks[at].state, DiskState::Healthy | DiskState::Rebuilding) || disks[at].state == state {
+                disks[at].set(state, error.to_string());
             }
         }
         result
@@ -96,6 +94,13 @@ impl Log {
         self.persist(&[disk]).await
     }
 
+    fn cannot_join(&self, disk: DiskIndex, what: &str, error: &std::io::Error) -> Error {
+        if is_host_lack(error) {
+            return self.host_lacks(disk, what, error);
+        }
+        Error::new(ErrorKind::RestoreDisk, format!("{what}: {error}"))
+    }
+
     fn why_lost(&self, disk: DiskIndex) -> Error {
         Error::new(ErrorKind::RestoreDisk, self.disks.borrow()[disk.0].reason.clone())
     }
@@ -116,7 +121,7 @@ impl Log {
     }
 
     async fn take_blank(&self, disk: DiskIndex) -> Result<()> {
-        let refuse = |error: std::io::Error| Error::new(ErrorKind::RestoreDisk, format!("it cannot be used: {error}"));
+        let refuse = |error: std::io::Error| self.cannot_join(disk, "it cannot be used", &error);
         let names = self.ops.list(disk).await.map_err(refuse)?;
         if let Some((name, _)) = names.iter().find(|(name, _)| name != "LOCK") {
             return Err(Error::invalid(format!("a replacement has to be empty; it holds {name:?}")));

@@ -10,7 +10,6 @@ use crate::log::catalog::Copy;
 use crate::log::disk::Disk;
 use crate::log::placement::{QUORUM, choose};
 use crate::log::prepare::Need;
-use crate::log::recovery::TOO_FEW_DISKS;
 use crate::types::SegmentId;
 
 impl Log {
@@ -37,9 +36,14 @@ impl Log {
             choose(self.options.placement, &self.options.disks, kept, &eligible)
         };
         let is_short = |(disk, left): (&Disk, &usize)| disk.serves_at_worst() && *left == 0;
-        let kind = |left: &[usize]| match disks.iter().zip(left).any(is_short) {
-            true => ErrorKind::NoSpace,
-            false => self.without_disks(),
+        let refuse = |left: &[usize], why: &str| {
+            let short: Vec<usize> = disks.iter().zip(left).filter(|at| is_short(*at)).map(|(d, _)| d.index.0).collect();
+            if short.is_empty() {
+                return Error::new(self.without_disks(), format!("{why}: restore a disk ({})", self.refusals()));
+            }
+            let most = self.options.max_segments.unwrap_or_default();
+            let message = format!("{why}: max_segments {most} is reached on {}: open with more", self.names(&short));
+            Error::new(ErrorKind::NoSpace, message)
         };
         let catalog = self.catalog.borrow();
         for (id, segment) in catalog.iter().filter(|(id, segment)| !segment.settled && !self.is_trimmed(*id)) {
@@ -49,12 +53,12 @@ impl Log {
             }
             let Some(&target) = choose(&kept, &left).get(kept.len()) else {
                 let message = format!("segment {} is on one disk only, and no other disk can take a copy", id.0);
-                return Err(Error::new(kind(&left), message));
+                return Err(refuse(&left, &message));
             };
             left[target] -= 1;
         }
         if choose(&[], &left).len() < QUORUM {
-            return Err(Error::new(kind(&left), TOO_FEW_DISKS));
+            return Err(refuse(&left, "fewer than two usable disks in different domains"));
         }
         Ok(())
     }
@@ -142,7 +146,9 @@ impl Log {
             let made = self.rebuild_one(id, Need::Epoch).await?;
             // A disk that fails on the way makes room for another one.
             if !made && self.catalog.borrow().get(id).is_some_and(|segment| self.target(segment).is_none()) {
-                let message = format!("segment {} is on one disk only, and no other disk can take a copy", id.0);
+                let why = self.refusals();
+                let message =
+                    format!("segment {} is on one disk only, and no other disk can take a copy ({why})", id.0);
                 return Err(Error::new(self.without_disks(), message));
             }
         }

@@ -80,7 +80,7 @@ impl Log {
             }
         }
         for disk in self.disks.borrow_mut().iter_mut() {
-            disk.full = false;
+            disk.ask_again();
         }
         self.changed.raise();
     }

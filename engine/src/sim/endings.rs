@@ -5,6 +5,7 @@ use super::*;
 use crate::error::{Error, ErrorKind};
 use crate::format::{DATA_START, SUPERBLOCK_SLOT, Seal, SegmentHeader};
 use crate::health::{DiskState, SegmentHealth};
+use crate::io::DiskIndex;
 use crate::log::{Mode, Phase};
 use crate::options::Options;
 use crate::shared::Control;
@@ -187,7 +188,8 @@ fn h2_segments_missing_between_two_or_at_the_beginning_refuse_by_number() {
             (0..3).for_each(|disk| forget_epochs(world, disk));
         });
         assert_eq!(refused.kind(), ErrorKind::RestoreDisk, "{refused}");
-        assert!(refused.to_string().contains(named), "{refused}");
+        let said = refused.to_string();
+        assert!([named, "disk-2", "restore a disk"].iter().all(|part| said.contains(part)), "{said}");
     }
 }
 
@@ -223,6 +225,7 @@ fn h2_opening_without_room_for_its_first_segment_promises_nothing() {
         }
     });
     assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+    assert!(refused.to_string().contains("max_segments 3 is reached on disk-0"), "{refused}");
 }
 
 #[test]
@@ -268,4 +271,46 @@ fn thin(script: &mut Script) -> Vec<SegmentHealth> {
     segments
         .retain(|segment| segment.sealed.is_some() && segment.copies.iter().filter(|copy| copy.complete).count() < 2);
     segments
+}
+
+#[test]
+fn h4_idle_region_notices_that_a_full_disk_has_space_again() {
+    let mut script = Script::create(options(3));
+    script.step_for(MS * 1000);
+    script.core.log().could_not_rebuild(DiskIndex(1), &rustix::io::Errno::NOSPC.into());
+    script.step_for(MS);
+    assert!(script.health().disks[1].full);
+    script.step_for(MS * 1500);
+    assert!(!script.health().disks[1].full, "{:?}", script.health());
+}
+
+/// A disk that was full takes segments again soon after it has space, and health never says that it is full without saying why.
+#[test]
+fn h4_disk_that_was_full_takes_segments_again_within_two_seconds() {
+    let mut script = Script::create(options(3));
+    fill_to(&mut script, SegmentId(6));
+    script.step_for(MS * 500);
+    let opened = script.reopen(|world| {
+        for id in [1, 2, 3].map(SegmentId) {
+            assert!(world.spoil(&disk_path(1), &slot_of(world, 1, id), 0..4096));
+            assert!(world.flip(&disk_path(2), &slot_of(world, 2, id), 4096 + 50, 3));
+        }
+        world.set_condition(&disk_path(1), Condition::Full);
+    });
+    let mut script = opened.expect("what was not sealed is on two disks");
+    script.control(|done| Control::Fail { disk: 2, done });
+    let look = |script: &mut Script| {
+        let disk = script.health().disks.swap_remove(1);
+        assert!(!disk.full || disk.reason.contains("slot-"), "{disk:?}");
+        disk.full
+    };
+    let mut was_full = false;
+    for _ in 0..30 {
+        script.step_for(MS * 100);
+        was_full |= look(&mut script);
+    }
+    assert!(was_full);
+    script.set(&[1], Condition::Healthy);
+    script.step_for(MS * 2000);
+    assert!(!look(&mut script) && thin(&mut script).is_empty(), "{:?}", script.health());
 }

@@ -135,6 +135,22 @@ fn h2_create_that_fails_leaves_nothing_behind() {
     until_cut(&world, &options(3), Mode::Create).expect("no cut").map(drop).expect("made");
 }
 
+#[test]
+fn h4_create_without_room_for_a_segment_names_the_files_and_why() {
+    let mut world = WorldOptions::new(1);
+    // Room for superblocks, and for no segment.
+    world.capacity = 256 << 10;
+    let mut options = options(3);
+    options.segment_bytes = 4 << 20;
+    let refused = until_cut(&World::new(world), &options, Mode::Create).expect("no cut").err().expect("no room");
+    assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+    let said = refused.to_string();
+    for disk in 0..3 {
+        let path = disk_path(disk);
+        assert!(said.contains(&format!("{}: slot-000000 cannot be made: No space left", path.display())), "{said}");
+    }
+}
+
 /// A region that holds one acknowledged record is never made again, whatever its superblocks look like.
 #[test]
 fn h2_create_over_disks_that_hold_blocks_is_refused() {

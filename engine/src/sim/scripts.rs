@@ -10,7 +10,7 @@ use crate::health::{DiskState, Health};
 use crate::io::{Driver, OpId};
 use crate::log::{Core, Mode, Phase};
 use crate::options::{DiskConfig, Options};
-use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared};
+use crate::shared::{AccountChange, Commit, Control, PutAccount, Request, Shared, lock};
 use crate::sync::intake::{AHEAD, Intake};
 use crate::sync::ticket::{Resolver, Ticket, ticket};
 use crate::transaction::{Receipt, Transaction};
@@ -433,6 +433,22 @@ fn full() -> Script {
     let mut script = Script::create(options);
     script.fill();
     script
+}
+
+#[test]
+fn h4_refusal_at_max_segments_names_the_limit_and_the_pin() {
+    let mut script = full();
+    let refusal = |script: &mut Script| {
+        let ticket = script.commit();
+        script.answer(ticket).expect_err("it is full").to_string()
+    };
+    let said = refusal(&mut script);
+    assert!(said.contains("max_segments 3 is reached") && !said.contains("pin"), "{said}");
+    let pin = lock(&script.shared.pins).add(Lsn::new(SegmentId(2), 0));
+    let said = refusal(&mut script);
+    assert!(said.contains("a pin keeps everything from segment 2 on"), "{said}");
+    lock(&script.shared.pins).remove(pin);
+    script.has_space_once_trimmed();
 }
 
 #[test]

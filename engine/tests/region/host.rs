@@ -451,7 +451,7 @@ fn h4_region_without_room_says_which_disks_are_full() {
     let commit = || region.commit(Transaction::new(account, PartitionId(1)).record(vec![1; 100_000]));
     let error = (0..100).find_map(|_| commit().err()).expect("nothing is trimmed");
     assert_eq!(error.kind(), ErrorKind::NoSpace);
-    assert!(error.to_string().contains("disk-0: "), "{error}");
+    assert!(error.to_string().contains("disk-0: max_segments 6 is reached"), "{error}");
     for _ in 0..200 {
         let health = region.health().unwrap();
         let full = health.disks.iter().any(|disk| disk.full);
