@@ -47,8 +47,6 @@ fn is_unreachable(kind: FaultKind, stage: Stage) -> bool {
         FaultKind::Swapped | FaultKind::PutBack => !matches!(stage, Recovery | RecoveryAgain),
         // There is no older image yet. A disk that is taken back keeps its copies from being rebuilt meanwhile, and the other way round.
         FaultKind::Stale => matches!(stage, Create | Rebuild),
-        // Directories are listed only by openings and where a disk is taken back.
-        FaultKind::ListRefused => stage == Rebuild,
         // Blocks on their way are in flight.
         FaultKind::Crash => stage == Append,
         // These write to a disk one thing at a time.
