@@ -218,19 +218,23 @@ impl Host {
         true
     }
 
-    /// Enters what has come back into the tables and appends it to `done`.
-    pub(super) fn collect(&mut self, done: &mut Vec<Completion>) {
+    /// Enters what has come back into the tables and appends it to `done`. Returns whether anything has come back, also
+    /// what nobody asked for: it may be the last that a driver being dropped waits for.
+    pub(super) fn collect(&mut self, done: &mut Vec<Completion>) -> bool {
+        let mut any = false;
         while let Some(Finished { id, result }) = self.inbox.finished.pop() {
             self.in_flight -= 1;
             let Some(id) = id else { continue };
             let result = result.and_then(|outcome| self.enter(outcome));
             done.push(Completion { id, result });
         }
+            any = true;
     }
 
     fn enter(&mut self, outcome: Outcome) -> io::Result<Output> {
         match outcome {
             Outcome::Plain(output) => Ok(output),
+        any
             Outcome::Attached(disk, directory, traits) => {
                 if self.disks.contains_key(&disk) {
                     self.in_flight += 1;

@@ -242,7 +242,7 @@ pub trait Driver {
     }
 
     /// Append what has finished. With `wait`, sleep until something finishes, the doorbell rings or the time is over;
-    /// with `None`, only look.
+    /// with `None`, only look. May wake spuriously, with nothing to append.
     fn poll(&mut self, wait: Option<Duration>, done: &mut Vec<Completion>);
 
     /// Wakes a `poll` that sleeps, from any thread.

@@ -114,6 +114,26 @@ fn a_dropped_driver_gives_up_its_locks() {
     }
 }
 
+/// A file that is opened while its disk is detached is closed by an operation that nobody asked for, the last in flight.
+#[test]
+fn h3_driver_ends_as_soon_as_nothing_is_in_flight() {
+    for choice in choices() {
+        for _ in 0..5 {
+            let (root, mut driver) = (directory(), make(choice));
+            run(&mut *driver, attach_at(DISK, root.path())).expect("attach");
+            driver.submit(OpId(1), Op::Open { disk: DISK, name: "slot".to_owned(), create: Some(1 << 20) });
+            driver.submit(OpId(2), Op::Detach { disk: DISK });
+            let mut done = Vec::new();
+            while done.len() < 2 {
+                driver.poll(Some(SECOND), &mut done);
+            }
+            let start = Instant::now();
+            drop(driver);
+            assert!(start.elapsed() < SECOND, "{choice:?}: it took {:?}", start.elapsed());
+        }
+    }
+}
+
 #[test]
 fn an_attachment_waits_for_the_writes_that_a_killed_process_left() {
     let root = directory();

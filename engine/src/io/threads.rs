@@ -60,17 +60,17 @@ impl Driver for ThreadDriver {
     }
 
     fn poll(&mut self, wait: Option<Duration>, done: &mut Vec<Completion>) {
-        let (before, bell) = (done.len(), Arc::clone(&self.host.inbox().bell));
+        let bell = Arc::clone(&self.host.inbox().bell);
         let Some(wait) = wait.filter(|wait| !self.host.linger(*wait)) else {
             bell.look();
-            return self.host.collect(done);
+            self.host.collect(done);
+            return;
         };
         let deadline = Deadline::after(wait);
         let waker = self.waker();
         loop {
             let heard = bell.answer();
-            self.host.collect(done);
-            if heard.rung || done.len() > before {
+            if self.host.collect(done) || heard.rung {
                 return;
             }
             if bell.sleep(&waker) {

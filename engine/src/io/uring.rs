@@ -155,12 +155,14 @@ impl Driver for UringDriver {
 
     fn poll(&mut self, wait: Option<Duration>, done: &mut Vec<Completion>) {
         let wait = match wait.filter(|wait| !self.host.linger(*wait)) {
-            None if self.ring.is_empty() => return self.host.collect(done),
+            None if self.ring.is_empty() => {
+                self.host.collect(done);
+                return;
+            }
             None => Wait::Look,
             Some(wait) => Deadline::after(wait).map_or(Wait::Forever, Wait::Until),
         };
-        let (host, ring) = (&mut self.host, &mut self.ring);
-        let turn = Turn { host, ring, wait, yielded: false, ready: false, done };
+        let turn = Turn { host: &mut self.host, ring: &mut self.ring, wait, yielded: false, ready: false, done };
         self.runtime.as_ref().expect("there until the driver is dropped").block_on(turn);
     }
 
@@ -227,8 +229,7 @@ struct Turn<'a> {
 impl Turn<'_> {
     /// Takes in what there is.
     fn gather(&mut self) {
-        let looking = matches!(self.wait, Wait::Look);
-        let bell = &self.host.inbox().bell;
+        let (looking, bell) = (matches!(self.wait, Wait::Look), &self.host.inbox().bell);
         let heard = if looking { bell.look() } else { bell.answer() };
         let before = self.done.len();
         if self.ring.relay.landed.swap(false, Ordering::Acquire) {
@@ -240,7 +241,7 @@ impl Turn<'_> {
         for file in self.ring.forgotten.drain(..) {
             self.host.let_go(file);
         }
-        self.host.collect(self.done);
+        self.ready |= self.host.collect(self.done);
         self.ring.start(self.done);
         self.ready |= looking || heard.rung || self.done.len() > before;
     }
