@@ -679,7 +679,7 @@ fn run(
     tell: &mpsc::SyncSender<Result<Arc<Shared>>>,
 ) {
     let made = match make {
-        Some(make) => make(),
+        Some(make) => catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|_| Err(io::Error::other("it panicked"))),
         None => driver(options.driver),
     };
     let driver = match made {
@@ -717,6 +717,9 @@ fn run(
     }));
     if served.is_err() {
         let error = Error::new(ErrorKind::Halted, "the log thread broke one of its invariants and stopped");
+        if !told {
+            drop(tell.try_send(Err(error.clone())));
+        }
         *lock(&shared.halted) = Some(error);
     }
     shared.committed.close();

@@ -262,6 +262,9 @@ impl<'a> Committed<'a> {
 pub trait StateMachine: Send {
     /// Everything before this position is durably applied already; transactions from here on are handed over
     /// when the region opens. [`Lsn::ZERO`] asks for everything retained, [`Lsn::MAX`] for nothing but what is new.
+    ///
+    /// # Panics
+    /// A panic ends the opening with [`Halted`](crate::ErrorKind::Halted), and changes nothing of what is committed.
     fn resume_from(&self) -> Lsn;
 
     /// Takes one committed transaction. It was durable on a quorum before this call, and its commit is acknowledged

@@ -13,7 +13,7 @@ use crate::log::index::IndexBuilder;
 use crate::log::pipeline::{CROWD, Flying, Pending, Pipeline};
 use crate::log::placement::COPIES;
 use crate::shared::{HotBlock, lock};
-use crate::transaction::Committed;
+use crate::transaction::{Committed, StateMachine};
 use crate::types::{Lsn, SegmentId};
 
 /// With a commit on its way, a further block waits until it holds this much: larger blocks cost less each.
@@ -349,23 +349,40 @@ impl Log {
         self.apply_one(committed)
     }
 
-    /// A panic of the caller's machine must not cross into the log.
     pub(crate) fn apply_one(&self, committed: &Committed<'_>) -> Result<(), Error> {
-        let mut machine = self.machine.borrow_mut();
-        let apply = || {
-            if !committed.is_system() {
-                machine.apply(committed);
-            } else if let Some(SystemRecord::Restart(Restart { account, partitions })) = committed.system_record() {
-                partitions.iter().for_each(|holding| machine.restart(account, holding.partition));
-            }
+        let at = format_args!(" at position {}", committed.lsn());
+        if !committed.is_system() {
+            return self.call_machine("apply", at, |machine| machine.apply(committed));
+        }
+        let Some(SystemRecord::Restart(Restart { account, partitions })) = committed.system_record() else {
+            return Ok(());
         };
-        let applied = catch_unwind(AssertUnwindSafe(apply));
+        self.call_machine("restart", at, |machine| {
+            partitions.iter().for_each(|holding| machine.restart(account, holding.partition));
+        })
+    }
+
+    /// Where the machine wants to go on.
+    pub(crate) fn resume_from(&self) -> Result<Lsn, Error> {
+        self.call_machine("resume_from", format_args!(""), |machine| machine.resume_from())
+    }
+
+    /// Every call into the caller's machine: a panic there must not cross into the log.
+    fn call_machine<T>(
+        &self,
+        name: &str,
+        at: std::fmt::Arguments<'_>,
+        call: impl FnOnce(&mut dyn StateMachine) -> T,
+    ) -> Result<T, Error> {
+        let mut machine = self.machine.borrow_mut();
+        let called = catch_unwind(AssertUnwindSafe(|| call(&mut **machine)));
         if self.shared.home.is_forked() {
             // The machine forked, and the child came back. It must not go on with the parent's log, on the parent's disks.
             std::process::abort();
         }
-        applied.map_err(|_| {
-            Error::new(ErrorKind::Halted, format!("the state machine panicked at position {}", committed.lsn()))
+        called.map_err(|_| {
+            let message = format!("the state machine panicked in {name}{at}: mend it, then open the region again");
+            Error::new(ErrorKind::Halted, message)
         })
     }
 

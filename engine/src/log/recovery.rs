@@ -591,7 +591,7 @@ impl Log {
 
     /// Whether the state machine can go on from where it is.
     fn check_resume(&self, end: Lsn) -> Result<()> {
-        let from = self.machine.borrow().resume_from();
+        let from = self.resume_from()?;
         if from > end && from != Lsn::MAX {
             // What it has is not in the log: what comes next would be applied to a state of another history.
             return Err(Error::invalid(format!("the state machine resumes from {from}, the log ends at {end}")));
@@ -606,7 +606,7 @@ impl Log {
 
     /// Hands the state machine what it has not durably applied itself.
     async fn replay(&self, end: Lsn) -> Result<()> {
-        let from = self.machine.borrow().resume_from();
+        let from = self.resume_from()?;
         if from >= end {
             return Ok(());
         }

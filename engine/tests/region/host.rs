@@ -104,6 +104,45 @@ fn h4_empty_path_is_refused_and_one_directory_by_two_names_is_locked() {
     assert!(error.to_string().contains("another of the disks given"), "{error}");
 }
 
+/// Panics in one of its calls.
+struct Panics(&'static str);
+
+impl StateMachine for Panics {
+    fn resume_from(&self) -> Lsn {
+        assert!(self.0 != "resume_from", "a machine that fails, for this test");
+        Lsn::ZERO
+    }
+
+    fn apply(&mut self, _: &Committed<'_>) {
+        assert!(self.0 != "apply", "a machine that fails, for this test");
+    }
+}
+
+#[test]
+fn h4_machine_that_panics_while_the_region_opens_halts_the_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&dir, 3);
+    let region = Region::create(options.clone(), ()).unwrap();
+    let account = region.create_account("flights", Ack::Quorum).unwrap();
+    region.commit(one(account)).unwrap();
+    region.close().unwrap();
+    for call in ["resume_from", "apply"] {
+        let error = Region::open(options.clone(), Panics(call)).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Halted, "{call}: {error}");
+        assert!(error.to_string().contains(call), "{call}: {error}");
+    }
+    assert!(Region::open(options, Panics("nothing")).is_ok());
+}
+
+#[test]
+fn h4_back_end_that_panics_while_it_is_made_is_named_by_the_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = Region::create_with(options(&dir, 3), (), || panic!("a back end that fails, for this test"));
+    let error = made.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::System, "{error}");
+    assert!(error.to_string().contains("panicked"), "{error}");
+}
+
 /// What a machine does with its region, for each transaction.
 type Act = Box<dyn FnMut(&Arc<Region>, AccountId) + Send>;
 
