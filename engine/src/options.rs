@@ -13,6 +13,7 @@ use crate::read::ReadAhead;
 pub struct DiskConfig {
     /// The directory; the region owns everything in it. A relative path is taken from the working directory of the moment in which the
     /// region is created or opened: it names the same directory as long as the region is open, wherever the process goes.
+    /// No disk's directory may be another disk's, or inside it, by whatever names (acceptance H4).
     pub path: PathBuf,
     /// What fails together: no two copies share one (acceptance L1). 1 to 64 letters, digits, `-`, `_` or `.`.
     pub fault_domain: String,

@@ -60,8 +60,8 @@ impl Region {
     /// Makes a region on empty or missing directories and opens it.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for options, labels or placement (acceptance L1, L2) and for directories that
-    /// hold something else; [`Exists`](ErrorKind::Exists) where a region is; [`Locked`](ErrorKind::Locked);
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for options, labels or placement (acceptance L1, L2), for directories that
+    /// hold something else, and for one directory given twice or inside another, by whatever names (acceptance H4); [`Exists`](ErrorKind::Exists) where a region is; [`Locked`](ErrorKind::Locked);
     /// [`NoSpace`](ErrorKind::NoSpace).
     pub fn create(options: Options, machine: impl StateMachine + 'static) -> Result<Region> {
         Region::start(Mode::Create, options, Box::new(machine), None)
@@ -85,8 +85,8 @@ impl Region {
     /// # Errors
     /// [`RestoreDisk`](ErrorKind::RestoreDisk) when fewer disks can be read than FAULT-MODEL's rules need, naming what is missing, also
     /// when no directory is there: disks that are not mounted look like that; [`NotFound`](ErrorKind::NotFound) when all directories are there and
-    /// empty; [`Locked`](ErrorKind::Locked); [`InvalidInput`](ErrorKind::InvalidInput) when options or labels contradict what is stored, or the
-    /// machine resumes behind the end of the log: its state is of another one;
+    /// empty; [`Locked`](ErrorKind::Locked); [`InvalidInput`](ErrorKind::InvalidInput) when options or labels contradict what is stored, one disk's
+    /// directory is another's or inside it (acceptance H4), or the machine resumes after the end of the log: its state is of another one;
     /// [`LimitReached`](ErrorKind::LimitReached) when it holds more accounts, partitions or clients than the options accept;
     /// [`Trimmed`](ErrorKind::Trimmed) when the machine resumes before the first retained position; [`Halted`](ErrorKind::Halted) when it panicked.
     pub fn open(options: Options, machine: impl StateMachine + 'static) -> Result<Region> {

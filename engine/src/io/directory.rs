@@ -57,10 +57,7 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn attach(path: &Path, create: bool) -> io::Result<Directory> {
-        if create {
-            make_directory(path)?;
-        }
+    pub(super) fn attach(path: &Path) -> io::Result<Directory> {
         let dir = File::from(retry_on_intr(|| {
             rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         })?);
@@ -78,7 +75,7 @@ impl Directory {
     /// As on a file system that refuses O_DIRECT.
     #[cfg(test)]
     pub(super) fn attach_buffered(path: &Path) -> io::Result<Directory> {
-        let directory = Directory::attach(path, true)?;
+        let directory = Directory::attach(path)?;
         Ok(Directory { traits: DiskTraits { direct: false }, apart: false, ..directory })
     }
 
@@ -270,7 +267,7 @@ impl OpenFile {
     /// Something to read from that may never answer.
     #[cfg(test)]
     pub(super) fn of_pipe(path: &Path, pipe: OwnedFd) -> io::Result<OpenFile> {
-        let directory = Arc::new(Directory::attach(path, true)?);
+        let directory = Arc::new(Directory::attach(path)?);
         let (file, cached) = (Unlocking(File::from(pipe)), OnceLock::new());
         let forgotten = AtomicBool::new(false);
         Ok(OpenFile { directory, disk: DiskIndex(0), name: "pipe".to_owned(), file, writable: true, cached, forgotten })
@@ -472,7 +469,7 @@ pub(super) fn file_size_limit() -> Option<u64> {
 }
 
 /// Makes a directory and what is missing above it, each entry flushed.
-fn make_directory(path: &Path) -> io::Result<()> {
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     match std::fs::create_dir(path) {
         Ok(()) => {}
         // Whether it is a directory shows when it is opened.
@@ -566,7 +563,8 @@ mod tests {
     fn h4_another_directory_in_its_place_is_noticed() {
         let root = tempfile::tempdir().expect("a directory");
         let (path, away) = (root.path().join("disk"), root.path().join("away"));
-        let directory = Directory::attach(&path, true).expect("attach");
+        make_directory(&path).expect("make");
+        let directory = Directory::attach(&path).expect("attach");
         directory.space().expect("it is in its place");
         std::fs::rename(&path, &away).expect("rename");
         std::fs::create_dir(&path).expect("another");

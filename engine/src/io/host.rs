@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
+use super::claims::Claims;
 use super::clock::Deadline;
 use super::directory::{Directory, OpenFile};
 use super::lanes::{Finished, Inbox, Lane, Outcome, Work};
@@ -23,6 +24,7 @@ const THREADS_PER_DISK: usize = 4;
 /// Disks, files and lanes, owned by the log thread.
 pub(super) struct Host {
     disks: BTreeMap<DiskIndex, Arc<Directory>>,
+    claims: Arc<Claims>,
     files: FxHashMap<FileId, Arc<OpenFile>>,
     next_file: u32,
     readers: Arc<Readers>,
@@ -41,6 +43,7 @@ impl Host {
         let inbox = Arc::new(Inbox::default());
         Host {
             disks: BTreeMap::new(),
+            claims: Arc::default(),
             files: FxHashMap::default(),
             next_file: 0,
             readers: Arc::default(),
@@ -88,7 +91,8 @@ impl Host {
     fn dispatch(&mut self, id: OpId, op: Op) -> io::Result<()> {
         match op {
             Op::Attach { disk, path, create } => {
-                self.lane(disk).push(id, Work::Attach { disk, path, create });
+                let claims = Arc::clone(&self.claims);
+                self.lane(disk).push(id, Work::Attach { disk, path, create, claims });
             }
             Op::Detach { disk } => self.detach(id, disk)?,
             Op::List { disk } => self.on_directory(id, disk, |directory| directory.list().map(Output::Names))?,
@@ -160,6 +164,7 @@ impl Host {
     /// hangs may hold up that thread and its old lane, nobody else.
     fn detach(&mut self, id: OpId, disk: DiskIndex) -> io::Result<()> {
         let directory = self.disks.remove(&disk).ok_or_else(not_open)?;
+        self.claims.release(disk);
         self.lanes.remove(&disk);
         self.readers.write().disks.remove(&disk);
         let files = self.forget(|file| file.disk() == disk);
@@ -223,18 +228,18 @@ impl Host {
     pub(super) fn collect(&mut self, done: &mut Vec<Completion>) -> bool {
         let mut any = false;
         while let Some(Finished { id, result }) = self.inbox.finished.pop() {
+            any = true;
             self.in_flight -= 1;
             let Some(id) = id else { continue };
             let result = result.and_then(|outcome| self.enter(outcome));
             done.push(Completion { id, result });
         }
-            any = true;
+        any
     }
 
     fn enter(&mut self, outcome: Outcome) -> io::Result<Output> {
         match outcome {
             Outcome::Plain(output) => Ok(output),
-        any
             Outcome::Attached(disk, directory, traits) => {
                 if self.disks.contains_key(&disk) {
                     self.in_flight += 1;

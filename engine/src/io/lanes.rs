@@ -11,7 +11,8 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::SegQueue;
 
 use super::bell::Bell;
-use super::directory::{Directory, OpenFile};
+use super::claims::Claims;
+use super::directory::{Directory, OpenFile, make_directory};
 use super::{Buffer, DiskIndex, DiskTraits, Job, OpId, Output, Slice};
 
 /// How many threads one disk has at most, including those that are stuck on it though it was let go.
@@ -23,6 +24,7 @@ pub(super) enum Work {
         disk: DiskIndex,
         path: PathBuf,
         create: bool,
+        claims: Arc<Claims>,
     },
     /// Anything that names a file.
     Directory(Box<dyn FnOnce() -> io::Result<Outcome> + Send>),
@@ -58,8 +60,12 @@ impl Work {
     /// Does it. Nothing of the disk is held any more when it returns.
     fn run(self) -> io::Result<Outcome> {
         let output = match self {
-            Work::Attach { disk, path, create } => {
-                let directory = Directory::attach(&path, create)?;
+            Work::Attach { disk, path, create, claims } => {
+                if create {
+                    make_directory(&path)?;
+                }
+                claims.claim(disk, &path)?;
+                let directory = Directory::attach(&path).inspect_err(|_| claims.release(disk))?;
                 let traits = directory.traits().clone();
                 return Ok(Outcome::Attached(disk, Arc::new(directory), traits));
             }

@@ -13,6 +13,7 @@ use std::time::Duration;
 mod arena;
 mod bell;
 mod buffer;
+mod claims;
 mod clock;
 #[cfg(any(test, feature = "sim"))]
 pub mod conformance;
@@ -29,6 +30,7 @@ mod uring;
 
 pub use arena::Arena;
 pub use buffer::{Buffer, BufferPool, Slice};
+pub(crate) use claims::is_overlap;
 #[cfg(feature = "sim")]
 pub(crate) use directory::plain;
 pub use probe::{DriverChoice, driver};
@@ -54,8 +56,9 @@ pub struct OpId(pub u64);
 /// One I/O request. File names are plain names inside the disk's directory, never paths.
 pub enum Op {
     /// Take the directory as disk `disk`: create it if `create`, lock it exclusively, probe what it can do.
-    /// Fails with `WouldBlock` when the lock is held, by this process or another, or when writes that a killed process left
-    /// in flight are not over after ten seconds. Output: [`Output::Attached`].
+    /// Fails with `WouldBlock` when the lock is held, by this process or another, when another disk of the driver has
+    /// the directory, or when writes that a killed process left in flight are not over after ten seconds.
+    /// Output: [`Output::Attached`].
     Attach {
         /// The number that later operations use.
         disk: DiskIndex,

@@ -142,7 +142,7 @@ fn an_attachment_waits_for_the_writes_that_a_killed_process_left() {
     let held = File::open(root.path().join("slot")).expect("open");
     flock(&held, FlockOperation::NonBlockingLockShared).expect("lock");
     let path = root.path().to_owned();
-    let attachment = std::thread::spawn(move || Directory::attach(&path, false).map(drop));
+    let attachment = std::thread::spawn(move || Directory::attach(&path).map(drop));
     std::thread::sleep(Duration::from_millis(200));
     assert!(!attachment.is_finished(), "the write has not finished");
     drop(held);
@@ -397,7 +397,7 @@ fn only_plain_files_are_opened() {
         0,
     )
     .expect("pipe");
-    let directory = Arc::new(Directory::attach(root.path(), false).expect("attach"));
+    let directory = Arc::new(Directory::attach(root.path()).expect("attach"));
     let names: Vec<_> = directory.list().expect("list").into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["LOCK"]);
     for name in ["link", "folder", "pipe"] {
@@ -406,14 +406,14 @@ fn only_plain_files_are_opened() {
     }
     let file = root.path().join("file");
     std::fs::write(&file, b"1").expect("write");
-    let error = Directory::attach(&file, true).err().expect("not a directory");
+    let error = Directory::attach(&file).err().expect("not a directory");
     assert_eq!(error.kind(), ErrorKind::NotADirectory);
 }
 
 #[test]
 fn a_file_whose_name_was_given_to_another_is_not_read_in_its_place() {
     let root = directory();
-    let directory = Arc::new(Directory::attach(root.path(), false).expect("attach"));
+    let directory = Arc::new(Directory::attach(root.path()).expect("attach"));
     let first = directory.open(DISK, "slot", Some(4096)).expect("create");
     let second = directory.open(DISK, "other", Some(4096)).expect("create");
     assert_eq!(second.read_cached(0, &mut [1; 10]).expect("read"), 10);

@@ -684,7 +684,7 @@ mod tests {
             let (file, body) = (Arc::clone(&stuck), Body::Read(Buffer::zeroed(ALIGN).expect("map")));
             driver.ring.lane(DiskIndex(1)).queued.push_back(Flight { id: OpId(id), file, offset: 0, moved: 0, body });
         }
-        let directory = Arc::new(super::super::directory::Directory::attach(roots[0].path(), true).expect("attach"));
+        let directory = Arc::new(super::super::directory::Directory::attach(roots[0].path()).expect("attach"));
         let file = Arc::new(directory.open(DiskIndex(0), "slot", Some(1 << 20)).expect("create"));
         for id in 1000..1100 {
             let data = Buffer::zeroed(ALIGN).expect("map").share();
@@ -756,7 +756,7 @@ mod tests {
     fn what_was_never_started_is_not_started_by_the_end_of_the_driver() {
         let Ok(mut driver) = UringDriver::new() else { return };
         let root = tempfile::tempdir().expect("a directory");
-        let directory = Arc::new(super::super::directory::Directory::attach(root.path(), true).expect("attach"));
+        let directory = Arc::new(super::super::directory::Directory::attach(root.path()).expect("attach"));
         let file = Arc::new(directory.open(DiskIndex(0), "slot", Some(1 << 20)).expect("create"));
         let mut page = Buffer::zeroed(ALIGN).expect("map");
         page.fill(7);

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{DATA_START, Member, SUPERBLOCK_SLOT, Seal, SegmentHeader, Superblock};
 use crate::health::DiskState;
-use crate::io::{DiskIndex, FileId};
+use crate::io::{DiskIndex, FileId, is_overlap};
 use crate::log::Log;
 use crate::log::catalog::{Copy, Segment};
 use crate::log::disk::{Disk, SUPERBLOCK, Slot};
@@ -123,6 +123,7 @@ impl Log {
             match attached {
                 Ok(traits) => self.disks.borrow_mut()[disk.0].traits = Some(traits),
                 Err(error) if is_host_lack(&error) => return Err(self.host_lacks(*disk, "its directory", &error)),
+                Err(error) if is_overlap(&error) => return Err(Error::invalid(format!("disks: {error}"))),
                 // Without a number of the system's: it says the same of threads that cannot be started.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && error.raw_os_error().is_none() => {
                     locked.push((*disk, config.clone()));
@@ -152,8 +153,7 @@ impl Log {
             let ours = self.disks.borrow().iter().filter(|disk| disk.traits.is_some()).count();
             if create || 2 * ours <= self.options.disks.len() {
                 let path = config.path.display();
-                let message =
-                    format!("{path} is in use by another process or handle, or is another of the disks given");
+                let message = format!("{path} is in use by another process or handle: close it there, then try again");
                 return Err(Error::new(ErrorKind::Locked, message));
             }
             if self.ops.now() >= end {

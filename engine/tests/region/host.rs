@@ -6,7 +6,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::executor::LocalPool;
 use futures::task::LocalSpawnExt;
@@ -90,7 +90,7 @@ fn process_with_relative_paths() {
 }
 
 #[test]
-fn h4_empty_path_is_refused_and_one_directory_by_two_names_is_locked() {
+fn h4_empty_path_and_one_directory_by_two_names_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut options = options(&dir, 3);
     let good = options.disks[1].path.clone();
@@ -99,9 +99,49 @@ fn h4_empty_path_is_refused_and_one_directory_by_two_names_is_locked() {
     std::fs::create_dir(&good).unwrap();
     options.disks[1].path.clone_from(&good);
     std::os::unix::fs::symlink(&good, &options.disks[2].path).unwrap();
-    let error = Region::create(options, ()).err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::Locked);
-    assert!(error.to_string().contains("another of the disks given"), "{error}");
+    says_both(Region::create(options, ()), ["disk-1", "disk-2"]);
+}
+
+/// The refusal of two disks names both, and what to do.
+fn says_both(result: Result<Region, Error>, disks: [&str; 2]) {
+    let error = result.err().expect("two disks overlap");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    let words = [disks[0], disks[1], "a directory of its own"];
+    assert!(words.iter().all(|word| error.to_string().contains(word)), "{error}");
+}
+
+#[test]
+fn h4_opening_refuses_one_directory_by_two_names_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(&dir, 3);
+    options.stall_timeout = PATIENCE;
+    Region::create(options.clone(), ()).unwrap().close().unwrap();
+    let last = options.disks[2].path.clone();
+    std::fs::rename(&last, dir.path().join("away")).unwrap();
+    std::os::unix::fs::symlink(&options.disks[0].path, &last).unwrap();
+    let start = Instant::now();
+    says_both(Region::open(options.clone(), ()), ["disk-0", "disk-2"]);
+    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+    // With the directory back nothing of the refused opening is left.
+    std::fs::remove_file(&last).unwrap();
+    std::fs::rename(dir.path().join("away"), &last).unwrap();
+    assert!(!Region::open(options, ()).unwrap().health().unwrap().degraded);
+}
+
+#[test]
+fn h4_disk_inside_another_disk_is_refused_by_creation_and_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(&dir, 3);
+    let (apart, inside) = (options.disks[2].path.clone(), options.disks[0].path.join("below/disk-2"));
+    options.disks[2].path.clone_from(&inside);
+    says_both(Region::create(options.clone(), ()), ["disk-0", "below/disk-2"]);
+    std::fs::remove_dir_all(&options.disks[0].path).unwrap();
+    options.disks[2].path.clone_from(&apart);
+    Region::create(options.clone(), ()).unwrap().close().unwrap();
+    std::fs::create_dir(options.disks[0].path.join("below")).unwrap();
+    std::fs::rename(&apart, &inside).unwrap();
+    options.disks[2].path = inside;
+    says_both(Region::open(options, ()), ["disk-0", "below/disk-2"]);
 }
 
 /// Panics in one of its calls.
