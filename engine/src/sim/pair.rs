@@ -636,6 +636,10 @@ impl Pair {
 
     fn has_all(&self, link: &Link, west: &Process, east: &Process) -> bool {
         let progress = east.core.log().tables.borrow().progress(link.lane(west.log_id()));
+        // Positions of another history say nothing.
+        if !link.is_live() && link.accounts.iter().any(|id| !self.off.contains(id)) {
+            return false;
+        }
         let held = lock(&self.west.held);
         link.accounts.iter().all(|id| {
             let off = self.off.contains(id);

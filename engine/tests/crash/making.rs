@@ -81,8 +81,8 @@ fn h2_create_killed_at_random_moments_is_continued() {
 #[test]
 fn h2_create_that_meets_a_limit_on_file_sizes_is_continued() {
     let dir = tempfile::tempdir().unwrap();
-    // Superblocks are below it, segments are not. It may end by a signal or by an error.
+    // Superblocks are below it, segments are not: it is refused before it makes either.
     child(dir.path(), 512 << 10).wait().unwrap();
-    assert!(dir.path().join("disk-0").exists(), "it had begun");
+    assert!(!dir.path().join("disk-0").join("superblock").exists(), "it had begun");
     assert!(goes_on(dir.path()));
 }
