@@ -254,9 +254,7 @@ impl Run {
             }
             if !self.mischief.plans_beyond() {
                 if self.put_back() {
-                    if self.life_of_mixed_moments() {
-                        continue;
-                    }
+                    self.life_of_mixed_moments();
                     return;
                 }
                 if self.host.course != (Course::Many { fresh: false }) {
@@ -315,21 +313,20 @@ impl Run {
         if let Some(sure) = oldest {
             self.oracle().put_back_mixed(sure);
         }
-        self.mischief.forget_images(self.mischief.blank || draws.iter().flatten().any(|at| moments[*at].blank));
         true
     }
 
-    /// Whether the region opened although its disks were put back to different moments, and goes on.
-    fn life_of_mixed_moments(&mut self) -> bool {
+    /// The region's disks were put back to different moments, which is more than the model allows: it may refuse to open, and must not lose
+    /// what all of them had. Whether a later opening of what came of it is refused is not judged: the disks may hold ends of two histories.
+    fn life_of_mixed_moments(&mut self) {
         // All disks are there: what one that was away for this opening still holds is in no model.
         self.host.lift();
         for disk in &self.options.disks {
             self.world.set_condition(&disk.path, Condition::Healthy);
         }
         (self.beyond, self.undisturbed) = (true, true);
-        let end = self.life(Mode::Open, false);
+        self.life(Mode::Open, false);
         (self.beyond, self.undisturbed) = (false, false);
-        end == End::Opened
     }
 
     /// Makes the region; where that is cut short, looks at what there is and starts over from nothing.
