@@ -12,8 +12,9 @@ pub enum DiskState {
     Rebuilding,
     /// An operation failed on it. It does not count again until it was returned and rebuilt.
     Failed,
-    /// It did not complete a write in time, or its copy lagged too far. It stays out, also when it answers again, until
-    /// [`Region::return_disk`](crate::Region::return_disk) or the next opening.
+    /// It did not complete a write in time, or its copy lagged too far. It stays out, also when it
+    /// answers again, until [`Region::return_disk`](crate::Region::return_disk) or the next
+    /// opening.
     Stalled,
     /// Its directory cannot be opened, or is no longer at its path, which is noticed within seconds.
     Missing,
@@ -92,8 +93,9 @@ pub struct Health {
     pub degraded: bool,
     /// Sealed segments with fewer than three verified copies.
     pub unwhole: usize,
-    /// Sealed segments of which a scrub of this life found bytes that no copy has ([`ScrubReport::lost`](crate::ScrubReport::lost) names them), until
-    /// they are trimmed or a copy comes back.
+    /// Sealed segments of which a scrub of this life found bytes that no copy has
+    /// ([`ScrubReport::lost`](crate::ScrubReport::lost) names them), until they are trimmed or a
+    /// copy comes back.
     pub lost: usize,
     /// Retained segments, the active one included.
     pub segments: usize,
@@ -109,7 +111,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Whether every retained segment has its three copies, none has lost anything that is known of, and the current set is whole.
+    /// Whether every retained segment has its three copies, none has lost anything that is known
+    /// of, and the current set is whole.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.halted.is_none() && !self.degraded && self.unwhole == 0 && self.lost == 0

@@ -264,7 +264,8 @@ pub trait StateMachine: Send {
     /// when the region opens. [`Lsn::ZERO`] asks for everything retained, [`Lsn::MAX`] for nothing but what is new.
     ///
     /// # Panics
-    /// A panic ends the opening with [`Halted`](crate::ErrorKind::Halted), and changes nothing of what is committed.
+    /// A panic ends the opening with [`Halted`](crate::ErrorKind::Halted), and changes nothing of
+    /// what is committed.
     fn resume_from(&self) -> Lsn;
 
     /// Takes one committed transaction. It was durable on a quorum before this call, and its commit is acknowledged

@@ -206,7 +206,8 @@ impl Listener {
         // The threads may wait for the log thread, which then cannot wait for them.
         let waits = caller.is_ok();
         self.shared.stopping.store(true, Ordering::SeqCst);
-        // Nobody waits for the next connection any longer. That is no system call that another host can hold up.
+        // Nobody waits for the next connection any longer. That is no system call that another host
+        // can hold up.
         let _ended = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
         if waits {
             drop(thread.join());

@@ -15,7 +15,8 @@ pub struct Checkpoint {
     pub log: LogId,
     /// The first segment that it does not cover.
     pub next_segment: SegmentId,
-    /// The checksum of the last block before it, 0 where there is none: which history of the log it belongs to.
+    /// The checksum of the last block before it, 0 where there is none: which history of the log it
+    /// belongs to.
     pub chain: u64,
     /// What the system records up to there came to.
     pub system: SystemState,

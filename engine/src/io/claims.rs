@@ -1,4 +1,5 @@
-//! Which directory each disk of a driver has, so that no two have the same one or one inside the other.
+//! Which directory each disk of a driver has, so that no two have the same one or one inside the
+//! other.
 #![allow(clippy::disallowed_methods, reason = "this is where paths are resolved")]
 
 use std::collections::BTreeMap;
@@ -24,7 +25,8 @@ struct Claim {
 }
 
 impl Claims {
-    /// Claims the directory for the disk. Blocks as long as the file system does: call it on a thread of the disk.
+    /// Claims the directory for the disk. Blocks as long as the file system does: call it on a
+    /// thread of the disk.
     ///
     /// # Errors
     /// `WouldBlock` with an [`Overlap`] when another disk has it; what the operating system says.

@@ -223,8 +223,9 @@ impl Host {
         true
     }
 
-    /// Enters what has come back into the tables and appends it to `done`. Returns whether anything has come back, also
-    /// what nobody asked for: it may be the last that a driver being dropped waits for.
+    /// Enters what has come back into the tables and appends it to `done`. Returns whether anything
+    /// has come back, also what nobody asked for: it may be the last that a driver being dropped
+    /// waits for.
     pub(super) fn collect(&mut self, done: &mut Vec<Completion>) -> bool {
         let mut any = false;
         while let Some(Finished { id, result }) = self.inbox.finished.pop() {
@@ -329,7 +330,8 @@ mod tests {
         done.remove(0).result.expect("nothing is wrong")
     }
 
-    /// Keeps the thread that closes the disk's files busy until the sender is dropped, as a disk that hangs does.
+    /// Keeps the thread that closes the disk's files busy until the sender is dropped, as a disk
+    /// that hangs does.
     fn hang(host: &mut Host) -> mpsc::Sender<()> {
         let (release, wait) = mpsc::channel::<()>();
         host.in_flight += 1;

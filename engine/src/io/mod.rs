@@ -56,9 +56,9 @@ pub struct OpId(pub u64);
 /// One I/O request. File names are plain names inside the disk's directory, never paths.
 pub enum Op {
     /// Take the directory as disk `disk`: create it if `create`, lock it exclusively, probe what it can do.
-    /// Fails with `WouldBlock` when the lock is held, by this process or another, when another disk of the driver has
-    /// the directory, or when writes that a killed process left in flight are not over after ten seconds.
-    /// Output: [`Output::Attached`].
+    /// Fails with `WouldBlock` when the lock is held, by this process or another, when another disk
+    /// of the driver has the directory, or when writes that a killed process left in flight are not
+    /// over after ten seconds. Output: [`Output::Attached`].
     Attach {
         /// The number that later operations use.
         disk: DiskIndex,
@@ -288,7 +288,8 @@ pub trait Environment: Send + Sync {
     fn wall(&self) -> u64;
     /// A random number for identities.
     fn random(&self) -> u128;
-    /// The bytes that this process may write to one file (RLIMIT_FSIZE); `None` where nothing limits them.
+    /// The bytes that this process may write to one file (RLIMIT_FSIZE); `None` where nothing
+    /// limits them.
     fn file_size_limit(&self) -> Option<u64> {
         None
     }

@@ -114,7 +114,8 @@ fn a_dropped_driver_gives_up_its_locks() {
     }
 }
 
-/// A file that is opened while its disk is detached is closed by an operation that nobody asked for, the last in flight.
+/// A file that is opened while its disk is detached is closed by an operation that nobody asked
+/// for, the last in flight.
 #[test]
 fn h3_driver_ends_as_soon_as_nothing_is_in_flight() {
     for choice in choices() {

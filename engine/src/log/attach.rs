@@ -32,7 +32,8 @@ pub(crate) struct Found {
     pub(crate) committed: u64,
     /// The disks with a vote: all of their files that were asked for could be opened.
     pub(crate) disks: BTreeMap<DiskIndex, Known>,
-    /// Disks of the first set that the making of the region did not reach: they know that they were sent nothing.
+    /// Disks of the first set that the making of the region did not reach: they know that they were
+    /// sent nothing.
     pub(crate) unwritten: Vec<DiskIndex>,
     /// Each disk's files, as they were listed once.
     pub(crate) files: BTreeMap<DiskIndex, Files>,

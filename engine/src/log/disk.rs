@@ -53,8 +53,8 @@ pub(crate) struct Disk {
     pub(crate) joining: bool,
     /// How often it was forgotten: what began in an earlier life has nothing to say of this one.
     pub(crate) life: u32,
-    /// It refused the last segment that it was asked for: what health shows, also while the log waits for room and asks
-    /// again and again.
+    /// It refused the last segment that it was asked for: what health shows, also while the log
+    /// waits for room and asks again and again.
     pub(crate) short: Option<Shortage>,
     /// How often in a row it was full again though it had room: a quota, or too few inodes.
     pub(crate) refusals: u32,

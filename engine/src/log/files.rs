@@ -1,4 +1,5 @@
-//! Notices slots that something else removed or cut short while the region runs (acceptance H2, L5).
+//! Notices slots that something else removed or cut short while the region runs (acceptance H2,
+//! L5).
 
 use std::collections::BTreeMap;
 
@@ -22,8 +23,9 @@ enum Holds {
 }
 
 impl Log {
-    /// Compares every slot with its disk's directory. One that was cut short gets its length back, one that was removed is
-    /// made again elsewhere; a disk on which that happened to the segment in use is given up.
+    /// Compares every slot with its disk's directory. One that was cut short gets its length back,
+    /// one that was removed is made again elsewhere; a disk on which that happened to the segment
+    /// in use is given up.
     pub(crate) async fn check_files(&self, report: &mut ScrubReport) {
         for disk in self.attached() {
             let Some(harmed) = self.harmed(disk).await else { continue };
@@ -42,7 +44,8 @@ impl Log {
         }
     }
 
-    /// The slots of a disk whose files are not as long as they have to be, and whether they are there at all.
+    /// The slots of a disk whose files are not as long as they have to be, and whether they are
+    /// there at all.
     async fn harmed(&self, disk: DiskIndex) -> Option<Vec<(Slot, Holds, bool)>> {
         let lengths: BTreeMap<String, u64> = self.ops.list(disk).await.ok()?.into_iter().collect();
         let catalog = self.catalog.borrow();
@@ -92,7 +95,8 @@ impl Log {
         self.changed.raise();
     }
 
-    /// Whether the slot is still what it was. One that is gone is forgotten; a free one is nobody else's meanwhile.
+    /// Whether the slot is still what it was. One that is gone is forgotten; a free one is nobody
+    /// else's meanwhile.
     fn take_harmed(&self, disk: DiskIndex, slot: Slot, holds: Holds, is_there: bool) -> bool {
         let Holds::Sealed(id) = holds else {
             let free = &mut self.disks.borrow_mut()[disk.0].free;

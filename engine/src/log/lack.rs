@@ -39,8 +39,8 @@ pub(crate) fn errno(error: &io::Error) -> Option<i32> {
     error.raw_os_error().or_else(explained)
 }
 
-/// Whether the process or the host lacked something (descriptors, memory, threads, locks, bytes of a file), so that the
-/// error says nothing about the disk.
+/// Whether the process or the host lacked something (descriptors, memory, threads, locks, bytes of
+/// a file), so that the error says nothing about the disk.
 pub(crate) fn is_host_lack(error: &io::Error) -> bool {
     let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::NOLCK, Errno::FBIG];
     match errno(error) {
@@ -73,7 +73,8 @@ impl Log {
         io::Error::new(error.kind(), Explained { text: format!("{what}: {error}{remedy}"), error })
     }
 
-    /// Refuses a process that may not write a segment's file: found out later, it would look like disks that fail.
+    /// Refuses a process that may not write a segment's file: found out later, it would look like
+    /// disks that fail.
     pub(crate) fn check_file_size_limit(&self) -> Result<()> {
         let wanted = self.largest_file();
         match self.ops.environment().file_size_limit() {

@@ -70,7 +70,8 @@ impl Log {
                 let file = self.ops.open(disk, name, None).await?;
                 let bytes = self.ops.read(disk, file, 0, 2 * SUPERBLOCK_SLOT).await?;
                 newest = Superblock::decode(&bytes).ok();
-                // Slots are written in turn: with the second, there was more than one write. Each attempt to begin the first epoch is one.
+                // Slots are written in turn: with the second, there was more than one write. Each
+                // attempt to begin the first epoch is one.
                 empty &= match &newest {
                     Some(newest) => newest.epochs.len() <= 1,
                     None => is_zero(bytes.get(SUPERBLOCK_SLOT..).unwrap_or(&[])),
@@ -101,8 +102,9 @@ impl Log {
         Ok(first && is_zero(pages.get(ALIGN..).unwrap_or(&[])))
     }
 
-    /// Removes what the making of a region left. Superblocks are made unwritten first, all of them, before a file is removed: the files of some
-    /// show that the superblocks of the others are no majority. Where one disk cannot be looked at nothing is removed: it may hold a superblock.
+    /// Removes what the making of a region left. Superblocks are made unwritten first, all of them,
+    /// before a file is removed: the files of some show that the superblocks of the others are no
+    /// majority. Where one disk cannot be looked at nothing is removed: it may hold a superblock.
     pub(crate) async fn unmake(&self, disks: &[ConfiguredDisk]) -> Result<()> {
         let mut written = Vec::new();
         for (disk, config) in disks {

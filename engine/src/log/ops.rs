@@ -290,7 +290,8 @@ impl Ops {
             inner.start(id, op);
         }
         drop(inner);
-        // Not before the next look at the driver: a task that asks again and again must not keep the others from it.
+        // Not before the next look at the driver: a task that asks again and again must not keep
+        // the others from it.
         let refusal = refused.then(|| self.sleep(Duration::ZERO));
         async move {
             if let Some(refusal) = refusal {
@@ -379,7 +380,8 @@ impl Ops {
         self.submit(Op::Write { disk, file, offset, data }).await.map(drop)
     }
 
-    /// Writes a page made of `bytes`. Where the host has no memory for it, it is written when there is some: that says nothing of the disk.
+    /// Writes a page made of `bytes`. Where the host has no memory for it, it is written when there
+    /// is some: that says nothing of the disk.
     pub(crate) async fn write_page(&self, disk: DiskIndex, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         loop {
             let page = self.page(bytes).await;
@@ -390,7 +392,8 @@ impl Ops {
         }
     }
 
-    /// As [`Ops::write_page`], waited for no longer than an answer: then it is `TimedOut`, and may still land.
+    /// As [`Ops::write_page`], waited for no longer than an answer: then it is `TimedOut`, and may
+    /// still land.
     pub(crate) async fn write_page_in_time(
         &self,
         disk: DiskIndex,
@@ -416,7 +419,8 @@ impl Ops {
         }
     }
 
-    /// A write that is waited for no longer than an answer: then it is `TimedOut`, and may still land.
+    /// A write that is waited for no longer than an answer: then it is `TimedOut`, and may still
+    /// land.
     async fn write_in_time(&self, disk: DiskIndex, file: FileId, offset: u64, data: Slice) -> io::Result<()> {
         self.submit_within(self.patience, Op::Write { disk, file, offset, data }).await.map(drop)
     }

@@ -151,7 +151,8 @@ impl Log {
         }
     }
 
-    /// A disk took no segment for lack of room. Whoever looks for space has to know, also when nothing else changes.
+    /// A disk took no segment for lack of room. Whoever looks for space has to know, also when
+    /// nothing else changes.
     pub(crate) fn found_full(&self, disk: DiskIndex, error: &io::Error) {
         self.disks.borrow_mut()[disk.0].found_full(error);
         self.changed.raise();
@@ -185,7 +186,8 @@ impl Log {
         need: Need,
     ) -> Result<Vec<Slot>, ()> {
         let _stage = stage!(Prepare);
-        // One that was lost since it was chosen, and perhaps is being taken back: what it holds is being looked at.
+        // One that was lost since it was chosen, and perhaps is being taken back: what it holds is
+        // being looked at.
         if disks.iter().any(|disk| !self.disks.borrow()[disk.0].is_live()) {
             return Err(());
         }

@@ -402,7 +402,8 @@ impl Log {
             };
             self.recovery_bytes.set(self.recovery_bytes.get() + bytes.len() as u64);
             match Checkpoint::decode(&bytes) {
-                // One from a future or a history that was given up, or from another log, is not this log's.
+                // One from a future or a history that was given up, or from another log, is not
+                // this log's.
                 Ok(checkpoint)
                     if checkpoint.log == log
                         && (trim.0..=after).contains(&checkpoint.next_segment.0)

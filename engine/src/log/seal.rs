@@ -73,7 +73,8 @@ impl Log {
 
     /// One step of sealing, if there is one to take.
     async fn seal_one(&self) -> bool {
-        // A disk that is being let go is given up by nobody: its pages would be tried again and again.
+        // A disk that is being let go is given up by nobody: its pages would be tried again and
+        // again.
         if self.halted.borrow().is_some() || self.leaving.get() {
             return false;
         }

@@ -23,8 +23,9 @@ impl Log {
         self.meta.borrow_mut().prune(&unsettled.collect());
     }
 
-    /// Whether the disks have the slots that an opening takes: one for each end that a single disk can show, and one on each disk of a new set.
-    /// What the file systems have room for turns out when the files are made.
+    /// Whether the disks have the slots that an opening takes: one for each end that a single disk
+    /// can show, and one on each disk of a new set. What the file systems have room for turns out
+    /// when the files are made.
     pub(crate) fn check_room(&self) -> Result<()> {
         let disks = self.disks.borrow();
         let limit = self.options.max_segments.map_or(usize::MAX, |most| most as usize + 1);

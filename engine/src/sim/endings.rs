@@ -284,7 +284,8 @@ fn h4_idle_region_notices_that_a_full_disk_has_space_again() {
     assert!(!script.health().disks[1].full, "{:?}", script.health());
 }
 
-/// A disk that was full takes segments again soon after it has space, and health never says that it is full without saying why.
+/// A disk that was full takes segments again soon after it has space, and health never says that it
+/// is full without saying why.
 #[test]
 fn h4_disk_that_was_full_takes_segments_again_within_two_seconds() {
     let mut script = Script::create(options(3));

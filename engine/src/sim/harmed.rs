@@ -1,4 +1,5 @@
-//! Slots that something else removes, cuts short or overwrites while the region runs, written out by hand (acceptance H2, L5).
+//! Slots that something else removes, cuts short or overwrites while the region runs, written out
+//! by hand (acceptance H2, L5).
 
 use std::time::Duration;
 

@@ -316,8 +316,9 @@ impl Run {
         true
     }
 
-    /// The region's disks were put back to different moments, which is more than the model allows: it may refuse to open, and must not lose
-    /// what all of them had. Whether a later opening of what came of it is refused is not judged: the disks may hold ends of two histories.
+    /// The region's disks were put back to different moments, which is more than the model allows:
+    /// it may refuse to open, and must not lose what all of them had. Whether a later opening of
+    /// what came of it is refused is not judged: the disks may hold ends of two histories.
     fn life_of_mixed_moments(&mut self) {
         // All disks are there: what one that was away for this opening still holds is in no model.
         self.host.lift();

@@ -1,4 +1,5 @@
-//! Creations that are cut short, refused or held up, written out by hand: what is left can be made again or opened (ADR 0021).
+//! Creations that are cut short, refused or held up, written out by hand: what is left can be made
+//! again or opened (ADR 0021).
 
 use std::sync::Arc;
 
@@ -36,12 +37,14 @@ fn disturbed(world: &World, options: &Options, mode: Mode, mut happens: impl FnM
     Some(Ok(Script { world: world.clone(), core, shared, account: AccountId::SYSTEM }))
 }
 
-/// A region that was being made when the power went is made by the same call, or opens; every disk takes part.
+/// A region that was being made when the power went is made by the same call, or opens; every disk
+/// takes part.
 #[test]
 fn h2_create_cut_short_at_any_operation_is_continued() {
     let (mut again, mut opened) = (0, 0);
     for (disks, seed) in [3, 4, 5].into_iter().flat_map(|disks| (1..9).map(move |seed| (disks, seed))) {
-        // In every second round no slot can be made, so that it is also cut short while it removes what it has made.
+        // In every second round no slot can be made, so that it is also cut short while it removes
+        // what it has made.
         let refused = (seed % 2 == 0).then(|| ["slot-000000", "slot-000001"].map(str::to_owned).to_vec());
         for cut in 1.. {
             let mut world = WorldOptions::new(seed << 32 | cut);
@@ -77,7 +80,8 @@ fn h2_create_cut_short_at_any_operation_is_continued() {
     assert!(again > 20 && opened > 5, "{again} made again, {opened} opened");
 }
 
-/// Disks that hang while a region is made keep what had reached them: the same call makes it again, or it opens.
+/// Disks that hang while a region is made keep what had reached them: the same call makes it again,
+/// or it opens.
 #[test]
 fn h2_create_on_disks_that_begin_to_hang_at_any_operation_is_continued() {
     let (mut again, mut opened) = (0, 0);
@@ -107,7 +111,8 @@ fn h2_create_on_disks_that_begin_to_hang_at_any_operation_is_continued() {
             *if exists { &mut opened } else { &mut again } += 1;
             let mut script = made.unwrap_or_else(|error| panic!("{disks} disks, {hung:?} hang at {at}: {error}"));
             script.step_for(MS * 500);
-            // A region that was made after all goes on without the disks that its making did not reach: they are to be replaced.
+            // A region that was made after all goes on without the disks that its making did not
+            // reach: they are to be replaced.
             for state in script.states() {
                 let lost = exists && matches!(state, DiskState::Foreign | DiskState::Blank);
                 assert!(lost || state == DiskState::Healthy, "hang at {at}: {:?}", script.health());
@@ -151,7 +156,8 @@ fn h4_create_without_room_for_a_segment_names_the_files_and_why() {
     }
 }
 
-/// A region that holds one acknowledged record is never made again, whatever its superblocks look like.
+/// A region that holds one acknowledged record is never made again, whatever its superblocks look
+/// like.
 #[test]
 fn h2_create_over_disks_that_hold_blocks_is_refused() {
     let mut script = Script::create(options(3));

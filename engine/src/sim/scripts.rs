@@ -570,8 +570,8 @@ fn a_trim_does_not_wait_for_all_that_is_to_be_rebuilt() {
     assert!(health.unwhole > 2, "one segment's time, not that of all: {} to go", health.unwhole);
 }
 
-/// A backup that is copied over a region's directories leaves the newer files there: a checkpoint of the history that is given up says nothing of
-/// the one that takes its place.
+/// A backup that is copied over a region's directories leaves the newer files there: a checkpoint
+/// of the history that is given up says nothing of the one that takes its place.
 #[test]
 fn h2_checkpoint_of_a_history_that_was_given_up_is_not_believed() {
     let record = |script: &mut Script, bytes: usize| {

@@ -1,4 +1,5 @@
-//! Which positions are of this history of a log, and what becomes of copies of another one (acceptance H6).
+//! Which positions are of this history of a log, and what becomes of copies of another one
+//! (acceptance H6).
 
 use meridian::geo::{Anchor, Progress};
 use meridian::{AccountId, PartitionId, Region, Role, Transaction};

@@ -107,7 +107,8 @@ fn table(cells: &Cells) -> String {
 /// A schedule takes milliseconds; one that takes this long has no end.
 const ENDLESS: Duration = Duration::from_secs(120);
 
-/// Says so past the harness, which would keep it until the test returns, when a worker's schedule has no end.
+/// Says so past the harness, which would keep it until the test returns, when a worker's schedule
+/// has no end.
 fn watch(workers: &[Mutex<Option<(u64, Instant)>>]) {
     while workers.iter().any(|worker| worker.lock().unwrap().is_some()) {
         for worker in workers {

@@ -39,7 +39,8 @@ fn h4_link_and_listener_dropped_by_a_machine_hold_up_no_commit() {
     let mut held = dropper.0.lock().unwrap();
     let submit = |pair: &Pair| pair.west.submit(Transaction::new(pair.account, PartitionId(1)).record("one")).unwrap();
     let mut first = submit(&pair);
-    // Until the machine may go on, the log thread does not: the link waits for it to mark the log, the listener to greet.
+    // Until the machine may go on, the log thread does not: the link waits for it to mark the log,
+    // the listener to greet.
     let greeted = pose(&here, &pair.east, CLUSTER.to_owned(), Vec::new());
     std::thread::sleep(Duration::from_millis(500));
     *held = (Some(link), Some(here));

@@ -127,7 +127,8 @@ fn h7_lane_is_not_taken_from_a_link_of_another_process_that_is_heard() {
     assert_eq!(peer("east").region, "east");
 }
 
-/// Says hello as another link of the primary does, and what it carries; does not wait for the answer.
+/// Says hello as another link of the primary does, and what it carries; does not wait for the
+/// answer.
 pub(crate) fn pose(listener: &Listener, primary: &Region, cluster: String, accounts: Vec<AccountId>) -> TcpStream {
     let mut socket = TcpStream::connect(listener.local_addr()).unwrap();
     let Ok(Message::Challenge(challenge)) = hear(&mut socket) else { panic!("a challenge comes first") };
