@@ -383,13 +383,7 @@ impl Ops {
     /// Writes a page made of `bytes`. Where the host has no memory for it, it is written when there
     /// is some: that says nothing of the disk.
     pub(crate) async fn write_page(&self, disk: DiskIndex, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        loop {
-            let page = self.page(bytes).await;
-            match self.write(disk, file, offset, page).await {
-                Err(error) if is_host_lack(&error) && !planted!(LackHalts) => self.sleep(PAUSE).await,
-                written => return written,
-            }
-        }
+        self.write_page_within(None, disk, file, offset, bytes).await
     }
 
     /// As [`Ops::write_page`], waited for no longer than an answer: then it is `TimedOut`, and may
@@ -401,11 +395,26 @@ impl Ops {
         offset: u64,
         bytes: &[u8],
     ) -> io::Result<()> {
+        self.write_page_within(Some(self.patience), disk, file, offset, bytes).await
+    }
+
+    async fn write_page_within(
+        &self,
+        patience: Option<Duration>,
+        disk: DiskIndex,
+        file: FileId,
+        offset: u64,
+        bytes: &[u8],
+    ) -> io::Result<()> {
         loop {
-            let page = self.page(bytes).await;
-            match self.write_in_time(disk, file, offset, page).await {
+            let op = Op::Write { disk, file, offset, data: self.page(bytes).await };
+            let written = match patience {
+                Some(patience) => self.submit_within(patience, op).await,
+                None => self.submit(op).await,
+            };
+            match written {
                 Err(error) if is_host_lack(&error) && !planted!(LackHalts) => self.sleep(PAUSE).await,
-                written => return written,
+                written => return written.map(drop),
             }
         }
     }
@@ -417,12 +426,6 @@ impl Ops {
                 Err(_) => self.sleep(PAUSE).await,
             }
         }
-    }
-
-    /// A write that is waited for no longer than an answer: then it is `TimedOut`, and may still
-    /// land.
-    async fn write_in_time(&self, disk: DiskIndex, file: FileId, offset: u64, data: Slice) -> io::Result<()> {
-        self.submit_within(self.patience, Op::Write { disk, file, offset, data }).await.map(drop)
     }
 
     pub(crate) async fn write_file(&self, disk: DiskIndex, name: String, bytes: Arc<Vec<u8>>) -> io::Result<()> {
